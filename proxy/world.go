@@ -1,0 +1,138 @@
+package proxy
+
+import "time"
+
+// World is everything that is declared about what the proxy serves: pools, the
+// models users name, time-outs and limits. It is plain data, compiled by
+// package discovery from a file or from Kubernetes objects, and never changed
+// after it was given to Server.SetWorld. What is learned while serving (caches,
+// loads, speeds, ejections) lives on behind it, keyed by pool, address and UID,
+// for as long as a World still names it.
+type World struct {
+	Pools  []Pool
+	Models []Model
+
+	Timeouts Timeouts
+	Limits   Limits
+	Scrape   Scrape
+
+	// Usage says whether the proxy may ask engines for token counts.
+	Usage UsageMode
+	// Explain says who gets to see where a request went.
+	Explain ExplainMode
+}
+
+// Pool is a set of endpoints that serve the same models.
+type Pool struct {
+	Name      string
+	Endpoints []Endpoint
+}
+
+// Endpoint is one engine's address.
+type Endpoint struct {
+	// Address is "host:port", as it is dialled and shown. A host name is
+	// resolved at each dial.
+	Address string
+	// UID tells successive pods on one address apart; empty where nobody knows.
+	UID string
+}
+
+// Model is a name users ask for.
+type Model struct {
+	Name        string
+	Pool        string
+	Criticality Criticality
+	// Targets are the names the engines serve it under. None: its own name.
+	Targets []Target
+}
+
+// Target is one of the names behind a Model and its share of the traffic:
+// Weight over the sum of weights.
+type Target struct {
+	Name   string
+	Weight int
+}
+
+// Criticality ranks models when there is not enough for all
+// (InferenceModel, inference.networking.x-k8s.io/v1alpha2).
+type Criticality string
+
+// The criticalities of an InferenceModel. Empty counts as Standard.
+const (
+	Critical  Criticality = "Critical"
+	Standard  Criticality = "Standard"
+	Sheddable Criticality = "Sheddable"
+)
+
+// UsageMode says how the proxy learns token counts from streams.
+type UsageMode string
+
+const (
+	// UsageInject asks the engine for a usage event in streaming requests
+	// that say nothing of stream_options, and withholds that event from the
+	// client. It is the default.
+	UsageInject UsageMode = "inject"
+	// UsageObserve sends every body as it came and reads what there is.
+	UsageObserve UsageMode = "observe"
+)
+
+// ExplainMode says when an answer names the endpoint that gave it.
+type ExplainMode string
+
+// On request (the default) is for requests that carry x-fairway-explain: 1.
+const (
+	ExplainOnRequest ExplainMode = "on-request"
+	ExplainAlways    ExplainMode = "always"
+	ExplainNever     ExplainMode = "never"
+)
+
+// Timeouts bound the phases of an exchange. Zero means no bound, except for
+// Connect, whose zero means DefaultConnectTimeout.
+type Timeouts struct {
+	// Connect bounds the dial of one endpoint.
+	Connect time.Duration
+	// FirstByte bounds the wait from the request being sent to the head of
+	// the answer.
+	FirstByte time.Duration
+	// StreamIdle bounds the silence inside an answer.
+	StreamIdle time.Duration
+	// Request bounds a whole exchange.
+	Request time.Duration
+	// Drain bounds how long a stopping proxy waits for its streams.
+	Drain time.Duration
+}
+
+// Limits bound what strangers can make the proxy hold. Zero means the
+// default of each, except Connections, whose zero means no bound.
+type Limits struct {
+	// Body is the largest request body, in bytes.
+	Body int64
+	// Buffers is the sum of all request bodies held at once, in bytes.
+	Buffers int64
+	// Headers is the largest request head, in bytes.
+	Headers int
+	// Connections is the number of client connections held at once.
+	Connections int
+}
+
+// Scrape says how engines are asked for their load.
+type Scrape struct {
+	// Interval between two scrapes of one endpoint; zero: 100 ms.
+	Interval time.Duration
+	// Timeout of one scrape; zero: 1 s.
+	Timeout time.Duration
+	// Path of the metrics page; empty: /metrics.
+	Path string
+}
+
+// What the zero values stand for.
+const (
+	DefaultConnectTimeout = 2 * time.Second
+	DefaultDrain          = 300 * time.Second
+	DefaultBodyLimit      = 64 << 20
+	DefaultBufferLimit    = 1 << 30
+	DefaultHeaderLimit    = 64 << 10
+	DefaultScrapeInterval = 100 * time.Millisecond
+	DefaultScrapeTimeout  = time.Second
+	DefaultMetricsPath    = "/metrics"
+)
