@@ -1,0 +1,81 @@
+package openai
+
+// edit replaces body[start:end] by insert.
+type edit struct {
+	start, end int
+	insert     []byte
+}
+
+var (
+	askUsage  = []byte(`,"stream_options":{"include_usage":true}`)
+	nextModel = []byte(`,"model":`)
+)
+
+// InjectUsage has the edited body ask for the usage of a stream, and tells whether
+// it does: only for a stream of chat or completions whose body says nothing of
+// stream_options. When it does, the event that holds nothing but the usage is not
+// the client's; see [Events].
+func (r *Request) InjectUsage() bool {
+	if !r.Stream || r.StreamOptions || !r.Kind.usageOnRequest() {
+		return false
+	}
+	r.askUsage = true
+	return true
+}
+
+// ReplaceModel has the edited body name another model, given as the JSON string it
+// is to be written as; see [AppendQuoted]. A body without a model gets one. A later
+// call replaces an earlier one; nil takes it back.
+func (r *Request) ReplaceModel(quoted []byte) {
+	r.renamed = quoted
+}
+
+// AppendSegments appends the edited body, cut into segments that are to be sent one
+// after the other: seven at most, the body as it is when nothing was edited. The
+// body is the one that was read, or a copy of it.
+func (r *Request) AppendSegments(dst [][]byte, body []byte) [][]byte {
+	at := 0
+	edits, n := r.edits()
+	for _, e := range edits[:n] {
+		if e.start > at {
+			dst = append(dst, body[at:e.start])
+		}
+		dst = append(dst, e.insert)
+		at = e.end
+	}
+	return append(dst, body[at:])
+}
+
+// Len is the length of the edited body.
+func (r *Request) Len() int {
+	n := len(r.body)
+	edits, count := r.edits()
+	for _, e := range edits[:count] {
+		n += len(e.insert) - (e.end - e.start)
+	}
+	return n
+}
+
+// edits gives the n edits in order.
+func (r *Request) edits() (list [3]edit, n int) {
+	add := func(start, end int, insert []byte) {
+		list[n] = edit{start, end, insert}
+		n++
+	}
+	switch {
+	case r.renamed == nil:
+	case r.hasModel:
+		add(r.model[0], r.model[1], r.renamed)
+	default:
+		key := nextModel
+		if r.empty {
+			key = key[1:]
+		}
+		add(r.brace, r.brace, key)
+		add(r.brace, r.brace, r.renamed)
+	}
+	if r.askUsage {
+		add(r.brace, r.brace, askUsage)
+	}
+	return list, n
+}

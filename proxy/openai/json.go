@@ -1,0 +1,424 @@
+package openai
+
+import (
+	"encoding/binary"
+	"math/bits"
+	"unicode/utf16"
+	"unicode/utf8"
+)
+
+// MaxDepth is how deep arrays and objects may nest in a body. Python's json
+// module, which reads it in vLLM, gives up near its own recursion limit (1,000 by
+// default); a tool's schema needs a dozen levels.
+const MaxDepth = 1024
+
+// scanner walks one JSON text as Python's json.loads reads it: RFC 8259, and
+// besides the literals NaN, Infinity and -Infinity. It builds nothing and does not
+// recurse. The first failure is kept and moves pos to the end, so that every loop
+// over members or elements ends by itself.
+type scanner struct {
+	body   []byte
+	pos    int
+	key    int  // where the last member's key started
+	first  bool // the container just opened has shown no member yet
+	at     int  // where it failed
+	reason string
+
+	keyBuf [longestKey]byte // an escaped key, unescaped
+}
+
+// longestKey is more than any key that this package knows has bytes.
+const longestKey = 32
+
+// text is a string value: body[start:end] lies between the quotes.
+type text struct {
+	start, end int
+	escaped    bool // holds a backslash
+	ascii      bool
+}
+
+func (s *scanner) reset(body []byte) {
+	s.body, s.pos, s.key, s.first, s.at, s.reason = body, 0, 0, false, 0, ""
+}
+
+func (s *scanner) failed() bool { return s.reason != "" }
+
+func (s *scanner) fail(at int, reason string) {
+	if s.reason == "" {
+		s.at, s.reason = at, reason
+	}
+	s.pos = len(s.body)
+}
+
+// peek skips white space and gives the byte that follows it, 0 at the end. (A NUL
+// in the text is no JSON either.)
+func (s *scanner) peek() byte {
+	for i := s.pos; i < len(s.body); i++ {
+		switch c := s.body[i]; c {
+		case ' ', '\t', '\n', '\r':
+		default:
+			s.pos = i
+			return c
+		}
+	}
+	s.pos = len(s.body)
+	return 0
+}
+
+// open steps into the object or array that starts here.
+func (s *scanner) open() {
+	s.pos++
+	s.first = true
+}
+
+// more tells whether another member or element follows in the container that ends
+// with the given byte, and stands at it; otherwise the container has been left.
+func (s *scanner) more(end byte) bool {
+	c := s.peek()
+	if s.first {
+		s.first = false
+		if c == end {
+			s.pos++
+			return false
+		}
+		return !s.failed()
+	}
+	switch c {
+	case ',':
+		s.pos++
+		s.peek()
+		return true
+	case end:
+		s.pos++
+		return false
+	}
+	if end == '}' {
+		s.unexpected("',' or '}'")
+	} else {
+		s.unexpected("',' or ']'")
+	}
+	return false
+}
+
+// member is more for objects: it reads the key as well and stands at the value.
+// The key is valid until the next call; one too long to be known is nil.
+func (s *scanner) member() (key []byte, ok bool) {
+	if !s.more('}') {
+		return nil, false
+	}
+	if s.peek() != '"' {
+		s.unexpected("a key in double quotes")
+		return nil, false
+	}
+	s.key = s.pos
+	t := s.str()
+	if s.peek() != ':' {
+		s.unexpected("':' after a key")
+		return nil, false
+	}
+	s.pos++
+	s.peek()
+	raw := s.body[t.start:t.end]
+	switch {
+	case !t.ascii && !utf8.Valid(raw):
+		s.fail(s.key, "the key is not valid UTF-8")
+		return nil, false
+	case t.escaped:
+		// An escaped byte takes at most six: `\u006d`.
+		if len(raw) > 6*longestKey {
+			return nil, true
+		}
+		key, _ = appendUnescaped(s.keyBuf[:0], raw, longestKey)
+		return key, true
+	}
+	return raw, true
+}
+
+// str reads the string whose opening quote is here.
+func (s *scanner) str() text {
+	start := s.pos + 1
+	end, flags, bad := scanString(s.body, start)
+	if bad != "" {
+		s.fail(end, bad)
+		return text{start: start, end: start, ascii: true}
+	}
+	s.pos = end + 1
+	return text{start: start, end: end, escaped: flags&hasEscape != 0, ascii: flags&hasHigh == 0}
+}
+
+const (
+	hasEscape = 1 << iota
+	hasHigh   // a byte of 0x80 or more
+)
+
+const (
+	ones  = 0x0101010101010101
+	highs = 0x8080808080808080
+)
+
+// scanString finds the quote that ends the string whose first byte is b[i]. When
+// the string is malformed, bad says why and end where.
+//
+// Eight bytes are looked at together. x^0x02 maps the quote (0x22) to 0x20 and
+// keeps 0x00–0x1f among themselves, so one comparison "below 0x21" finds quotes and
+// the control characters that RFC 8259 forbids; a second finds the backslash. The
+// borrow of a subtraction can only spoil bytes above the lowest hit, and the lowest
+// is all that is used.
+func scanString(b []byte, i int) (end int, flags uint8, bad string) {
+	var seen uint64
+	for {
+		for len(b)-i >= 8 {
+			x := binary.LittleEndian.Uint64(b[i:])
+			q := x ^ (0x02 * ones)
+			e := x ^ ('\\' * ones)
+			hit := ((q-0x21*ones)&^q | (e-ones)&^e) & highs
+			if hit == 0 {
+				seen |= x
+				i += 8
+				continue
+			}
+			n := bits.TrailingZeros64(hit) >> 3
+			seen |= x & (1<<(8*n) - 1)
+			i += n
+			goto special
+		}
+		for ; ; i++ {
+			if i >= len(b) {
+				return len(b), flags, "a string does not end"
+			}
+			c := b[i]
+			if c == '"' || c == '\\' || c < 0x20 {
+				break
+			}
+			seen |= uint64(c)
+		}
+	special:
+		switch b[i] {
+		case '"':
+			if seen&highs != 0 {
+				flags |= hasHigh
+			}
+			return i, flags, ""
+		case '\\':
+			flags |= hasEscape
+			n := escapeLen(b[i:])
+			if n == 0 {
+				if len(b)-i < 6 {
+					return len(b), flags, "a string does not end"
+				}
+				return i, flags, "invalid escape in a string"
+			}
+			i += n
+		default:
+			return i, flags, "control character in a string (it must be escaped)"
+		}
+	}
+}
+
+// escapeLen is the length of the escape sequence b starts with, 0 if it is none.
+func escapeLen(b []byte) int {
+	if len(b) < 2 {
+		return 0
+	}
+	switch b[1] {
+	case '"', '\\', '/', 'b', 'f', 'n', 'r', 't':
+		return 2
+	case 'u':
+		if len(b) >= 6 && hex4(b[2:6]) >= 0 {
+			return 6
+		}
+	}
+	return 0
+}
+
+// hex4 is the value of four hexadecimal digits, −1 if they are none.
+func hex4(b []byte) (v rune) {
+	for _, c := range b[:4] {
+		switch {
+		case '0' <= c && c <= '9':
+			c -= '0'
+		case 'a' <= c|0x20 && c|0x20 <= 'f':
+			c = c | 0x20 - 'a' + 10
+		default:
+			return -1
+		}
+		v = v<<4 | rune(c)
+	}
+	return v
+}
+
+// appendUnescaped appends what the inside of a scanned string stands for, and
+// tells whether that is Unicode text: not so for half a surrogate pair. It stops
+// once more than limit bytes were appended.
+func appendUnescaped(dst, raw []byte, limit int) ([]byte, bool) {
+	have := len(dst)
+	for i := 0; i < len(raw) && len(dst)-have <= limit; {
+		c := raw[i]
+		if c != '\\' {
+			dst = append(dst, c)
+			i++
+			continue
+		}
+		i += 2
+		switch c = raw[i-1]; c {
+		case 'b':
+			dst = append(dst, '\b')
+		case 'f':
+			dst = append(dst, '\f')
+		case 'n':
+			dst = append(dst, '\n')
+		case 'r':
+			dst = append(dst, '\r')
+		case 't':
+			dst = append(dst, '\t')
+		case 'u':
+			r := hex4(raw[i:])
+			i += 4
+			if utf16.IsSurrogate(r) {
+				if len(raw)-i < 6 || raw[i] != '\\' || raw[i+1] != 'u' {
+					return dst, false
+				}
+				if r = utf16.DecodeRune(r, hex4(raw[i+2:])); r == utf8.RuneError {
+					return dst, false
+				}
+				i += 6
+			}
+			dst = utf8.AppendRune(dst, r)
+		default:
+			dst = append(dst, c)
+		}
+	}
+	return dst, true
+}
+
+// skip passes over one value of any kind.
+func (s *scanner) skip() {
+	var objects [MaxDepth / 64]uint64 // bit d: the container at depth d is an object
+	depth := 0
+	for {
+		// At a value.
+		switch c := s.peek(); c {
+		case '{', '[':
+			if depth == MaxDepth {
+				s.fail(s.pos, "nested too deeply")
+				return
+			}
+			if c == '{' {
+				objects[depth/64] |= 1 << (depth % 64)
+			} else {
+				objects[depth/64] &^= 1 << (depth % 64)
+			}
+			depth++
+			s.open()
+		case '"':
+			s.str()
+		default:
+			s.scalar(c)
+		}
+		// Behind a value or an opening bracket: to the next value.
+		for {
+			if depth == 0 || s.failed() {
+				return
+			}
+			var more bool
+			if d := depth - 1; objects[d/64]&(1<<(d%64)) != 0 {
+				_, more = s.member()
+			} else {
+				more = s.more(']')
+			}
+			if more {
+				break
+			}
+			depth--
+		}
+	}
+}
+
+// scalar passes over a number or a literal that starts with c.
+func (s *scanner) scalar(c byte) {
+	switch c {
+	case 't':
+		s.literal("true")
+	case 'f':
+		s.literal("false")
+	case 'n':
+		s.literal("null")
+	case 'N':
+		s.literal("NaN")
+	case 'I':
+		s.literal("Infinity")
+	case '-':
+		if s.pos+1 < len(s.body) && s.body[s.pos+1] == 'I' {
+			s.literal("-Infinity")
+			return
+		}
+		s.number()
+	case '0', '1', '2', '3', '4', '5', '6', '7', '8', '9':
+		s.number()
+	default:
+		s.unexpected("a value")
+	}
+}
+
+func (s *scanner) literal(word string) {
+	rest := s.body[s.pos:]
+	if len(rest) < len(word) || string(rest[:len(word)]) != word {
+		s.unexpected("a value")
+		return
+	}
+	s.pos += len(word)
+}
+
+func (s *scanner) number() {
+	b, i := s.body, s.pos
+	if b[i] == '-' {
+		i++
+	}
+	switch {
+	case i < len(b) && b[i] == '0':
+		i++
+	case i < len(b) && '1' <= b[i] && b[i] <= '9':
+		i = digits(b, i)
+	default:
+		s.fail(i, "a number without digits")
+		return
+	}
+	if i < len(b) && b[i] == '.' {
+		from := i + 1
+		if i = digits(b, from); i == from {
+			s.fail(i, "a number without digits after its point")
+			return
+		}
+	}
+	if i < len(b) && b[i]|0x20 == 'e' {
+		i++
+		if i < len(b) && (b[i] == '+' || b[i] == '-') {
+			i++
+		}
+		from := i
+		if i = digits(b, from); i == from {
+			s.fail(i, "a number without digits in its exponent")
+			return
+		}
+	}
+	s.pos = i
+}
+
+func digits(b []byte, i int) int {
+	for i < len(b) && '0' <= b[i] && b[i] <= '9' {
+		i++
+	}
+	return i
+}
+
+// unexpected fails for what stands here, naming what should.
+func (s *scanner) unexpected(want string) {
+	if s.failed() {
+		return
+	}
+	if s.pos >= len(s.body) {
+		s.fail(len(s.body), "it ends where "+want+" should follow")
+		return
+	}
+	s.fail(s.pos, "expected "+want)
+}

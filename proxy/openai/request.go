@@ -1,0 +1,372 @@
+package openai
+
+import (
+	"bytes"
+	"math"
+	"strconv"
+	"unicode/utf8"
+
+	"github.com/fairway-proxy/fairway/picker/prefix"
+)
+
+// MaxModel is the longest name of a model, in bytes.
+const MaxModel = 1024
+
+// Request is what a body says. Its slices lie in the body, or in the Request, and
+// are valid until the body is gone or the next Read. The zero value is ready for
+// Read, and so is a used one.
+type Request struct {
+	Kind Kind
+
+	// Model is the name as the server reads it, unescaped; empty when the body
+	// names none (vLLM then serves its only model).
+	Model []byte
+	// Stream tells whether the answer is a stream of events.
+	Stream bool
+	// StreamOptions tells whether the body has stream_options, whatever they hold,
+	// and IncludeUsage whether they ask for the usage.
+	StreamOptions, IncludeUsage bool
+	// MaxTokens bounds the answer, −1 when the body does not. A server has its own
+	// default then: for completions vLLM's is 16.
+	MaxTokens int
+	// N is how many answers are wanted of each prompt; at least 1.
+	N int
+	// Priority as vLLM has it: the lower, the earlier; 0 unless given.
+	Priority int
+	// CacheSalt and User as they stand in the body, without quotes, still escaped.
+	// The salt is part of the identity of cached blocks.
+	CacheSalt, User []byte
+
+	// Spans are the parts of the prompt in the order in which chat templates use
+	// them: tools, documents, system text, then for each message its role, its
+	// content and its other members that are not null. Strings are without their
+	// quotes and still escaped; token ids are their digits with what stands between.
+	// A span may be empty.
+	Spans []prefix.Span
+	// TextBytes is the sum of the lengths of the spans that are not media.
+	TextBytes int
+	// Prompts is how many prompts there are: more than one only where an array of
+	// them was given.
+	Prompts int
+	// Tokens is the exact number of tokens of all prompts together when they were
+	// given as token ids, else −1.
+	Tokens int
+	// Images, Audios and Videos count the media among the spans.
+	media
+
+	scan                     scanner
+	body                     []byte
+	spans                    []prefix.Span // Spans with room for the head in front
+	tail                     int           // where the last span starts in the body, once there are maxSpans
+	rest                     []span        // members of a message that belong behind its content
+	head                     [headSpans][]byte
+	source                   place // what the prompt was read from
+	hasModel                 bool
+	model                    [2]int // body[model[0]:model[1]] is the value with its quotes, or null
+	modelErr                 string // why the value is none that can be read
+	modelBuf                 []byte // Model when it was escaped
+	empty                    bool   // the body is {}
+	maxTokens, maxCompletion int    // −1 without
+	brace                    int    // where the closing brace stands
+	renamed                  []byte // what ReplaceModel was given
+	askUsage                 bool   // what InjectUsage did
+}
+
+const (
+	// maxSpans bounds the memory that a body of tiny messages can ask for: what
+	// would follow is one span up to the prompt's end, raw.
+	maxSpans = 1 << 14
+	// maxRest does the same for the members of one message.
+	maxRest = 64
+	// maxNesting is how deep the content of a part, such as a tool's result, is
+	// read as parts again; deeper it is one raw span.
+	maxNesting = 4
+)
+
+// media counts the media of a prompt.
+type media struct{ Images, Audios, Videos int }
+
+// span is a range of the body.
+type span struct{ start, end int }
+
+// Tokens that a medium is taken for when all that is known is its kind: bytes say
+// nothing, being compressed or only a URL. A model's own figures differ by a factor
+// of two or three either way; the answer's usage corrects them.
+const (
+	// ImageTokens: 1024×1024 at high detail as OpenAI counts it, 85 + 4 tiles of
+	// 170 (platform.openai.com, "Images and vision"). LLaVA-1.5 takes 576, Gemma 3
+	// 256, Qwen2.5-VL about 1,300 for that picture.
+	ImageTokens = 765
+	// AudioTokens: one window of 30 s at 25 tokens a second (Qwen2-Audio's report).
+	AudioTokens = 750
+	// VideoTokens: the 32 frames that vLLM samples by default (VideoMediaIO,
+	// num_frames), 144 tokens each (LLaVA-NeXT-Video).
+	VideoTokens = 4608
+)
+
+// MediaTokens estimates the tokens that the media of the prompt take.
+func (r *Request) MediaTokens() int {
+	return r.Images*ImageTokens + r.Audios*AudioTokens + r.Videos*VideoTokens
+}
+
+// Reset forgets the body, so that a Request kept for later holds on to none of it.
+func (r *Request) Reset() {
+	clear(r.spans)
+	*r = Request{spans: r.spans[:0], rest: r.rest[:0], modelBuf: r.modelBuf[:0]}
+}
+
+// Read reads the body of a request of that kind. The error is an *[Error]; nothing
+// of the Request is to be used then. The body must not change while r is in use.
+func (r *Request) Read(kind Kind, body []byte) error {
+	r.begin(kind, body)
+	s := &r.scan
+	if bytes.HasPrefix(body, []byte("\xef\xbb\xbf")) {
+		s.pos = 3
+	}
+	if s.peek() != '{' {
+		if s.pos == len(body) {
+			return &Error{Offset: s.pos, Reason: "it is empty"}
+		}
+		return &Error{Offset: s.pos, Reason: "it is not a JSON object"}
+	}
+	s.open()
+	r.empty = true
+	for key, ok := s.member(); ok; key, ok = s.member() {
+		r.empty = false
+		r.member(key)
+	}
+	r.brace = s.pos - 1
+	if s.peek(); !s.failed() && s.pos < len(body) {
+		s.fail(s.pos, "something follows the JSON object")
+	}
+	if s.failed() {
+		return &Error{Offset: s.at, Reason: s.reason}
+	}
+	if r.modelErr != "" {
+		return &Error{Offset: r.model[0], Param: "model", Reason: r.modelErr}
+	}
+	r.end()
+	return nil
+}
+
+func (r *Request) begin(kind Kind, body []byte) {
+	spans, rest, buf := r.spans, r.rest, r.modelBuf
+	if cap(spans) < 16 {
+		spans = make([]prefix.Span, 0, 64)
+	}
+	*r = Request{Kind: kind, MaxTokens: -1, maxTokens: -1, maxCompletion: -1, N: 1, Tokens: -1, body: body, rest: rest, modelBuf: buf[:0], source: placeNone}
+	r.spans = spans[:headSpans]
+	r.scan.reset(body)
+}
+
+// end puts the head in front of the spans.
+func (r *Request) end() {
+	from := headSpans
+	for i := headSpans - 1; i >= 0; i-- {
+		if len(r.head[i]) > 0 {
+			from--
+			r.spans[from] = prefix.Span{Data: r.head[i]}
+		}
+	}
+	r.Spans = r.spans[from:]
+	for i := range r.Spans {
+		if !r.Spans[i].Media {
+			r.TextBytes += len(r.Spans[i].Data)
+		}
+	}
+	// vLLM prefers max_completion_tokens; max_tokens is the older name.
+	if r.MaxTokens = r.maxCompletion; r.MaxTokens < 0 {
+		r.MaxTokens = r.maxTokens
+	}
+	if r.N < 1 {
+		r.N = 1
+	}
+	if r.Prompts == 0 {
+		r.Prompts = 1
+	}
+}
+
+// member reads the value of one member of the body.
+func (r *Request) member(key []byte) {
+	s := &r.scan
+	switch string(key) {
+	case "model":
+		r.readModel()
+	case "stream":
+		r.Stream = laxBool(s.word())
+	case "stream_options":
+		r.StreamOptions = true
+		r.IncludeUsage = s.streamOptions()
+	case "max_tokens":
+		r.maxTokens = s.int()
+	case "max_completion_tokens":
+		if r.Kind == Chat {
+			r.maxCompletion = s.int()
+		} else {
+			s.skip()
+		}
+	case "max_output_tokens":
+		if r.Kind == Responses {
+			r.maxTokens = s.int()
+		} else {
+			s.skip()
+		}
+	case "n":
+		r.N = s.int()
+	case "priority":
+		if r.Priority = 0; !s.null() {
+			r.Priority, _ = laxInt(s.word())
+		}
+	case "cache_salt":
+		r.CacheSalt = s.inner()
+	case "user":
+		r.User = s.inner()
+	default:
+		r.prompt(key)
+	}
+}
+
+// readModel reads the value of a member named model. Whether it can be used is
+// judged at the end: a later one replaces it.
+func (r *Request) readModel() {
+	s := &r.scan
+	r.Model, r.modelErr = nil, ""
+	s.peek()
+	start := s.pos
+	if s.peek() != '"' {
+		if !s.null() {
+			s.skip()
+			r.modelErr = "the model must be a string"
+		}
+		r.model = [2]int{start, start}
+		if r.hasModel = r.modelErr == ""; r.hasModel {
+			r.model[1] = s.pos
+		}
+		return
+	}
+	t := s.str()
+	if s.failed() {
+		return
+	}
+	r.model, r.hasModel = [2]int{start, s.pos}, true
+	r.Model = s.body[t.start:t.end]
+	ok := true
+	if t.escaped {
+		r.modelBuf, ok = appendUnescaped(r.modelBuf[:0], r.Model, MaxModel)
+		r.Model = r.modelBuf
+	}
+	switch {
+	case len(r.Model) > MaxModel:
+		r.modelErr = "the name of the model is too long"
+	case !ok || !t.ascii && !utf8.Valid(r.Model):
+		r.modelErr = "the name of the model is not valid Unicode"
+	}
+}
+
+// streamOptions tells whether the value asks for the usage.
+func (s *scanner) streamOptions() (usage bool) {
+	if s.peek() != '{' {
+		s.skip()
+		return false
+	}
+	s.open()
+	for key, ok := s.member(); ok; key, ok = s.member() {
+		if string(key) == "include_usage" {
+			usage = laxBool(s.word())
+		} else {
+			s.skip()
+		}
+	}
+	return usage
+}
+
+// raw passes over a value and gives its bytes.
+func (s *scanner) raw() []byte {
+	s.peek()
+	start := s.pos
+	s.skip()
+	if s.failed() {
+		return nil
+	}
+	return s.body[start:s.pos]
+}
+
+// inner gives a string without its quotes, another value raw, null as nil.
+func (s *scanner) inner() []byte {
+	switch {
+	case s.peek() == '"':
+		t := s.str()
+		return s.body[t.start:t.end]
+	case s.null():
+		return nil
+	}
+	return s.raw()
+}
+
+// null passes over null, if that is what stands here.
+func (s *scanner) null() bool {
+	if s.peek() != 'n' {
+		return false
+	}
+	s.literal("null")
+	return true
+}
+
+// word passes over a value and gives what a short scalar says: a string unescaped,
+// other scalars as they stand. It is valid until the next key.
+func (s *scanner) word() []byte {
+	switch s.peek() {
+	case '{', '[':
+		s.skip()
+		return nil
+	case '"':
+		t := s.str()
+		raw := s.body[t.start:t.end]
+		if t.escaped && len(raw) <= 6*longestKey {
+			raw, _ = appendUnescaped(s.keyBuf[:0], raw, longestKey)
+		}
+		return raw
+	}
+	return s.raw()
+}
+
+// int passes over a value and gives the whole number it is for vLLM, −1 when it is
+// none or negative.
+func (s *scanner) int() int {
+	n, ok := laxInt(s.word())
+	if !ok || n < 0 {
+		return -1
+	}
+	return n
+}
+
+// laxBool reads what pydantic takes for true where a model says bool, as vLLM's do
+// (docs.pydantic.dev, "Conversion Table"): a client that writes "stream": 1 gets a
+// stream.
+func laxBool(word []byte) bool {
+	switch string(word) {
+	case "true", "1":
+		return true
+	}
+	if len(word) > 4 {
+		return false
+	}
+	for _, yes := range [...]string{"true", "1.0", "on", "t", "y", "yes"} {
+		if bytes.EqualFold(word, []byte(yes)) {
+			return true
+		}
+	}
+	return false
+}
+
+// laxInt reads what pydantic takes for an int: 5, "5" and 5.0.
+func laxInt(word []byte) (n int, ok bool) {
+	if len(word) == 0 || len(word) > 32 {
+		return 0, false
+	}
+	f, err := strconv.ParseFloat(string(word), 64)
+	if err != nil || f != math.Trunc(f) || math.Abs(f) > 1<<53 {
+		return 0, false
+	}
+	return int(f), true
+}
