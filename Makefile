@@ -1,0 +1,53 @@
+# Fairway's house: everything a person or the CI does here is one of these targets.
+# `make help` lists them. Only Go and make are needed, except where a target says otherwise.
+
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@2026.2.2
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+GOBUILD := CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
+
+# The race detector needs cgo, a C compiler and the C library's headers.
+# The tests run without it where one of them is missing.
+RACE := $(shell [ "$$(go env CGO_ENABLED)" = 1 ] && echo '\#include <stdlib.h>' | $$(go env CC) -E - >/dev/null 2>&1 && echo -race)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo build test check bench image-context image e2e-compose clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
+
+demo: build ## mock pods, proxy and traffic in one process: the quickest look at what Fairway does
+	bin/fairway demo
+
+build: ## every command into bin/, static
+	$(GOBUILD) -o bin/ ./cmd/...
+
+test: ## the tests, under the race detector where there is a C compiler; TESTFLAGS adds flags
+	@$(if $(RACE),,echo 'make test: no C compiler with headers found, so the race detector is off' >&2)
+	go test $(RACE) $(TESTFLAGS) ./...
+
+check: ## format, vet, staticcheck, go.mod's tidiness, import rules
+	@unformatted=$$(gofmt -l . .ci | sort -u); [ -z "$$unformatted" ] || { echo "not formatted (run gofmt -w):"; echo "$$unformatted"; exit 1; }
+	go vet -tags e2e ./...
+	go vet .ci/summary.go
+	go run $(STATICCHECK) -tags e2e ./...
+	go mod tidy -diff
+	go test -count=1 -run '^Test(Imports|Dependencies)' ./cmd/fairway
+
+bench: ## every Go benchmark once, with allocations
+	go test -run '^$$' -bench . -benchmem -count=1 -p 1 ./...
+
+# The binaries an image is made of are built outside of it, so that building one pulls nothing.
+image-context: # every command for Linux into bin/image/
+	rm -rf bin/image
+	GOOS=linux $(GOBUILD) -o bin/image/ ./cmd/...
+	cp LICENSE bin/image/
+	chmod -R a+rX bin/image
+
+image: image-context ## the container image fairway:dev (needs Docker)
+	docker build -t fairway:dev -f deploy/image/Dockerfile bin/image
+
+e2e-compose: image-context ## deploy/compose on a real Docker engine (as root on Linux: a private one)
+	deploy/compose/e2e.sh
+
+clean: ## remove what was built
+	rm -rf bin
