@@ -1,0 +1,137 @@
+package h1
+
+import "encoding/binary"
+
+const (
+	isToken = 1 << iota // tchar, RFC 9110 section 5.6.2
+	isHost              // unreserved and sub-delims, RFC 3986 section 3.2.2, without percent-encoding
+	isHex
+)
+
+var chars = func() (t [256]uint8) {
+	set := func(s string, bit uint8) {
+		for i := range len(s) {
+			t[s[i]] |= bit
+		}
+	}
+	const alnum = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+	set(alnum+"!#$%&'*+-.^_`|~", isToken)
+	set(alnum+"-._~!$&'()*+,;=", isHost)
+	set("0123456789abcdefABCDEF", isHex)
+	return t
+}()
+
+func validToken(p []byte) bool {
+	for _, c := range p {
+		if chars[c]&isToken == 0 {
+			return false
+		}
+	}
+	return len(p) > 0
+}
+
+// validValue tells whether p has no control character but tab: RFC 9110 section
+// 5.5, which leaves bytes above 0x7f alone.
+func validValue(p []byte) bool {
+	for len(p) >= 8 {
+		if hasControl(binary.LittleEndian.Uint64(p)) && !validBytes(p[:8]) {
+			return false
+		}
+		p = p[8:]
+	}
+	return validBytes(p)
+}
+
+func validBytes(p []byte) bool {
+	for _, c := range p {
+		if c < ' ' && c != '\t' || c == 0x7f {
+			return false
+		}
+	}
+	return true
+}
+
+// hasControl tells whether one of eight bytes is below 0x20 or is 0x7f.
+func hasControl(x uint64) bool {
+	const ones = 0x0101010101010101
+	del := x ^ 0x7f*ones
+	return ((x-0x20*ones)&^x|(del-ones)&^del)&(0x80*ones) != 0
+}
+
+// validTarget tells whether p has only visible ASCII and no fragment, and
+// percent signs before the query are followed by two hex digits.
+func validTarget(p []byte) bool {
+	query := false
+	for i, c := range p {
+		switch {
+		case c <= ' ' || c >= 0x7f || c == '#':
+			return false
+		case c == '?':
+			query = true
+		case c == '%' && !query:
+			if i+2 >= len(p) || chars[p[i+1]]&chars[p[i+2]]&isHex == 0 {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// validAuthority tells whether p is a host with or without a port: a registered
+// name or IPv4 address, or an IPv6 address in brackets.
+func validAuthority(p []byte) bool {
+	if len(p) == 0 {
+		return false
+	}
+	i := 0
+	if p[0] == '[' {
+		for i = 1; i < len(p) && (chars[p[i]]&isHex != 0 || p[i] == ':' || p[i] == '.'); i++ {
+		}
+		if i < 3 || i == len(p) || p[i] != ']' {
+			return false
+		}
+		i++
+	} else {
+		for i < len(p) && chars[p[i]]&isHost != 0 {
+			i++
+		}
+		if i == 0 {
+			return false
+		}
+	}
+	if i == len(p) {
+		return true
+	}
+	if p[i] != ':' {
+		return false
+	}
+	for _, c := range p[i+1:] {
+		if c < '0' || c > '9' {
+			return false
+		}
+	}
+	return true
+}
+
+// foldEqual compares with lower, which is in lower case, by ASCII folding.
+func foldEqual(p []byte, lower string) bool {
+	if len(p) != len(lower) {
+		return false
+	}
+	for i, c := range p {
+		if c != lower[i] && (c|0x20 != lower[i] || lower[i] < 'a' || lower[i] > 'z') {
+			return false
+		}
+	}
+	return true
+}
+
+func trimSpace(p []byte) []byte {
+	for len(p) > 0 && (p[0] == ' ' || p[0] == '\t') {
+		p = p[1:]
+	}
+	for len(p) > 0 && (p[len(p)-1] == ' ' || p[len(p)-1] == '\t') {
+		p = p[:len(p)-1]
+	}
+	return p
+}
