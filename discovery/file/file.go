@@ -1,0 +1,170 @@
+// Package file makes a proxy.World out of fairway.yaml, the way to say what
+// Fairway serves where there is no Kubernetes to ask.
+//
+// It promises that a file is understood as a whole or refused as a whole: an
+// unknown key, a value that makes no sense, or a setting that this version
+// does not serve is an error, never ignored. Every error names the file, the
+// line and the path of keys, and all errors of a file are told at once. Memory
+// is bounded whatever the file holds.
+//
+// A Config is plain data: its owner guards it. A Watcher is used by one
+// goroutine.
+package file
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/fairway-proxy/fairway/proxy"
+)
+
+// MaxSize is the largest file read, in bytes.
+const MaxSize = 1 << 20
+
+// Config is what a fairway.yaml says.
+type Config struct {
+	Listen Listen
+	World  *proxy.World
+}
+
+// Listen says where the proxy can be reached: each is host:port, or empty for
+// a listener that is off.
+type Listen struct {
+	// HTTP takes plain HTTP requests.
+	HTTP string
+	// HBONE takes mTLS tunnels, as an Istio ambient waypoint does.
+	HBONE string
+	// Metrics serves metrics and health.
+	Metrics string
+	// Admin serves the dashboard and what operators ask for.
+	Admin string
+}
+
+// Default is what an empty fairway.yaml would mean if it could name no pool:
+// every default filled in, nothing served yet.
+func Default() *Config {
+	return &Config{
+		Listen: Listen{HTTP: ":8080", Metrics: ":15020", Admin: "127.0.0.1:15000"},
+		World: &proxy.World{
+			Timeouts: proxy.Timeouts{
+				Connect: proxy.DefaultConnectTimeout,
+				Drain:   proxy.DefaultDrain,
+			},
+			Limits: proxy.Limits{
+				Body:    proxy.DefaultBodyLimit,
+				Buffers: proxy.DefaultBufferLimit,
+				Headers: proxy.DefaultHeaderLimit,
+			},
+			Scrape: proxy.Scrape{
+				Interval: proxy.DefaultScrapeInterval,
+				Timeout:  proxy.DefaultScrapeTimeout,
+				Path:     proxy.DefaultMetricsPath,
+			},
+			Usage:   proxy.UsageInject,
+			Explain: proxy.ExplainOnRequest,
+		},
+	}
+}
+
+// Load reads and parses the file at path.
+func Load(path string) (*Config, error) {
+	data, err := read(path)
+	if err != nil {
+		return nil, err
+	}
+	return Parse(path, data)
+}
+
+// read returns the content of the file at path, and refuses to hold more than
+// MaxSize of it.
+func read(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, MaxSize+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(data) > MaxSize {
+		return nil, tooLarge(path)
+	}
+	return data, nil
+}
+
+func tooLarge(name string) error {
+	return fmt.Errorf("%s: larger than %s: not read", name, formatSize(MaxSize))
+}
+
+// Parse makes a Config of the content of a file. Everything the file leaves
+// out has its default filled in. The error, if any, joins one error per
+// problem in the order of lines, each beginning with name and line.
+func Parse(name string, data []byte) (*Config, error) {
+	if len(data) > MaxSize {
+		return nil, tooLarge(name)
+	}
+	root, err := document(name, data)
+	if err != nil {
+		return nil, err
+	}
+	c := Default()
+	r := reader{lines: map[string]int{"": 1}}
+	if root != nil {
+		r.config(root, c)
+	}
+	problems := r.problems
+	if len(problems) < maxProblems {
+		for _, p := range c.check() {
+			if !r.judged(p.path) {
+				problems = append(problems, p)
+			}
+		}
+	}
+	if len(problems) > 0 {
+		return nil, r.report(name, problems)
+	}
+	return c, nil
+}
+
+// document returns the root node of the one YAML document in data, nil if
+// there is nothing but comments.
+func document(name string, data []byte) (*yaml.Node, error) {
+	dec := yaml.NewDecoder(bytes.NewReader(data))
+	var doc, second yaml.Node
+	if err := dec.Decode(&doc); errors.Is(err, io.EOF) {
+		return nil, nil
+	} else if err != nil {
+		return nil, syntaxError(name, err)
+	}
+	if err := dec.Decode(&second); err == nil {
+		return nil, fmt.Errorf("%s:%d: a second YAML document: want one in a file", name, second.Line)
+	} else if !errors.Is(err, io.EOF) {
+		return nil, syntaxError(name, err)
+	}
+	root := doc.Content[0]
+	if root.Kind == yaml.ScalarNode && root.ShortTag() == "!!null" {
+		return nil, nil
+	}
+	return root, nil
+}
+
+// syntaxError turns the library's "yaml: line 3: …" into "name:3: not YAML: …".
+func syntaxError(name string, err error) error {
+	msg := strings.TrimPrefix(err.Error(), "yaml: ")
+	if rest, ok := strings.CutPrefix(msg, "line "); ok {
+		if line, text, ok := strings.Cut(rest, ": "); ok {
+			if _, err := strconv.Atoi(line); err == nil {
+				return fmt.Errorf("%s:%s: not YAML: %s", name, line, text)
+			}
+		}
+	}
+	return fmt.Errorf("%s: not YAML: %s", name, msg)
+}

@@ -1,0 +1,162 @@
+package file
+
+import (
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/fairway-proxy/fairway/proxy"
+)
+
+// Bounds on single values.
+const (
+	maxBytes       = 1 << 50
+	maxHeaderBytes = 1 << 30
+	maxConnections = 1 << 30
+	maxWeight      = 1_000_000 // as in an HTTPRoute (Gateway API, BackendRef.weight)
+	minInterval    = time.Millisecond
+)
+
+// config reads the whole file: this function and those below are the schema.
+func (r *reader) config(n *yaml.Node, c *Config) {
+	w := c.World
+	l, t, m, s := &c.Listen, &w.Timeouts, &w.Limits, &w.Scrape
+	const address = `an address such as ":8080"`
+	r.mapping(n, "", map[string]field{
+		"listen": r.section(map[string]field{
+			"http":    textInto(r, &l.HTTP, address),
+			"hbone":   textInto(r, &l.HBONE, address),
+			"metrics": textInto(r, &l.Metrics, address),
+			"admin":   textInto(r, &l.Admin, address),
+		}),
+		"pools": r.list(func(_ int, n *yaml.Node, path string) {
+			w.Pools = append(w.Pools, r.pool(n, path))
+		}),
+		"models": r.list(func(_ int, n *yaml.Node, path string) {
+			w.Models = append(w.Models, r.model(n, path))
+		}),
+		"routes": r.unsupported("routes are"),
+		"timeouts": r.section(map[string]field{
+			"connect":     r.duration(&t.Connect, minInterval),
+			"first_byte":  r.duration(&t.FirstByte, 0),
+			"stream_idle": r.duration(&t.StreamIdle, 0),
+			"request":     r.duration(&t.Request, 0),
+			"drain":       r.duration(&t.Drain, 0),
+		}),
+		"limits": r.section(map[string]field{
+			"body":        size(r, &m.Body, maxBytes),
+			"buffers":     size(r, &m.Buffers, maxBytes),
+			"headers":     size(r, &m.Headers, maxHeaderBytes),
+			"connections": r.number(&m.Connections, maxConnections),
+		}),
+		"scrape": r.section(map[string]field{
+			"interval": r.duration(&s.Interval, minInterval),
+			"timeout":  r.duration(&s.Timeout, minInterval),
+			"path":     textInto(r, &s.Path, "a path such as /metrics"),
+		}),
+		"usage":    textInto(r, &w.Usage, oneOf(usageModes)),
+		"explain":  textInto(r, &w.Explain, oneOf(explainModes)),
+		"tls":      r.unsupported("TLS is"),
+		"services": r.unsupported("services are"),
+	})
+}
+
+func (r *reader) pool(n *yaml.Node, path string) (p proxy.Pool) {
+	r.mapping(n, path, map[string]field{
+		"name": textInto(r, &p.Name, "a name"),
+		"endpoints": r.list(func(_ int, n *yaml.Node, path string) {
+			p.Endpoints = append(p.Endpoints, proxy.Endpoint{Address: r.endpoint(n, path)})
+		}),
+	})
+	return p
+}
+
+// endpoint reads http://host:port, or a mapping with that as its url.
+func (r *reader) endpoint(n *yaml.Node, path string) (address string) {
+	url := func(n *yaml.Node, path string) {
+		s, ok := r.text(n, path, "an endpoint URL, "+endpointForm)
+		if !ok {
+			return
+		}
+		var err error
+		if address, err = ParseEndpoint(s); err != nil {
+			r.problem(path, "%v", err)
+		}
+	}
+	n = r.visit(n, path)
+	if n == nil || n.Kind != yaml.MappingNode {
+		if n != nil {
+			url(n, path)
+		}
+		return address
+	}
+	r.mapping(n, path, map[string]field{
+		"url":      url,
+		"identity": r.unsupported("an identity is"),
+	})
+	return address
+}
+
+func (r *reader) model(n *yaml.Node, path string) (m proxy.Model) {
+	r.mapping(n, path, map[string]field{
+		"name":        textInto(r, &m.Name, "a name"),
+		"pool":        textInto(r, &m.Pool, "the name of a pool"),
+		"criticality": textInto(r, &m.Criticality, oneOf(criticalities)),
+		"targets": r.list(func(_ int, n *yaml.Node, path string) {
+			m.Targets = append(m.Targets, r.target(n, path))
+		}),
+	})
+	return m
+}
+
+// target reads one of a model's names and its weight, which is 1 unless told
+// otherwise.
+func (r *reader) target(n *yaml.Node, path string) proxy.Target {
+	t := proxy.Target{Weight: 1}
+	r.mapping(n, path, map[string]field{
+		"name":   textInto(r, &t.Name, "a name"),
+		"weight": r.number(&t.Weight, maxWeight),
+	})
+	return t
+}
+
+// section is the field of a mapping.
+func (r *reader) section(fields map[string]field) field {
+	return func(n *yaml.Node, path string) { r.mapping(n, path, fields) }
+}
+
+// unsupported is the field of what the format has and this version does not:
+// it may be left empty.
+func (r *reader) unsupported(what string) field {
+	return func(n *yaml.Node, path string) {
+		n = r.visit(n, path)
+		if n == nil || isNull(n) || n.Kind == yaml.SequenceNode && len(n.Content) == 0 {
+			return
+		}
+		r.problem(path, "%s not supported by this version", what)
+	}
+}
+
+// The words a setting can have.
+var (
+	usageModes    = []proxy.UsageMode{proxy.UsageInject, proxy.UsageObserve}
+	explainModes  = []proxy.ExplainMode{proxy.ExplainOnRequest, proxy.ExplainAlways, proxy.ExplainNever}
+	criticalities = []proxy.Criticality{proxy.Critical, proxy.Standard, proxy.Sheddable}
+)
+
+// oneOf lists words for an error: "a, b or c".
+func oneOf[T ~string](words []T) string {
+	var b strings.Builder
+	for i, w := range words {
+		switch {
+		case i == 0:
+		case i == len(words)-1:
+			b.WriteString(" or ")
+		default:
+			b.WriteString(", ")
+		}
+		b.WriteString(string(w))
+	}
+	return b.String()
+}

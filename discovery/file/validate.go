@@ -1,0 +1,251 @@
+package file
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/fairway-proxy/fairway/proxy"
+)
+
+// Validate says what is wrong with a Config, however it was made: whatever
+// Parse returns has passed it. The error joins one error per problem. Each
+// begins with what where makes of the problem's path, such as
+// "pools[0].endpoints[1]" or "listen.http", so that a command line can name
+// its flag there; nil: the path itself.
+func (c *Config) Validate(where func(path string) string) error {
+	return join(c.check(), func(p problem) string {
+		if where == nil {
+			return p.path
+		}
+		return where(p.path)
+	})
+}
+
+// checker collects what is wrong with a Config.
+type checker struct {
+	problems []problem
+}
+
+func (k *checker) problem(path, format string, args ...any) {
+	k.problems = append(k.problems, problem{path: path, text: fmt.Sprintf(format, args...)})
+}
+
+// check returns what is wrong with c.
+func (c *Config) check() []problem {
+	var k checker
+	k.listen(c.Listen)
+	if c.World == nil {
+		k.problem("", "no world: nothing is served")
+		return k.problems
+	}
+	k.models(c.World, k.pools(c.World))
+	k.timeouts(c.World.Timeouts)
+	k.limits(c.World.Limits)
+	k.scrape(c.World.Scrape)
+	word(&k, "usage", c.World.Usage, usageModes)
+	word(&k, "explain", c.World.Explain, explainModes)
+	return k.problems
+}
+
+func (k *checker) listen(l Listen) {
+	if l.HTTP == "" && l.HBONE == "" {
+		k.problem("listen.http", `empty: no listener would take requests: want an address such as ":8080"`)
+	}
+	seen := make(map[string]string)
+	for _, a := range []struct{ path, address string }{
+		{"listen.http", l.HTTP}, {"listen.hbone", l.HBONE}, {"listen.metrics", l.Metrics}, {"listen.admin", l.Admin},
+	} {
+		if a.address == "" {
+			continue
+		}
+		if a.path == "listen.hbone" {
+			k.problem(a.path, "HBONE is not supported by this version: leave it empty")
+			continue
+		}
+		if err := checkListen(a.address); err != nil {
+			k.problem(a.path, "%v", err)
+			continue
+		}
+		if other := seen[a.address]; other != "" && !strings.HasSuffix(a.address, ":0") {
+			k.problem(a.path, "%s is the address of %s as well", show(a.address), other)
+		}
+		seen[a.address] = a.path
+	}
+}
+
+// pools returns the names of the pools and where they are.
+func (k *checker) pools(w *proxy.World) map[string]int {
+	if len(w.Pools) == 0 {
+		k.problem("pools", "missing: want at least one pool with the endpoints to serve from")
+	}
+	names := make(map[string]int)
+	for i, p := range w.Pools {
+		path := fmt.Sprintf("pools[%d]", i)
+		k.name(path+".name", p.Name, "pools", i, names)
+		if len(p.Endpoints) == 0 {
+			k.problem(path+".endpoints", "missing: want at least one, %s", endpointForm)
+		}
+		seen := make(map[proxy.Endpoint]int)
+		for j, e := range p.Endpoints {
+			at := fmt.Sprintf("%s.endpoints[%d]", path, j)
+			if err := checkAddress(e.Address); err != nil {
+				k.problem(at, "%v", err)
+				continue
+			}
+			if first, twice := seen[e]; twice {
+				k.problem(at, "%s is endpoints[%d] as well", show(e.Address), first)
+				continue
+			}
+			seen[e] = j
+		}
+	}
+	return names
+}
+
+// name checks the name of the i-th of many, which no other may have.
+func (k *checker) name(path, name, many string, i int, seen map[string]int) {
+	const most = 253
+	switch {
+	case name == "":
+		k.problem(path, "missing: want a name")
+		return
+	case len(name) > most:
+		k.problem(path, "%s: want at most %d bytes", show(name), most)
+	case !utf8.ValidString(name) || strings.ContainsFunc(name, unicode.IsControl):
+		k.problem(path, "%s: want text without control characters", show(name))
+	}
+	if first, twice := seen[name]; twice {
+		k.problem(path, "%s is the name of %s[%d] as well", show(name), many, first)
+		return
+	}
+	seen[name] = i
+}
+
+func (k *checker) models(w *proxy.World, pools map[string]int) {
+	if len(w.Models) == 0 {
+		if len(w.Pools) > 1 {
+			k.problem("models", "missing: with %d pools, models must say which pool serves which model name (or leave one pool)", len(w.Pools))
+		}
+		return
+	}
+	known := slices.Sorted(maps.Keys(pools))
+	names := make(map[string]int)
+	for i, m := range w.Models {
+		path := fmt.Sprintf("models[%d]", i)
+		k.name(path+".name", m.Name, "models", i, names)
+		if m.Pool == "" {
+			k.problem(path+".pool", "missing: want the name of a pool (%s)", list(known))
+		} else if _, ok := pools[m.Pool]; !ok {
+			k.problem(path+".pool", "no pool is named %s%s (pools: %s)", show(m.Pool), k.hint(m.Pool, known), list(known))
+		}
+		word(k, path+".criticality", m.Criticality, criticalities)
+		k.targets(path+".targets", m.Targets)
+	}
+}
+
+func (k *checker) targets(path string, targets []proxy.Target) {
+	sum := 0
+	names := make(map[string]int)
+	for i, t := range targets {
+		at := fmt.Sprintf("%s[%d]", path, i)
+		k.name(at+".name", t.Name, "targets", i, names)
+		if t.Weight < 0 || t.Weight > maxWeight {
+			k.problem(at+".weight", "%d: want a whole number from 0 to %d", t.Weight, maxWeight)
+		}
+		sum += max(0, min(t.Weight, maxWeight))
+	}
+	if len(targets) > 0 && sum == 0 {
+		k.problem(path, "the weights sum to 0: no target would get a request")
+	}
+}
+
+func (k *checker) timeouts(t proxy.Timeouts) {
+	k.notNegative("timeouts.connect", t.Connect)
+	k.notNegative("timeouts.first_byte", t.FirstByte)
+	k.notNegative("timeouts.stream_idle", t.StreamIdle)
+	k.notNegative("timeouts.request", t.Request)
+	k.notNegative("timeouts.drain", t.Drain)
+}
+
+func (k *checker) notNegative(path string, d time.Duration) {
+	if d < 0 {
+		k.problem(path, "%s: want 0 or more", d)
+	}
+}
+
+func (k *checker) limits(l proxy.Limits) {
+	for _, s := range []struct {
+		path        string
+		bytes, most int64
+	}{
+		{"limits.body", l.Body, maxBytes},
+		{"limits.buffers", l.Buffers, maxBytes},
+		{"limits.headers", int64(l.Headers), maxHeaderBytes},
+		{"limits.connections", int64(l.Connections), maxConnections},
+	} {
+		if s.bytes < 0 || s.bytes > s.most {
+			k.problem(s.path, "%d: want from 0 to %d", s.bytes, s.most)
+		}
+	}
+	body, buffers := l.Body, l.Buffers
+	if body == 0 {
+		body = proxy.DefaultBodyLimit
+	}
+	if buffers == 0 {
+		buffers = proxy.DefaultBufferLimit
+	}
+	if body > buffers {
+		k.problem("limits.body", "%s is more than limits.buffers, %s: want no more than all bodies together may have", formatSize(body), formatSize(buffers))
+	}
+}
+
+func (k *checker) scrape(s proxy.Scrape) {
+	for _, d := range []struct {
+		path string
+		d    time.Duration
+	}{{"scrape.interval", s.Interval}, {"scrape.timeout", s.Timeout}} {
+		if d.d != 0 && d.d < minInterval {
+			k.problem(d.path, "%s: want %s or more", d.d, minInterval)
+		}
+	}
+	notGraphic := func(c rune) bool { return c <= ' ' || c > '~' || c == '#' }
+	if s.Path != "" && (s.Path[0] != '/' || strings.ContainsFunc(s.Path, notGraphic)) {
+		k.problem("scrape.path", "%s is not a path: want one such as /metrics", show(s.Path))
+	}
+}
+
+// word checks a setting that has one of some words, or none for its default.
+func word[T ~string](k *checker, path string, got T, words []T) {
+	if got != "" && !slices.Contains(words, got) {
+		known := make([]string, len(words))
+		for i, w := range words {
+			known[i] = string(w)
+		}
+		k.problem(path, "%s%s: want %s", show(string(got)), didYouMean(string(got), known), oneOf(words))
+	}
+}
+
+// hint is didYouMean as long as anyone reads it.
+func (k *checker) hint(s string, known []string) string {
+	if len(k.problems) > maxProblems {
+		return ""
+	}
+	return didYouMean(s, known)
+}
+
+// list names what there is, for an error.
+func list(names []string) string {
+	const most = 10
+	if len(names) == 0 {
+		return "there is none"
+	}
+	if len(names) > most {
+		return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), len(names)-most)
+	}
+	return strings.Join(names, ", ")
+}
