@@ -1,0 +1,126 @@
+package prefix
+
+import (
+	"encoding/binary"
+
+	"github.com/cespare/xxhash/v2"
+)
+
+const (
+	// ChunkSize is how many bytes of the stream one hash of a chain stands for: about 64 tokens of English, four of vLLM's
+	// blocks. Smaller chunks cost memory and time, larger ones lose the end of a shared prefix.
+	ChunkSize = 256
+
+	// MaxChunks bounds a chain: 4 MiB of prompt, about a million tokens. What lies beyond is counted and not hashed.
+	MaxChunks = 1 << 14
+
+	// A span ends in a byte that no UTF-8 text contains, so that ["ab","c"] and ["a","bc"] differ, and text never
+	// looks like media.
+	textEnd  = 0xFF
+	mediaEnd = 0xFE
+)
+
+// A Span is one piece of a prompt, in the order in which the pod's chat template lays them out.
+type Span struct {
+	// Data lies in the request's body: raw JSON bytes, neither unescaped nor copied.
+	Data []byte
+	// Media says that Data is an image, a sound or a reference to one. It enters the stream as the 8 bytes of its
+	// hash, whatever its size: a pod's cache knows it by its content and counts other tokens for it than bytes.
+	Media bool
+}
+
+// Seed is where a chain starts: prompts under different seeds share nothing, as in the pod's own cache. The parts are
+// what that cache distinguishes beside the prompt: model or adapter, salt. Order and boundaries of parts count.
+func Seed(parts ...string) uint64 {
+	seed := uint64(0)
+	for _, p := range parts {
+		seed = Link(seed, xxhash.Sum64String(p))
+	}
+	return seed
+}
+
+// ExtendSeed adds a part that is at hand as bytes: ExtendSeed(Seed(a), b) == Seed(a, string(b)).
+func ExtendSeed(seed uint64, part []byte) uint64 {
+	return Link(seed, xxhash.Sum64(part))
+}
+
+// AppendChain cuts the stream of spans into chunks and appends one hash per whole chunk, each chained to the one
+// before: a hash stands for the whole prefix up to its chunk's end. A trailing partial chunk has no hash. No hash is 0.
+//
+// digest is the hash of the whole stream with its partial end: the prompt's identity, also when it is shorter than a
+// chunk. text is the number of text bytes, without media and separators.
+//
+// It allocates only to grow dst.
+func AppendChain(dst []uint64, seed uint64, spans []Span) (chain []uint64, digest uint64, text int) {
+	c := cutter{chain: dst, prev: seed, room: MaxChunks}
+	for i := range spans {
+		s := &spans[i]
+		if s.Media {
+			var media [9]byte
+			binary.LittleEndian.PutUint64(media[:], xxhash.Sum64(s.Data))
+			media[8] = mediaEnd
+			c.write(media[:])
+			continue
+		}
+		text += len(s.Data)
+		c.write(s.Data)
+		c.write([]byte{textEnd})
+	}
+	return c.chain, Link(c.prev, xxhash.Sum64(c.rest[:c.n])), text
+}
+
+// A cutter holds the end of the stream that does not fill a chunk yet. Only chunks that straddle spans pass through
+// rest; the others are hashed where they lie.
+type cutter struct {
+	chain []uint64
+	prev  uint64
+	room  int // chunks that the chain may still grow by
+	n     int // bytes in rest, < ChunkSize between calls
+	rest  [ChunkSize]byte
+}
+
+func (c *cutter) write(b []byte) {
+	if c.n > 0 {
+		k := copy(c.rest[c.n:], b)
+		c.n += k
+		if c.n < ChunkSize {
+			return
+		}
+		b = b[k:]
+		c.n = 0
+		c.add(c.rest[:])
+	}
+	for len(b) >= ChunkSize && c.room > 0 {
+		c.add(b[:ChunkSize])
+		b = b[ChunkSize:]
+	}
+	if c.room > 0 {
+		c.n = copy(c.rest[:], b)
+	}
+}
+
+func (c *cutter) add(chunk []byte) {
+	c.prev = Link(c.prev, xxhash.Sum64(chunk))
+	c.chain = append(c.chain, c.prev)
+	c.room--
+}
+
+// Link chains one hash to the next. For a given parent it is a bijection of sum (a multiplication by an odd number, an
+// addition, MurmurHash3's finaliser), so that chaining adds no collisions to those of xxhash; only 0 is moved to 1.
+func Link(parent, sum uint64) uint64 {
+	h := mix(parent*0x9E3779B97F4A7C15 + sum + 1)
+	if h == 0 {
+		return 1
+	}
+	return h
+}
+
+// mix is the finaliser of MurmurHash3 (public domain, Austin Appleby): every bit of the input moves every bit of the output.
+func mix(h uint64) uint64 {
+	h ^= h >> 33
+	h *= 0xFF51AFD7ED558CCD
+	h ^= h >> 33
+	h *= 0xC4CEB9FE1A85EC53
+	h ^= h >> 33
+	return h
+}

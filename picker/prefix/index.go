@@ -1,0 +1,339 @@
+package prefix
+
+import (
+	"math/bits"
+	"sync"
+	"sync/atomic"
+)
+
+const (
+	bucketSlots = 8
+	bucketBytes = 16 * bucketSlots
+
+	// slack is how many slots there are at least for each chunk of the pod's cache: at 2, rounded up to a power of two,
+	// one chunk in a hundred at most loses its slot to a neighbour while the pod still holds it.
+	slack = 2
+
+	// DefaultChunks sizes an index whose pod's cache is not known yet: half a million tokens, the cache of an 8B model on
+	// an 80 GB GPU.
+	DefaultChunks = 8192
+
+	// DefaultMaxBytes bounds an index whose MaxBytes is 0: 262,144 chunks, 16 million tokens.
+	DefaultMaxBytes = 8 << 20
+
+	minBuckets = 32 // 4 KiB
+
+	// A slot's state word, from the low end: 20 bits of pins, one bit that says the chunk has been computed, 43 bits of
+	// stamp (8.8e12 tokens: years of the fastest pod; differences are taken modulo that).
+	maxPins     = 1<<20 - 1
+	computedBit = 1 << 20
+	stampShift  = 21
+)
+
+// An Index is what one pod holds, as far as can be told from outside. Its zero value is empty and ready to use.
+//
+// Match and Age never wait: they see every slot as atomic words. Pin, Keep, Drop, Grow and Reset exclude each other.
+type Index struct {
+	// MaxBytes bounds the table; 0 means DefaultMaxBytes. To be set before first use.
+	MaxBytes int
+
+	table   atomic.Pointer[table] // nil until the first Pin
+	entries atomic.Int64
+
+	mu      sync.Mutex // guards what follows and every write to the table
+	epoch   uint64     // counts Resets: a Hold of an earlier epoch holds nothing
+	buckets int        // size the next table will have; 0: for DefaultChunks
+}
+
+// A Hold is what one request has pinned, to be given back to Keep or Drop once, with the same chain.
+type Hold struct {
+	// Depth is how many leading chunks are pinned: all, unless a bucket was full of pinned slots.
+	Depth int
+	// Found is how many leading chunks the index already had, alive or not.
+	Found int
+
+	epoch uint64
+}
+
+// A table is set-associative. Its size is a power of two, so that when it doubles, all of a new bucket comes from one old
+// bucket and nothing is lost.
+type table struct {
+	mask    uint64
+	buckets []bucket
+}
+
+// A bucket is two cache lines: most probes miss and touch only the keys.
+type bucket struct {
+	keys   [bucketSlots]atomic.Uint64 // chunk hashes; 0: empty
+	states [bucketSlots]atomic.Uint64
+}
+
+func newTable(buckets int) *table {
+	return &table{mask: uint64(buckets - 1), buckets: make([]bucket, buckets)}
+}
+
+func (t *table) bucket(key uint64) *bucket { return &t.buckets[key&t.mask] }
+
+// load reads a slot without a lock. A writer that gives the slot to another key empties the key first, so that a key that
+// reads the same before and after belongs to the state between.
+func (t *table) load(key uint64) (state uint64, ok bool) {
+	if key == 0 {
+		return 0, false
+	}
+	b := t.bucket(key)
+	for i := range b.keys {
+		if b.keys[i].Load() == key {
+			state = b.states[i].Load()
+			return state, b.keys[i].Load() == key
+		}
+	}
+	return 0, false
+}
+
+func (t *table) alive(key, clock uint64, window int64) bool {
+	state, ok := t.load(key)
+	return ok && alive(state, clock, window)
+}
+
+func alive(state, clock uint64, window int64) bool {
+	return state&maxPins != 0 || age(state, clock) < window
+}
+
+// age is the number of tokens the pod has computed since the stamp; negative for a stamp ahead of the clock.
+func age(state, clock uint64) int64 {
+	return int64(clock<<stampShift-state&^(1<<stampShift-1)) >> stampShift
+}
+
+// Match returns how many leading chunks of chain the pod still holds: those pinned, or stamped less than window tokens
+// ago. A held chunk implies its parents, so it searches by halving; and because a slot can be lost to its bucket's
+// neighbours, a chunk counts as held when its child is.
+func (x *Index) Match(chain []uint64, clock uint64, window int64) int {
+	t := x.table.Load()
+	if t == nil || len(chain) == 0 {
+		return 0
+	}
+	// Most pods hold nothing of most prompts: ask for the head first.
+	lo, hi := 0, len(chain) // chain[:lo] is held, chain[hi:] is not
+	for mid := 0; lo < hi; mid = int(uint(lo+hi) / 2) {
+		switch {
+		case t.alive(chain[mid], clock, window):
+			lo = mid + 1
+		case mid+1 < hi && t.alive(chain[mid+1], clock, window):
+			lo = mid + 2
+		default:
+			hi = mid
+		}
+	}
+	return lo
+}
+
+// Age returns how many tokens ago a chunk was last used, if the pod has computed it and no request holds it now.
+func (x *Index) Age(key, clock uint64) (tokens int64, ok bool) {
+	t := x.table.Load()
+	if t == nil {
+		return 0, false
+	}
+	state, ok := t.load(key)
+	if !ok || state&computedBit == 0 || state&maxPins != 0 {
+		return 0, false
+	}
+	return age(state, clock), true
+}
+
+// Pin enters a chain that is being sent to the pod and keeps it alive until Keep or Drop. clock and window are those of
+// Match, step the tokens in a chunk: a chunk's stamp is older by step than its parent's, because a pod frees a request's
+// blocks from the tail.
+//
+// A chunk whose bucket is full of pinned slots ends the pinned part of the chain.
+func (x *Index) Pin(chain []uint64, clock uint64, window, step int64) Hold {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	h := Hold{epoch: x.epoch}
+	if len(chain) == 0 {
+		return h
+	}
+	t := x.table.Load()
+	if t == nil {
+		t = newTable(x.size())
+		x.table.Store(t)
+	}
+	known := true
+	for i, key := range chain {
+		if key == 0 {
+			break
+		}
+		b := t.bucket(key)
+		s := b.find(key)
+		known = known && s >= 0
+		switch {
+		case s < 0:
+			if s = x.take(b, key, clock, stamp(clock, i, step)|1); s < 0 {
+				return h
+			}
+		default:
+			state := b.states[s].Load()
+			if state&maxPins == maxPins {
+				return h
+			}
+			if !alive(state, clock, window) {
+				state &^= computedBit // the pod has dropped it since; it is to be computed again
+			}
+			b.states[s].Store(state + 1)
+		}
+		h.Depth = i + 1
+		if known {
+			h.Found = i + 1
+		}
+	}
+	return h
+}
+
+// Keep ends a hold whose chunks the pod has computed: they are stamped anew and stay until they age.
+func (x *Index) Keep(chain []uint64, h Hold, clock uint64, step int64) {
+	x.release(chain, h, func(state uint64, i int) uint64 {
+		if s := stamp(clock, i, step); age(state, clock) > age(s, clock) {
+			state = s | state&(1<<stampShift-1)
+		}
+		return state | computedBit
+	})
+}
+
+// Drop ends a hold of a request that the pod never worked on: chunks that it alone brought in are forgotten.
+func (x *Index) Drop(chain []uint64, h Hold) {
+	x.release(chain, h, nil)
+}
+
+func (x *Index) release(chain []uint64, h Hold, touch func(state uint64, i int) uint64) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if h.epoch != x.epoch || h.Depth == 0 {
+		return
+	}
+	t := x.table.Load()
+	for i, key := range chain[:min(h.Depth, len(chain))] {
+		b := t.bucket(key)
+		s := b.find(key)
+		if s < 0 || b.states[s].Load()&maxPins == 0 {
+			continue // a pinned slot is never taken: the caller has changed the chain
+		}
+		state := b.states[s].Load() - 1
+		if touch != nil {
+			state = touch(state, i)
+		}
+		if state&(maxPins|computedBit) == 0 {
+			b.keys[s].Store(0)
+			x.entries.Add(-1)
+		}
+		b.states[s].Store(state)
+	}
+}
+
+// find returns the slot that holds key, or -1. The writer's lock is held.
+func (b *bucket) find(key uint64) int {
+	for i := range b.keys {
+		if b.keys[i].Load() == key {
+			return i
+		}
+	}
+	return -1
+}
+
+// take gives key an empty slot, or that of the oldest chunk that is not pinned, or returns -1. The writer's lock is held.
+func (x *Index) take(b *bucket, key, clock, state uint64) int {
+	victim, oldest := -1, int64(0)
+	for i := range b.keys {
+		if b.keys[i].Load() == 0 {
+			victim = i
+			x.entries.Add(1)
+			break
+		}
+		s := b.states[i].Load()
+		if a := age(s, clock); s&maxPins == 0 && (victim < 0 || a > oldest) {
+			victim, oldest = i, a
+		}
+	}
+	if victim >= 0 {
+		b.keys[victim].Store(0)
+		b.states[victim].Store(state)
+		b.keys[victim].Store(key)
+	}
+	return victim
+}
+
+func stamp(clock uint64, i int, step int64) uint64 {
+	return (clock - uint64(i)*uint64(step)) << stampShift
+}
+
+// Grow makes room for a pod whose cache holds so many chunks. It never shrinks a table: a pod does not change its cache
+// while it runs, and Reset starts small again. Nothing that is held is lost.
+func (x *Index) Grow(chunks int) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.buckets = max(x.buckets, x.fit(chunks))
+	old := x.table.Load()
+	if old == nil || len(old.buckets) >= x.buckets {
+		return
+	}
+	t := newTable(x.buckets)
+	for i := range old.buckets {
+		from := &old.buckets[i]
+		for s := range from.keys {
+			key := from.keys[s].Load()
+			if key == 0 {
+				continue
+			}
+			to := t.bucket(key)
+			free := to.find(0)
+			to.states[free].Store(from.states[s].Load())
+			to.keys[free].Store(key)
+		}
+	}
+	x.table.Store(t)
+}
+
+// Reset forgets everything: the pod has started anew, with a cache of so many chunks (0: not known yet). Requests that
+// hold chunks may still end; their holds hold nothing any more.
+func (x *Index) Reset(chunks int) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.epoch++
+	x.buckets = 0
+	if chunks > 0 {
+		x.buckets = x.fit(chunks)
+	}
+	x.table.Store(nil)
+	x.entries.Store(0)
+}
+
+// fit returns the number of buckets for so many chunks, within MaxBytes.
+func (x *Index) fit(chunks int) int {
+	limit := x.MaxBytes
+	if limit <= 0 {
+		limit = DefaultMaxBytes
+	}
+	most := max(1, limit/bucketBytes)
+	most = 1 << (bits.Len(uint(most)) - 1)
+	if chunks <= 0 {
+		return min(minBuckets, most)
+	}
+	want := (min(chunks, most*bucketSlots)*slack + bucketSlots - 1) / bucketSlots
+	return min(max(1<<bits.Len(uint(want-1)), minBuckets), most)
+}
+
+func (x *Index) size() int {
+	if x.buckets == 0 {
+		x.buckets = x.fit(DefaultChunks)
+	}
+	return x.buckets
+}
+
+// Len returns the number of chunks in the index, alive or not.
+func (x *Index) Len() int { return int(x.entries.Load()) }
+
+// Bytes returns the size of the table.
+func (x *Index) Bytes() int {
+	if t := x.table.Load(); t != nil {
+		return len(t.buckets) * bucketBytes
+	}
+	return 0
+}
