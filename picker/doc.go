@@ -1,0 +1,2 @@
+// Package picker chooses the pod that will serve a request best.
+package picker

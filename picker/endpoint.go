@@ -1,0 +1,311 @@
+package picker
+
+import (
+	"math"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/fairway-proxy/fairway/picker/prefix"
+)
+
+const (
+	// defaultCapacity is the KV cache assumed while a pod does not say: an 8B model on an 80 GB GPU has 456,000
+	// tokens. Too large costs little, too small costs the whole benefit.
+	defaultCapacity = 1 << 19
+
+	// defaultSpeed is assumed until the pool has shown its own: between an H100 (25 µs) and an A100 (48 µs) with an 8B
+	// model. Only predictions depend on it; between pods it cancels out.
+	defaultSpeed = 40e-6
+	// speedPrior: the pool's mean counts as so many tokens of a pod's own; learning from less follows noise.
+	speedPrior = 65536
+	// speedHorizon is how many tokens a pod's speed remembers: a minute of a busy pod.
+	speedHorizon = 8 * speedPrior
+	// speedPoolPrior is what defaultSpeed counts against the pool's own mean.
+	speedPoolPrior = 4096
+	// minSpeedTokens: smaller prompts measure the engine's step, not its speed.
+	minSpeedTokens = 512
+	// maxSpeed: slower than any engine; a sample above is a stall.
+	maxSpeed = 0.1
+
+	// defaultUncached is what a request is taken to compute before any was seen.
+	defaultUncached = 1000
+	// uncachedHorizon is how many requests the mean of uncached tokens remembers.
+	uncachedHorizon = 1024
+
+	// firstEjection and maxEjection bound how long a pod that refuses connections is left alone.
+	firstEjection = time.Second
+	maxEjection   = 30 * time.Second
+
+	never = math.MaxInt64
+)
+
+// An Endpoint is one pod of a pool and all that is known of it. Its exported methods may be called at any time from any
+// goroutine, also after it has left its pool.
+type Endpoint struct {
+	// Fixed.
+	pool *Pool
+	spec Spec
+	id   uint64 // hash of the identity, the same in every replica
+
+	// Has its own locking: readers never wait.
+	index prefix.Index
+
+	// Our own work in flight.
+	queued   atomic.Int64 // uncached tokens whose first token has not come
+	awaiting atomic.Int64 // requests that queued counts
+	inflight atomic.Int64 // requests
+	held     atomic.Int64 // uncached tokens of requests in flight
+	nextDue  atomic.Int64 // the earliest time in due; never: none
+
+	// Our own work so far.
+	sent         atomic.Int64 // uncached tokens
+	promptTokens atomic.Uint64
+	hitTokens    atomic.Uint64 // of these, believed to be cached
+	agedTokens   atomic.Uint64 // of these, known but believed to have left the cache
+	cachedTokens atomic.Uint64 // reported as cached
+	reports      atomic.Uint64 // requests that reported cached tokens
+
+	// Learned.
+	clock     atomic.Uint64 // tokens the pod has computed, prompt and generated
+	ownClock  atomic.Uint64 // part of clock that we counted ourselves and the pod's counters will report once more
+	lastFirst atomic.Int64  // time of the last first token
+	speed     ratio         // seconds a prompt token
+	belief    belief
+
+	// From outside.
+	view           atomic.Pointer[view] // the last scrape, never nil
+	scrapeFailures atomic.Uint64        // since the last scrape
+
+	// Ejection: times are nanoseconds of now.
+	failures     atomic.Int32 // consecutive
+	ejectedAt    atomic.Int64
+	ejectedUntil atomic.Int64
+
+	mu     sync.Mutex // guards what follows, and serialises Observe and Eject
+	due    []due      // requests whose first token will not be seen
+	ticket uint64
+	audit  audit
+}
+
+// due is a request whose answer does not stream: its first token is taken to come when it was predicted to.
+type due struct {
+	ticket uint64
+	at     int64
+	tokens int64
+}
+
+func newEndpoint(p *Pool, s Spec) *Endpoint {
+	e := &Endpoint{pool: p, spec: s}
+	e.id = prefix.Seed(s.Address, s.UID)
+	e.index.MaxBytes = p.cfg.IndexBytes
+	e.nextDue.Store(never)
+	e.lastFirst.Store(math.MinInt64)
+	e.view.Store(&view{capacity: defaultCapacity})
+	return e
+}
+
+// Address returns the address of its Spec.
+func (e *Endpoint) Address() string { return e.spec.Address }
+
+// UID returns the UID of its Spec.
+func (e *Endpoint) UID() string { return e.spec.UID }
+
+// Rank is the endpoint's rank for a key in rendezvous hashing: the highest is the key's home.
+func (e *Endpoint) Rank(key uint64) uint64 {
+	return prefix.Link(key, e.id)
+}
+
+// weigh fills in a candidate: everything a policy needs, from atomics.
+func (e *Endpoint) weigh(c *Candidate, m *measure) {
+	if int64(m.now) >= e.nextDue.Load() {
+		e.releaseDue(m.now)
+	}
+	v := e.view.Load()
+	fresh := v.fresh(m.now, e.pool.cfg.StaleAfter)
+	c.Endpoint = e
+	c.seen = e.queued.Load()
+	c.Queued = float64(c.seen)
+	c.InFlight = float64(e.inflight.Load())
+	if fresh {
+		c.Queued += v.foreignWaiting * m.foreign
+		c.InFlight += v.foreign
+	}
+	c.KV = e.kv(v, fresh)
+	c.Speed = e.speed.mean(m.speed, speedPrior)
+	c.window = e.window(v, c.KV)
+	c.Depth = e.index.Match(m.request.Chain, e.clock.Load(), c.window)
+	c.Hit = min(float64(c.Depth)*m.perChunk*e.belief.credit(), m.tokens-1)
+	c.Uncached = max(m.tokens-c.Hit, 1)
+}
+
+// kv is the share of the KV cache in use: as scraped, plus what was sent since; or what we have in flight.
+func (e *Endpoint) kv(v *view, fresh bool) float64 {
+	if fresh && v.hasKV {
+		return min(v.kv+float64(e.sent.Load()-v.sent)/v.capacity, 1)
+	}
+	return min(float64(e.held.Load())/v.capacity, 1)
+}
+
+// window is how many tokens the pod can allocate before it drops what was freed last.
+func (e *Endpoint) window(v *view, kv float64) int64 {
+	return int64(v.capacity * e.belief.stretch() * (1 - kv))
+}
+
+// reserve makes the lease. Unless forced, it declines when the queue is not the one that the candidate was weighed with.
+func (e *Endpoint) reserve(c *Candidate, m *measure, force bool) (Lease, bool) {
+	u := max(int64(c.Uncached), 1)
+	if force {
+		e.queued.Add(u)
+	} else if !e.queued.CompareAndSwap(c.seen, c.seen+u) {
+		return Lease{}, false
+	}
+	e.awaiting.Add(1)
+	e.inflight.Add(1)
+	e.held.Add(u)
+	e.sent.Add(u)
+	e.pool.uncached.add(float64(u), 1, uncachedHorizon)
+
+	r := m.request
+	l := Lease{
+		e: e, chain: r.Chain, model: r.Model, bytes: r.Bytes, known: r.Tokens, stream: r.Stream,
+		dispatched: m.now, step: max(int64(m.perChunk), 1),
+		prompt: int64(m.tokens), hit: int64(c.Hit), uncached: u, queued: true,
+		reported: usage{-1, -1, -1},
+	}
+	clock := e.clock.Load()
+	if c.Depth > 0 {
+		l.age, l.aged = e.index.Age(r.Chain[c.Depth-1], clock)
+	}
+	l.hold = e.index.Pin(r.Chain, clock, c.window, l.step)
+	e.promptTokens.Add(uint64(l.prompt))
+	e.hitTokens.Add(uint64(l.hit))
+	l.lost = int64(float64(max(l.hold.Found-c.Depth, 0)) * m.perChunk)
+	e.agedTokens.Add(uint64(l.lost))
+	if !r.Stream {
+		l.ticket = e.expect(m.now+seconds(c.Speed*(c.Queued+c.Uncached)), u)
+	}
+	return l, true
+}
+
+func seconds(s float64) time.Duration { return time.Duration(min(s, 1e6) * float64(time.Second)) }
+
+// expect enters a request whose first token will not be seen.
+func (e *Endpoint) expect(at time.Duration, tokens int64) (ticket uint64) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.ticket++
+	e.due = append(e.due, due{e.ticket, int64(at), tokens})
+	e.nextDue.Store(min(e.nextDue.Load(), int64(at)))
+	return e.ticket
+}
+
+// releaseDue releases the queued tokens of requests whose first token was predicted for before now. It does not wait: who
+// holds the lock may be doing the same.
+func (e *Endpoint) releaseDue(now time.Duration) {
+	if !e.mu.TryLock() {
+		return
+	}
+	defer e.mu.Unlock()
+	next := int64(never)
+	kept := e.due[:0]
+	for _, d := range e.due {
+		if d.at <= int64(now) {
+			e.release(d.tokens)
+			continue
+		}
+		next = min(next, d.at)
+		kept = append(kept, d)
+	}
+	e.due = kept
+	e.nextDue.Store(next)
+}
+
+// settle releases the queued tokens of a request that has ended, and reports whether its prediction had not come yet.
+func (e *Endpoint) settle(ticket uint64) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for i, d := range e.due {
+		if d.ticket == ticket {
+			e.release(d.tokens)
+			last := len(e.due) - 1
+			e.due[i] = e.due[last]
+			e.due = e.due[:last]
+			return true
+		}
+	}
+	return false
+}
+
+func (e *Endpoint) release(tokens int64) {
+	e.queued.Add(-tokens)
+	e.awaiting.Add(-1)
+}
+
+// learnSpeed counts a first token that came for so many uncached tokens. The engine computes one prompt after the other: the
+// time counts from the first token before, if that was after the dispatch.
+func (e *Endpoint) learnSpeed(dispatched, now time.Duration, uncached int64) {
+	last := e.lastFirst.Load()
+	for last < int64(now) && !e.lastFirst.CompareAndSwap(last, int64(now)) {
+		last = e.lastFirst.Load()
+	}
+	if uncached < minSpeedTokens {
+		return
+	}
+	tokens := float64(uncached)
+	took := min(max(now-max(dispatched, time.Duration(last)), 0).Seconds(), maxSpeed*tokens)
+	e.speed.add(took, tokens, speedHorizon)
+	e.pool.speed.add(took, tokens, speedHorizon)
+}
+
+// Eject leaves the endpoint alone for a while, after it has refused a connection: 1 s, twice as long each time it happens
+// again, at most 30 s. Further refusals during that time, of requests that had already been sent, change nothing.
+//
+// Where nothing listens, nothing is cached: unless the pod's metrics tell when it starts anew, its index is emptied.
+func (e *Endpoint) Eject(now time.Duration) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.Ejected(now) {
+		return
+	}
+	out := maxEjection
+	if n := e.failures.Add(1); n <= 5 {
+		out = firstEjection << (n - 1)
+	}
+	e.ejectedAt.Store(int64(now))
+	e.ejectedUntil.Store(int64(now + out))
+	if v := e.view.Load(); !v.sample.Has(StartTime) {
+		e.restarted(v.capacity)
+	}
+}
+
+// Ejected says whether the endpoint is left alone at that time.
+func (e *Endpoint) Ejected(now time.Duration) bool { return int64(now) < e.ejectedUntil.Load() }
+
+// Readmit ends an ejection and the count of refusals: a probe, or a request, has succeeded.
+func (e *Endpoint) Readmit() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.failures.Store(0)
+	e.ejectedUntil.Store(0)
+}
+
+// answered notes that a request dispatched then has been served.
+func (e *Endpoint) answered(dispatched time.Duration) {
+	if e.failures.Load() != 0 && int64(dispatched) >= e.ejectedAt.Load() {
+		e.Readmit()
+	}
+}
+
+// restarted forgets what a new process does not have. The caller holds mu.
+func (e *Endpoint) restarted(capacity float64) {
+	e.index.Reset(chunks(capacity))
+	e.speed.reset()
+	e.belief.reset()
+	e.ownClock.Store(0)
+}
+
+// chunks is how many chunks of English fill a cache of so many tokens.
+func chunks(capacity float64) int {
+	return int(min(capacity, maxTokens) * defaultBytesPerToken / prefix.ChunkSize)
+}

@@ -1,0 +1,159 @@
+package picker
+
+import (
+	"math"
+	"time"
+)
+
+// startJitter is how far the start time of one process may differ between scrapes, in seconds.
+const startJitter = 1
+
+// auditTokens is how many tokens the pod's hit counters have to advance to be compared with what was believed.
+const auditTokens = 65536
+
+// A view is what the last scrape has told, and where our own counts stood then. It never changes.
+type view struct {
+	at             time.Duration
+	scraped        bool    // there was a scrape
+	sample         Sample  // counters and constants are kept from earlier scrapes
+	hasKV          bool    // this scrape told KVUsage
+	hasClock       bool    // this scrape told PromptComputed and Generated
+	kv             float64 // 0..1
+	capacity       float64 // tokens, > 0
+	foreign        float64 // requests on the pod that are not ours
+	foreignWaiting float64 // of these, waiting
+	sent           int64   // the endpoint's sent
+}
+
+func (v *view) fresh(now, staleAfter time.Duration) bool { return v.scraped && now-v.at < staleAfter }
+
+// audit is where the counters stood when the pod's hits were last compared with what was believed.
+type audit struct {
+	queries, hits          float64
+	prompt, believed, lost uint64
+	reports                uint64
+}
+
+// Observe takes in a scrape. A counter that went backwards or a start time that jumped says that the pod has started anew:
+// its index is emptied and what was learned of it is forgotten.
+func (e *Endpoint) Observe(s Sample, now time.Duration) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.scrapeFailures.Store(0)
+	old := e.view.Load()
+	v := &view{at: now, scraped: true, sample: s, capacity: defaultCapacity}
+	anew := startedAnew(&old.sample, &s)
+	if !anew {
+		for m := PromptComputed; m < numMetrics; m++ {
+			if x, ok := old.sample.Get(m); ok && !s.Has(m) {
+				v.sample.Set(m, x)
+			}
+		}
+	}
+	size, ok1 := v.sample.Get(BlockSize)
+	blocks, ok2 := v.sample.Get(NumBlocks)
+	if capacity := size * blocks; ok1 && ok2 && capacity >= 1 {
+		v.capacity = capacity
+	}
+	v.kv, v.hasKV = s.Get(KVUsage)
+	v.kv = min(v.kv, 1)
+	v.hasClock = s.Has(PromptComputed) && s.Has(Generated)
+	v.sent = e.sent.Load()
+	running, _ := s.Get(Running)
+	waiting, _ := s.Get(Waiting)
+	v.foreign = max(running+waiting-float64(e.inflight.Load()), 0)
+	v.foreignWaiting = min(max(waiting-float64(e.awaiting.Load()), 0), v.foreign)
+
+	if anew {
+		e.restarted(v.capacity)
+		e.audit = audit{}
+	} else {
+		if v.capacity > old.capacity || !old.scraped {
+			e.index.Grow(chunks(v.capacity))
+		}
+		e.advanceTo(&old.sample, &s)
+	}
+	e.view.Store(v)
+	e.compare(&v.sample)
+}
+
+// ScrapeFailed notes that a scrape found nothing. It takes no endpoint out: once the last scrape is stale, our own counts
+// stand alone.
+func (e *Endpoint) ScrapeFailed(time.Duration) { e.scrapeFailures.Add(1) }
+
+// startedAnew says whether two samples come from different processes.
+func startedAnew(old, s *Sample) bool {
+	a, ok := old.Get(StartTime)
+	b, known := s.Get(StartTime)
+	if ok && known {
+		return math.Abs(a-b) > startJitter
+	}
+	for m := PromptComputed; m <= Preemptions; m++ {
+		a, ok := old.Get(m)
+		b, known := s.Get(m)
+		if m == PromptComputed {
+			a /= 2 // where it is the difference of two counters, it may slip a little
+		}
+		if ok && known && b < a {
+			return true
+		}
+	}
+	return false
+}
+
+// advanceTo moves the clock by what the pod's counters have moved, less what we have counted ourselves in the meantime.
+func (e *Endpoint) advanceTo(old, s *Sample) {
+	moved := 0.0
+	for _, m := range [...]Metric{PromptComputed, Generated} {
+		a, ok := old.Get(m)
+		b, known := s.Get(m)
+		if !ok || !known {
+			return
+		}
+		moved += max(b-a, 0)
+	}
+	moved -= float64(e.ownClock.Swap(0))
+	e.clock.Add(uint64(max(moved, 0)))
+}
+
+// advance moves the clock by what a request of ours has cost, if the pod's counters do not.
+func (e *Endpoint) advance(tokens int64, now time.Duration) {
+	if v := e.view.Load(); v.hasClock && v.fresh(now, e.pool.cfg.StaleAfter) {
+		return
+	}
+	e.clock.Add(uint64(tokens))
+	e.ownClock.Add(uint64(tokens))
+}
+
+// compare corrects the belief in the index by the pod's hit counters, where its answers do not report cached tokens.
+func (e *Endpoint) compare(s *Sample) {
+	queries, ok1 := s.Get(PrefixQueries)
+	hits, ok2 := s.Get(PrefixHits)
+	if !ok1 || !ok2 {
+		return
+	}
+	now := audit{
+		queries: queries, hits: hits,
+		prompt: e.promptTokens.Load(), believed: e.hitTokens.Load(), lost: e.agedTokens.Load(),
+		reports: e.reports.Load(),
+	}
+	was := e.audit
+	if was.queries == 0 {
+		e.audit = now
+		return
+	}
+	if queries-was.queries < auditTokens {
+		return
+	}
+	e.audit = now
+	if now.reports != was.reports {
+		return
+	}
+	share := min((hits-was.hits)/(queries-was.queries), 1)
+	e.belief.learn(evidence{
+		believed: float64(now.believed - was.believed),
+		lost:     float64(now.lost - was.lost),
+		found:    share * float64(now.prompt-was.prompt),
+		old:      true,
+	})
+}

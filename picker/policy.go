@@ -1,0 +1,121 @@
+package picker
+
+import "sync/atomic"
+
+// A Candidate is an endpoint as one request sees it: the terms of its score.
+type Candidate struct {
+	Endpoint *Endpoint
+	Depth    int     // leading chunks of the prompt alive in its cache
+	Hit      float64 // tokens of the prompt that it need not compute
+	Uncached float64 // tokens of the prompt that it has to compute, at least 1
+	Queued   float64 // Q: uncached tokens sent to it whose first token has not come
+	InFlight float64 // n: requests on it, others' included
+	KV       float64 // 0..1 of its KV cache in use
+	Speed    float64 // seconds a prompt token
+	Home     bool    // where the replicas agree to send this prompt while nobody has it
+	Score    float64 // what the policy made of it; the lowest wins
+
+	seen   int64 // our own part of Queued, as read
+	window int64 // tokens that the pod can allocate before it drops what was freed last
+}
+
+// A Policy chooses among candidates. It is called by many goroutines at once, with at least one candidate, in the order of
+// the endpoints; it may write Home and Score, must return a valid index, and keeps neither argument.
+type Policy interface {
+	Choose(c []Candidate, r *Request) int
+}
+
+const (
+	// interference is the share of this request's delay that counts for each request already there. It works from 0.03 to
+	// 0.3; at 0 pods melt.
+	interference = 0.1
+	// decodeTokens is what a request costs its neighbours beyond its prompt, in prompt tokens: its decoding. 1,000
+	// loses long contexts, 16,000 shared prefixes.
+	decodeTokens = 2000
+	// kvBarrier makes a pod dearer as its KV cache fills: five times when full.
+	kvBarrier = 0.8
+	// homeShare is the part of a cold prompt that its home is forgiven, so that replicas which do not talk build the same
+	// caches. 0.8 to 0.95 are good.
+	homeShare = 0.8
+	// tieBand: scores within 5 % of the lowest are equal, because speeds and token counts are not known better. Without
+	// it an idle pool would send every cold prompt to the pod that happened to measure fastest.
+	tieBand = 1.05
+)
+
+// Fairway is the default policy: see the package comment.
+type Fairway struct {
+	// Replicas is how many proxies share the pool without telling each other; 0 and 1 mean this one alone.
+	Replicas int
+}
+
+// Choose returns the candidate with the lowest score.
+func (f *Fairway) Choose(c []Candidate, r *Request) int {
+	depth, hit := 0, 0.0
+	for i := range c {
+		depth, hit = max(depth, c[i].Depth), max(hit, c[i].Hit)
+	}
+	// What tells this prompt from what the pool has cached: prompts that share their next chunk share the key.
+	key := r.Hash
+	if depth < len(r.Chain) {
+		key = r.Chain[depth]
+	}
+	home, forgiven := -1, 0.0
+	if f.Replicas > 1 {
+		home = rendezvous(c, key, func(*Candidate) bool { return true })
+		forgiven = homeShare * (c[home].Hit + c[home].Uncached - hit)
+	}
+	lowest := 0
+	for i := range c {
+		u := c[i].Uncached
+		if i == home {
+			c[i].Home = true
+			u = max(1, u-forgiven)
+		}
+		c[i].Score = score(&c[i], u)
+		if c[i].Score < c[lowest].Score {
+			lowest = i
+		}
+	}
+	limit := c[lowest].Score * tieBand
+	return rendezvous(c, key, func(c *Candidate) bool { return c.Score <= limit })
+}
+
+func score(c *Candidate, uncached float64) float64 {
+	return c.Speed * (c.Queued + uncached + interference*c.InFlight*(uncached+decodeTokens)) / (1 - kvBarrier*c.KV)
+}
+
+// rendezvous returns the candidate that ranks highest for key among those in the running. Everyone who sees the same
+// endpoints finds the same one, and an endpoint that comes or goes moves only its own keys.
+func rendezvous(c []Candidate, key uint64, in func(*Candidate) bool) int {
+	best, rank := 0, uint64(0)
+	for i := range c {
+		if !in(&c[i]) {
+			continue
+		}
+		if r := c[i].Endpoint.Rank(key); r >= rank {
+			best, rank = i, r
+		}
+	}
+	return best
+}
+
+// RoundRobin takes the endpoints in turn.
+type RoundRobin struct{ turn atomic.Uint64 }
+
+// Choose returns the next candidate.
+func (p *RoundRobin) Choose(c []Candidate, _ *Request) int {
+	return int((p.turn.Add(1) - 1) % uint64(len(c)))
+}
+
+// LeastRequest takes the endpoint with the fewest requests in flight.
+type LeastRequest struct{}
+
+// Choose returns the candidate with the fewest requests; equals share by the prompt's hash.
+func (LeastRequest) Choose(c []Candidate, r *Request) int {
+	fewest := c[0].InFlight
+	for i := range c {
+		c[i].Score = c[i].InFlight
+		fewest = min(fewest, c[i].InFlight)
+	}
+	return rendezvous(c, r.Hash, func(c *Candidate) bool { return c.InFlight <= fewest })
+}

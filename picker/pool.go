@@ -1,0 +1,202 @@
+package picker
+
+import (
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+var (
+	// ErrNoEndpoints says that the pool is empty.
+	ErrNoEndpoints = errors.New("picker: the pool has no endpoints")
+	// ErrExcluded says that every endpoint of the pool is on the request's Exclude list: all have been tried.
+	ErrExcluded = errors.New("picker: every endpoint of the pool has been tried")
+)
+
+// Config is fixed for a Pool's life. Its zero value works.
+type Config struct {
+	// Replicas is how many proxies share the pool's endpoints; 0 means 1.
+	Replicas int
+	// Policy chooses among endpoints; nil means Fairway.
+	Policy Policy
+	// StaleAfter is the age at which a scrape counts no more; 0 means 2 s.
+	StaleAfter time.Duration
+	// IndexBytes bounds each endpoint's index; 0 means prefix.DefaultMaxBytes.
+	IndexBytes int
+}
+
+// A Pool picks among interchangeable endpoints. All methods may be called at any time from any goroutine.
+type Pool struct {
+	cfg Config
+
+	set atomic.Pointer[[]*Endpoint] // never nil, never changed once stored
+
+	mu sync.Mutex // serialises SetEndpoints and growth of models
+
+	// Learned over all endpoints, the prior for those that have learned nothing yet.
+	speed    ratio // seconds a prompt token
+	uncached ratio // uncached tokens a request
+	text     ratio // bytes a token
+
+	models atomic.Pointer[map[string]*ratio] // bytes a token by model; copied to add one
+}
+
+// A Spec says which endpoint: its identity is address and UID. The endpoint's state (index, leases, speed, ejection)
+// survives every SetEndpoints that still contains its identity.
+type Spec struct {
+	Address string // as the transport wants it
+	UID     string // the pod's, if known: a new pod on an old address is another endpoint
+}
+
+// A Request is what a pick needs to know. Its slices and strings may lie in buffers; they must not change until the
+// lease has ended.
+type Request struct {
+	Chain     []uint64    // of prefix.AppendChain
+	Hash      uint64      // the digest of prefix.AppendChain: shares equals among endpoints
+	Bytes     int         // of the prompt's text, as prefix.AppendChain counts them
+	Tokens    int         // prompt tokens known beyond Bytes: token ids, estimates for media
+	Model     string      // whose bytes a token are learned
+	MaxTokens int         // completion tokens at most; 0: not said
+	Stream    bool        // the first token will be seen, and reported to Lease.FirstToken
+	Exclude   []*Endpoint // never picked: already tried
+}
+
+// NewPool returns a pool without endpoints.
+func NewPool(cfg Config) *Pool {
+	if cfg.Policy == nil {
+		cfg.Policy = &Fairway{Replicas: cfg.Replicas}
+	}
+	if cfg.StaleAfter <= 0 {
+		cfg.StaleAfter = 2 * time.Second
+	}
+	p := &Pool{cfg: cfg}
+	p.set.Store(&[]*Endpoint{})
+	p.models.Store(&map[string]*ratio{})
+	return p
+}
+
+// SetEndpoints replaces the set of endpoints as a whole. A spec that occurs twice counts once. Leases on endpoints that
+// have gone end as usual.
+func (p *Pool) SetEndpoints(specs []Spec) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	known := make(map[Spec]*Endpoint, len(specs))
+	for _, e := range *p.set.Load() {
+		known[e.spec] = e
+	}
+	next := make([]*Endpoint, 0, len(specs))
+	taken := make(map[Spec]bool, len(specs))
+	for _, s := range specs {
+		if taken[s] {
+			continue
+		}
+		taken[s] = true
+		e := known[s]
+		if e == nil {
+			e = newEndpoint(p, s)
+		}
+		next = append(next, e)
+	}
+	p.set.Store(&next)
+}
+
+// Endpoints returns the current set, in the order it was given. It must not be changed.
+func (p *Pool) Endpoints() []*Endpoint { return *p.set.Load() }
+
+// scratch is what a pick needs for its duration.
+type scratch struct{ c []Candidate }
+
+var scratches = sync.Pool{New: func() any { return new(scratch) }}
+
+// Pick chooses an endpoint and reserves it in the same step. Endpoints that are ejected are used only when there is no
+// other, the one ejected longest ago first. The error is ErrNoEndpoints or ErrExcluded.
+//
+// now is monotonic time since an origin of the caller's choice, the same in every call.
+func (p *Pool) Pick(r *Request, now time.Duration) (Lease, error) {
+	s := scratches.Get().(*scratch)
+	m := p.measure(r, now)
+	l, c, err := p.pick(s.c[:0], &m)
+	clear(c)
+	s.c = c
+	scratches.Put(s)
+	return l, err
+}
+
+// PickExplained is Pick, and appends to dst the candidates as the policy saw them.
+func (p *Pool) PickExplained(dst []Candidate, r *Request, now time.Duration) (Lease, []Candidate, error) {
+	m := p.measure(r, now)
+	l, c, err := p.pick(dst[len(dst):], &m)
+	return l, append(dst, c...), err
+}
+
+// Explain appends to dst the candidates for a request as the policy sees them now, and reserves nothing.
+func (p *Pool) Explain(dst []Candidate, r *Request, now time.Duration) []Candidate {
+	at := len(dst)
+	m := p.measure(r, now)
+	dst, err := p.candidates(dst, &m)
+	if err == nil {
+		p.cfg.Policy.Choose(dst[at:], r)
+	}
+	return dst
+}
+
+// attempts bounds how often a pick that lost a race is made again.
+const attempts = 4
+
+// pick gathers candidates into c, which is empty, chooses and reserves. If the chosen endpoint's queue has changed since
+// it was looked at, another pick may have chosen it at the same instant: the choice is made again, so that simultaneous
+// picks see each other. After a few attempts it is taken as it is.
+func (p *Pool) pick(c []Candidate, m *measure) (Lease, []Candidate, error) {
+	for attempt := 1; ; attempt++ {
+		var err error
+		if c, err = p.candidates(c[:0], m); err != nil {
+			return Lease{}, c, err
+		}
+		chosen := &c[p.cfg.Policy.Choose(c, m.request)]
+		if l, ok := chosen.Endpoint.reserve(chosen, m, attempt == attempts); ok {
+			return l, c, nil
+		}
+	}
+}
+
+// candidates appends every endpoint that may be picked, with its terms.
+func (p *Pool) candidates(c []Candidate, m *measure) ([]Candidate, error) {
+	set := *p.set.Load()
+	if len(set) == 0 {
+		return c, ErrNoEndpoints
+	}
+	var refuge *Endpoint // ejected longest ago
+	at := len(c)
+	for _, e := range set {
+		if excluded(m.request.Exclude, e) {
+			continue
+		}
+		if e.Ejected(m.now) {
+			if refuge == nil || e.ejectedAt.Load() < refuge.ejectedAt.Load() {
+				refuge = e
+			}
+			continue
+		}
+		c = append(c, Candidate{})
+		e.weigh(&c[len(c)-1], m)
+	}
+	if len(c) > at {
+		return c, nil
+	}
+	if refuge == nil {
+		return c, ErrExcluded
+	}
+	c = append(c, Candidate{})
+	refuge.weigh(&c[len(c)-1], m)
+	return c, nil
+}
+
+func excluded(list []*Endpoint, e *Endpoint) bool {
+	for _, x := range list {
+		if x == e {
+			return true
+		}
+	}
+	return false
+}
