@@ -1,0 +1,206 @@
+package sock
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// tcpPair gives both ends of a loopback connection.
+func tcpPair(t testing.TB) (near, far *net.TCPConn) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	d, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { a.Close(); d.Close() })
+	return a.(*net.TCPConn), d.(*net.TCPConn)
+}
+
+func TestTimeout(t *testing.T) {
+	// Each step sets a time-out, or none, after a pause; the read that is blocked
+	// all the while must fail at the time given.
+	type step struct{ pause, timeout time.Duration }
+	const s = time.Second
+	for _, tt := range []struct {
+		name  string
+		steps []step
+		want  time.Duration
+	}{
+		{"once", []step{{0, s}}, s},
+		{"moved on", []step{{0, s}, {s / 2, s}, {s / 2, s}}, 2 * s},
+		{"shortened", []step{{0, 60 * s}, {s, s}}, 2 * s},
+		{"shortened, then moved on", []step{{0, 60 * s}, {s, s}, {s / 2, 60 * s}}, 61*s + s/2},
+		{"disarmed and armed again", []step{{0, s}, {s / 2, 0}, {10 * s, s}}, 11*s + s/2},
+		{"moved on often", []step{{0, s}, {s - 1, s}, {s - 1, s}, {s - 1, s}, {s - 1, s}}, 5*s - 4},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				near, far := net.Pipe()
+				defer far.Close()
+				c := New(near)
+				defer c.Close()
+				start := time.Now()
+				ended := make(chan time.Duration)
+				go func() {
+					_, err := c.Read(make([]byte, 1))
+					if !errors.Is(err, os.ErrDeadlineExceeded) {
+						t.Errorf("the read gave %v", err)
+					}
+					ended <- time.Since(start)
+				}()
+				for _, st := range tt.steps {
+					time.Sleep(st.pause)
+					if c.TimedOut() {
+						t.Fatal("too early")
+					}
+					c.SetTimeout(st.timeout)
+				}
+				if got := <-ended; got < tt.want || got > tt.want+100*time.Millisecond {
+					t.Errorf("over after %v, want %v", got, tt.want)
+				}
+				if !c.TimedOut() || !c.Interrupted() {
+					t.Error("the connection does not say that it timed out")
+				}
+			})
+		})
+	}
+}
+
+func TestTimeoutAfterCloseDoesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		near, far := net.Pipe()
+		defer far.Close()
+		c := New(near)
+		c.SetTimeout(time.Second)
+		c.Close()
+		c.SetTimeout(time.Second)
+		time.Sleep(time.Minute)
+		if c.TimedOut() {
+			t.Error("a closed connection timed out")
+		}
+	})
+}
+
+func TestInterrupt(t *testing.T) {
+	near, far := tcpPair(t)
+	_ = far
+	c := New(near)
+	defer c.Close()
+	failed := make(chan error, 2)
+	go func() {
+		_, err := c.Read(make([]byte, 1))
+		failed <- err
+	}()
+	go func() {
+		for {
+			// The peer reads nothing: this blocks in the end.
+			if _, err := c.Write(make([]byte, 1<<20)); err != nil {
+				failed <- err
+				return
+			}
+		}
+	}()
+	for range 10 {
+		go c.Interrupt()
+	}
+	for range 2 {
+		if err := <-failed; !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("got %v", err)
+		}
+	}
+	if c.TimedOut() {
+		t.Error("an interrupt is not a time-out")
+	}
+	if _, err := c.Read(make([]byte, 1)); err == nil {
+		t.Error("a read after the interrupt succeeded")
+	}
+}
+
+func TestUnread(t *testing.T) {
+	near, far := tcpPair(t)
+	c := New(near)
+	defer c.Close()
+	far.Write([]byte("efg"))
+	far.Close()
+	c.Unread([]byte("cd"))
+	c.Unread([]byte("ab"))
+	all, err := io.ReadAll(c)
+	if string(all) != "abcdefg" || err != nil {
+		t.Errorf("got %q, %v", all, err)
+	}
+}
+
+func TestNewKeepsConn(t *testing.T) {
+	near, _ := tcpPair(t)
+	c := New(near)
+	if New(c) != c {
+		t.Error("a Conn was wrapped twice")
+	}
+}
+
+func TestWriteBuffers(t *testing.T) {
+	near, far := tcpPair(t)
+	c := New(near)
+	v := net.Buffers{[]byte("one"), []byte("two")}
+	if n, err := c.WriteBuffers(&v); n != 6 || err != nil {
+		t.Fatal(n, err)
+	}
+	c.Close()
+	all, _ := io.ReadAll(far)
+	if string(all) != "onetwo" {
+		t.Errorf("got %q", all)
+	}
+}
+
+func TestResetIsNoEnd(t *testing.T) {
+	near, far := tcpPair(t)
+	New(near).Reset()
+	if _, err := io.ReadAll(far); err == nil || !strings.Contains(err.Error(), "reset") {
+		t.Errorf("the peer read to an end: %v", err)
+	}
+}
+
+func TestSetTimeoutAllocatesNothing(t *testing.T) {
+	near, _ := tcpPair(t)
+	c := New(near)
+	defer c.Close()
+	c.SetTimeout(time.Minute)
+	if n := testing.AllocsPerRun(100, func() { c.SetTimeout(time.Hour); c.SetTimeout(0) }); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+func BenchmarkSetTimeout(b *testing.B) {
+	near, _ := tcpPair(b)
+	c := New(near)
+	defer c.Close()
+	for b.Loop() {
+		c.SetTimeout(time.Minute)
+	}
+}
+
+func BenchmarkSetDeadline(b *testing.B) {
+	near, _ := tcpPair(b)
+	for b.Loop() {
+		near.SetReadDeadline(time.Now().Add(time.Minute))
+	}
+}

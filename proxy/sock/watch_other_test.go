@@ -1,0 +1,7 @@
+//go:build !linux
+
+package sock
+
+import "testing"
+
+func watcherIsGone(*testing.T) {}
