@@ -1,0 +1,192 @@
+// Package account tells what became of an exchange: it counts it, times it and
+// writes its line in the access log.
+//
+// A Record is filled by the one goroutine that runs the exchange and handed
+// over once, at its end. A Recorder is safe for concurrent use. What a stranger
+// can name (models, paths) never makes metrics grow without bound.
+package account
+
+import (
+	"context"
+	"log/slog"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Unknown marks a count that nobody told.
+const Unknown = -1
+
+// Record is what there is to tell of one exchange. Strings are "" and counts
+// Unknown (where -1 is possible) when there is nothing to tell.
+type Record struct {
+	ID       string
+	Method   string
+	Path     string
+	Model    string // as the client named it
+	Pool     string
+	Endpoint string // the last one tried
+	Remote   string
+
+	Status int
+	// Reason is the word for what went wrong: the type of our error answer, or
+	// "client_gone", "upstream_cut" for an answer that broke off.
+	Reason string
+
+	Start    time.Time
+	Duration time.Duration
+	TTFT     time.Duration // to the first token of a stream; 0: none seen
+	Retries  int
+	Streamed bool
+
+	PromptTokens     int
+	CachedTokens     int
+	CompletionTokens int
+	// PredictedTokens and PredictedHit are the picker's estimates of
+	// PromptTokens and CachedTokens; Unknown when nothing was picked by prompt.
+	PredictedTokens int
+	PredictedHit    int
+
+	BytesIn, BytesOut int64
+}
+
+// Reasons that are not the type of an error answer.
+const (
+	ClientGone  = "client_gone"
+	UpstreamCut = "upstream_cut"
+)
+
+// maxModels bounds the values of the model label; further names count as
+// "other".
+const maxModels = 256
+
+// Recorder counts and logs Records.
+type Recorder struct {
+	log *slog.Logger // access log; nil: none
+
+	requests  *prometheus.CounterVec
+	duration  *prometheus.HistogramVec
+	ttft      *prometheus.HistogramVec
+	tokens    *prometheus.CounterVec
+	predicted *prometheus.CounterVec
+	retries   *prometheus.CounterVec
+
+	mu     sync.Mutex
+	models map[string]bool // names that have a label value of their own
+}
+
+// New registers the metrics. A nil access logger writes no access log.
+func New(reg prometheus.Registerer, access *slog.Logger) *Recorder {
+	seconds := prometheus.ExponentialBuckets(0.005, 2, 16) // 5 ms to 164 s
+	r := &Recorder{
+		log:    access,
+		models: make(map[string]bool),
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "fairway_requests_total",
+			Help: "Requests ended, by pool, model, status code and reason (empty: answered in full).",
+		}, []string{"pool", "model", "code", "reason"}),
+		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "fairway_request_duration_seconds", Buckets: seconds,
+			Help: "Time from a request's head to the end of its answer.",
+		}, []string{"pool"}),
+		ttft: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "fairway_time_to_first_token_seconds", Buckets: seconds,
+			Help: "Time from a streaming request's head to its first token.",
+		}, []string{"pool"}),
+		tokens: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "fairway_tokens_total",
+			Help: "Tokens as the engines counted them: prompt (all), cached (those of the prompt found in the prefix cache), completion.",
+		}, []string{"pool", "kind"}),
+		predicted: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "fairway_predicted_tokens_total",
+			Help: "Tokens as the picker estimated them: prompt, cached.",
+		}, []string{"pool", "kind"}),
+		retries: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "fairway_retries_total",
+			Help: "Further endpoints tried for requests whose first one failed before it answered.",
+		}, []string{"pool"}),
+	}
+	reg.MustRegister(r.requests, r.duration, r.ttft, r.tokens, r.predicted, r.retries)
+	return r
+}
+
+// Done counts and logs one exchange.
+func (r *Recorder) Done(rec *Record) {
+	r.requests.WithLabelValues(rec.Pool, r.modelLabel(rec), strconv.Itoa(rec.Status), rec.Reason).Inc()
+	r.duration.WithLabelValues(rec.Pool).Observe(rec.Duration.Seconds())
+	if rec.TTFT > 0 {
+		r.ttft.WithLabelValues(rec.Pool).Observe(rec.TTFT.Seconds())
+	}
+	r.addTokens(r.tokens, rec.Pool, "prompt", rec.PromptTokens)
+	r.addTokens(r.tokens, rec.Pool, "cached", rec.CachedTokens)
+	r.addTokens(r.tokens, rec.Pool, "completion", rec.CompletionTokens)
+	r.addTokens(r.predicted, rec.Pool, "prompt", rec.PredictedTokens)
+	r.addTokens(r.predicted, rec.Pool, "cached", rec.PredictedHit)
+	if rec.Retries > 0 {
+		r.retries.WithLabelValues(rec.Pool).Add(float64(rec.Retries))
+	}
+	if r.log != nil {
+		r.line(rec)
+	}
+}
+
+func (r *Recorder) addTokens(v *prometheus.CounterVec, pool, kind string, n int) {
+	if n > 0 {
+		v.WithLabelValues(pool, kind).Add(float64(n))
+	}
+}
+
+// modelLabel bounds the label: only a name that an engine answered to gets one.
+func (r *Recorder) modelLabel(rec *Record) string {
+	if rec.Model == "" {
+		return ""
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.models[rec.Model] {
+		return rec.Model
+	}
+	if rec.Status/100 == 2 && len(r.models) < maxModels {
+		r.models[rec.Model] = true
+		return rec.Model
+	}
+	return "other"
+}
+
+// line writes the access log's line. Text of prompts or answers never stands
+// in it; field names are Envoy's where it has one.
+func (r *Recorder) line(rec *Record) {
+	ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+	attrs := make([]slog.Attr, 0, 20)
+	attrs = append(attrs,
+		slog.String("request_id", rec.ID),
+		slog.String("method", rec.Method),
+		slog.String("path", rec.Path),
+		slog.Int("response_code", rec.Status),
+		slog.String("response_code_details", rec.Reason),
+		slog.String("downstream_remote_address", rec.Remote),
+		slog.String("upstream_host", rec.Endpoint),
+		slog.String("upstream_cluster", rec.Pool),
+		slog.String("model", rec.Model),
+		slog.Bool("stream", rec.Streamed),
+		slog.Float64("duration", ms(rec.Duration)),
+		slog.Float64("ttft", ms(rec.TTFT)),
+		slog.Int64("bytes_received", rec.BytesIn),
+		slog.Int64("bytes_sent", rec.BytesOut),
+		slog.Int("upstream_request_attempt_count", 1+rec.Retries),
+	)
+	for _, c := range []struct {
+		name string
+		n    int
+	}{
+		{"prompt_tokens", rec.PromptTokens}, {"cached_tokens", rec.CachedTokens}, {"completion_tokens", rec.CompletionTokens},
+		{"predicted_prompt_tokens", rec.PredictedTokens}, {"predicted_cached_tokens", rec.PredictedHit},
+	} {
+		if c.n >= 0 {
+			attrs = append(attrs, slog.Int(c.name, c.n))
+		}
+	}
+	r.log.LogAttrs(context.Background(), slog.LevelInfo, "access", attrs...)
+}

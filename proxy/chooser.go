@@ -1,0 +1,37 @@
+package proxy
+
+import (
+	"context"
+
+	"github.com/fairway-proxy/fairway/picker"
+	"github.com/fairway-proxy/fairway/proxy/upstream"
+)
+
+// Chooser says which endpoint a request goes to. It is the one seam of the
+// request path: the embedded picker is one Chooser, an external endpoint picker
+// another.
+type Chooser interface {
+	// Choose gives an endpoint that is not among those r excludes, with a
+	// lease on it. An *Error is the answer to give instead; any other error
+	// says that no endpoint is there.
+	Choose(ctx context.Context, r *picker.Request) (Choice, error)
+}
+
+// Choice is where a request goes.
+type Choice struct {
+	// Lease reserves the endpoint's capacity. Whoever got the Choice ends it.
+	Lease picker.Lease
+	// Transport leads to the endpoint.
+	Transport *upstream.Transport
+}
+
+// embedded is the Chooser of a pool that is picked for in the process.
+type embedded struct{ pool *picker.Pool }
+
+func (e embedded) Choose(_ context.Context, r *picker.Request) (Choice, error) {
+	lease, err := e.pool.Pick(r, Now())
+	if err != nil {
+		return Choice{}, err
+	}
+	return Choice{Lease: lease, Transport: lease.Endpoint().Owner().(*upstream.Transport)}, nil
+}

@@ -1,0 +1,71 @@
+package proxy
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/fairway-proxy/fairway/proxy/openai"
+)
+
+// Error is an answer of our own making: what went wrong, as the client hears
+// it. The body is OpenAI's error object; Type stands in the access log and in
+// the metrics too.
+type Error struct {
+	Status  int
+	Type    string // "fairway_…"
+	Message string
+	Param   string // the part of the request at fault; may be empty
+	// RetryAfter, when set, is said in the Retry-After field, rounded up to
+	// seconds.
+	RetryAfter time.Duration
+}
+
+func (e *Error) Error() string { return e.Message }
+
+func errBodyTooLarge(limit int64) *Error {
+	return &Error{Status: 413, Type: "fairway_body_too_large",
+		Message: fmt.Sprintf("The request body is larger than this proxy takes (%d bytes; limits.body).", limit)}
+}
+
+func errBuffersSpent() *Error {
+	return &Error{Status: 503, Type: "fairway_buffers_spent", RetryAfter: time.Second,
+		Message: "The proxy holds as many request bodies as it may (limits.buffers). Try again shortly."}
+}
+
+func errUnknownModel(model, known string) *Error {
+	return &Error{Status: 404, Type: "fairway_unknown_model", Param: "model",
+		Message: fmt.Sprintf("The model `%s` is not served here. Models: %s.", model, known)}
+}
+
+func errNoPool(path string) *Error {
+	return &Error{Status: 404, Type: "fairway_no_route",
+		Message: fmt.Sprintf("Nothing says which of the pools %s is for: it names no model.", path)}
+}
+
+func errNoEndpoint(pool string) *Error {
+	return &Error{Status: 503, Type: "fairway_no_endpoint", RetryAfter: time.Second,
+		Message: fmt.Sprintf("No endpoint of pool %s is there to serve this request.", pool)}
+}
+
+func errUpstream(cause error) *Error {
+	return &Error{Status: 502, Type: "fairway_upstream_failed",
+		Message: fmt.Sprintf("The engine failed before it answered: %v.", cause)}
+}
+
+func errTimeout(phase string, after time.Duration) *Error {
+	return &Error{Status: 504, Type: "fairway_timeout",
+		Message: fmt.Sprintf("The engine gave no %s within %s (timeouts).", phase, after)}
+}
+
+func errUnreadable(e *openai.Error) *Error {
+	return &Error{Status: 400, Type: "fairway_bad_request", Param: e.Param, Message: e.Error()}
+}
+
+func errBadRequest(reason string) *Error {
+	return &Error{Status: 400, Type: "fairway_bad_request", Message: reason}
+}
+
+func errInternal() *Error {
+	return &Error{Status: 500, Type: "fairway_internal",
+		Message: "The proxy failed on this request. Its log says more under this request's id."}
+}

@@ -1,0 +1,213 @@
+package proxy
+
+import (
+	"bytes"
+	"io"
+	"strconv"
+	"time"
+
+	"github.com/fairway-proxy/fairway/picker"
+	"github.com/fairway-proxy/fairway/proxy/account"
+	"github.com/fairway-proxy/fairway/proxy/message"
+	"github.com/fairway-proxy/fairway/proxy/openai"
+	"github.com/fairway-proxy/fairway/proxy/upstream"
+)
+
+// Names of the fields the proxy adds.
+var (
+	fieldRequestID = []byte("x-request-id")
+	fieldEndpoint  = []byte("x-fairway-endpoint")
+	fieldReceipt   = []byte("x-fairway-receipt")
+)
+
+// relay passes the answer on as it comes, reading in passing what it tells: the
+// first token, and the usage. Whole says that it was read to its end.
+func (x *Exchange) relay(conn *upstream.Conn, lease *picker.Lease) (whole bool, outcome picker.Outcome) {
+	streamed := isEventStream(&x.answer)
+	x.record.Status = x.answer.Status
+	x.addFields(lease)
+	if streamed && x.withholdUsage {
+		x.answer.ContentLength = message.Unknown
+	}
+	if x.stream.WriteHead(&x.answer) != nil {
+		return x.left()
+	}
+	var err error
+	if streamed {
+		err = x.relayEvents(conn, lease)
+	} else {
+		err = x.relayBody(conn)
+	}
+	lease.Usage(x.record.PromptTokens, x.record.CachedTokens, x.record.CompletionTokens)
+
+	switch {
+	case err == nil:
+		if x.stream.Finish(conn.Trailers()) != nil {
+			return x.left()
+		}
+		return true, picker.Done
+	case x.gone() || err == errGone:
+		return x.left()
+	}
+	x.record.Reason = account.UpstreamCut
+	x.server.log.Warn("answer broke off", "request_id", x.record.ID, "pool", x.pool.name, "endpoint", x.record.Endpoint, "error", err)
+	if streamed {
+		x.endBrokenStream()
+	} else {
+		x.stream.Abort()
+	}
+	return false, picker.Failed
+}
+
+// left is for a client that went away during its answer.
+func (x *Exchange) left() (bool, picker.Outcome) {
+	x.record.Reason = account.ClientGone
+	x.stream.Abort()
+	return false, picker.ClientGone
+}
+
+// relayBody passes on an answer that is not a stream of events. A nil error is
+// its proper end.
+func (x *Exchange) relayBody(conn *upstream.Conn) error {
+	x.plain.Reset()
+	for {
+		piece, err := x.next(conn)
+		if len(piece) > 0 {
+			x.plain.Pass(piece)
+			if x.send(piece) != nil {
+				return errGone
+			}
+		}
+		if err == io.EOF {
+			x.note(x.plain.Usage)
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// relayEvents passes on a stream of server-sent events. What arrives together
+// leaves together, and nothing waits: only while the usage event is to be
+// withheld is an event held back until it is whole.
+func (x *Exchange) relayEvents(conn *upstream.Conn, lease *picker.Lease) error {
+	x.events.Reset(x.withholdUsage)
+	for {
+		piece, err := x.next(conn)
+		x.segments = x.events.Pass(x.segments[:0], piece)
+		if x.events.FirstToken && x.record.TTFT == 0 {
+			now := Now()
+			x.record.TTFT = now - x.start
+			lease.FirstToken(now)
+		}
+		if x.send(x.segments...) != nil {
+			return errGone
+		}
+		switch {
+		case err == nil:
+			continue
+		case err == io.EOF || x.events.Done: // cut after [DONE], the client has it all
+			x.note(x.events.Usage)
+			return nil
+		}
+		return err
+	}
+}
+
+// next waits for the next piece of the answer.
+func (x *Exchange) next(conn *upstream.Conn) ([]byte, error) {
+	x.arm(conn, x.serving.timeouts.StreamIdle)
+	return conn.Next()
+}
+
+// send passes on what came, at once.
+func (x *Exchange) send(pieces ...[]byte) error {
+	for _, p := range pieces {
+		if _, err := x.stream.Write(p); err != nil {
+			return err
+		}
+		x.record.BytesOut += int64(len(p))
+	}
+	return x.stream.Flush()
+}
+
+// note keeps what the engine counted.
+func (x *Exchange) note(u openai.Usage) {
+	x.record.PromptTokens, x.record.CachedTokens, x.record.CompletionTokens = u.Prompt, u.Cached, u.Completion
+}
+
+// endBrokenStream tells the client of a stream that its engine failed, in the
+// way that vLLM does: an error event, and the end mark.
+func (x *Exchange) endBrokenStream() {
+	tail := x.scratch[:0]
+	if x.events.Open() {
+		tail = append(tail, "\n\n"...)
+	}
+	tail = openai.AppendErrorEvents(tail, 502, "fairway_upstream_failed", "The engine failed in the middle of this answer.", "")
+	x.scratch = tail
+	if x.send(tail) != nil || x.stream.Finish(nil) != nil {
+		x.stream.Abort()
+	}
+}
+
+// addFields puts our own fields into the answer's head.
+func (x *Exchange) addFields(lease *picker.Lease) {
+	fields := message.Delete(x.answer.Fields, "x-request-id")
+	fields = append(fields, message.Field{Name: fieldRequestID, Value: []byte(x.record.ID)})
+	if x.explain {
+		fields = append(fields,
+			message.Field{Name: fieldEndpoint, Value: []byte(x.record.Endpoint)},
+			message.Field{Name: fieldReceipt, Value: x.appendReceipt(nil, lease)})
+	}
+	x.answer.Fields = fields
+}
+
+// appendReceipt writes one line of JSON: where the request went and what the
+// picker thought of it.
+func (x *Exchange) appendReceipt(dst []byte, lease *picker.Lease) []byte {
+	dst = append(dst, `{"id":`...)
+	dst = openai.AppendQuoted(dst, x.record.ID)
+	dst = append(dst, `,"pool":`...)
+	dst = openai.AppendQuoted(dst, x.pool.name)
+	dst = append(dst, `,"endpoint":`...)
+	dst = openai.AppendQuoted(dst, x.record.Endpoint)
+	dst = append(dst, `,"prompt_tokens":`...)
+	dst = strconv.AppendInt(dst, int64(lease.PromptTokens()), 10)
+	dst = append(dst, `,"cached_tokens":`...)
+	dst = strconv.AppendInt(dst, int64(lease.HitTokens()), 10)
+	dst = append(dst, `,"attempts":`...)
+	dst = strconv.AppendInt(dst, int64(1+x.record.Retries), 10)
+	return append(dst, '}')
+}
+
+func isEventStream(r *message.Response) bool {
+	kind := message.Get(r.Fields, "content-type")
+	return len(kind) >= len(eventStream) && bytes.EqualFold(kind[:len(eventStream)], eventStream)
+}
+
+var eventStream = []byte("text/event-stream")
+
+// writeError answers with an error of ours, as OpenAI's error object.
+func writeError(s Stream, e *Error, id string) error {
+	text := openai.AppendError(nil, e.Status, e.Type, e.Message, e.Param)
+	fields := []message.Field{
+		{Name: []byte("content-type"), Value: []byte("application/json")},
+		{Name: []byte("date"), Value: []byte(time.Now().UTC().Format("Mon, 02 Jan 2006 15:04:05 GMT"))},
+	}
+	if id != "" {
+		fields = append(fields, message.Field{Name: fieldRequestID, Value: []byte(id)})
+	}
+	if e.RetryAfter > 0 {
+		seconds := int64((e.RetryAfter + time.Second - 1) / time.Second)
+		fields = append(fields, message.Field{Name: []byte("retry-after"), Value: strconv.AppendInt(nil, seconds, 10)})
+	}
+	head := message.Response{Status: e.Status, Fields: fields, ContentLength: int64(len(text))}
+	if err := s.WriteHead(&head); err != nil {
+		return err
+	}
+	if _, err := s.Write(text); err != nil {
+		return err
+	}
+	return s.Finish(nil)
+}

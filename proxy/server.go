@@ -1,0 +1,205 @@
+// Package proxy is the request path: it takes a request, picks the endpoint that
+// will serve it best, and relays the answer as it comes.
+//
+// Start reading at Exchange.run, the life of one request. The Server holds what
+// exchanges share; the World (world.go) is what they serve from, swapped as a
+// whole by SetWorld; a Stream (stream.go) is a request apart from the HTTP
+// version that carried it; a Chooser (chooser.go) says where it goes.
+package proxy
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/fairway-proxy/fairway/picker"
+	"github.com/fairway-proxy/fairway/proxy/account"
+	"github.com/fairway-proxy/fairway/proxy/h1"
+)
+
+// Config is what a Server is made with. The zero value works, apart from
+// Account.
+type Config struct {
+	// Account is told of every exchange.
+	Account *account.Recorder
+	// Log is the proxy's own log; nil: slog.Default.
+	Log *slog.Logger
+	// Picker is how pools pick.
+	Picker picker.Config
+	// HeaderLimit bounds a request's head, in bytes; zero: DefaultHeaderLimit.
+	HeaderLimit int
+	// Connections bounds the client connections held at once; zero: no bound.
+	Connections int
+	// HeaderTimeout, BodyTimeout and IdleTimeout bound how long a client may
+	// take for a head, may be silent inside a body, and may keep a connection
+	// without a request. Zero: 30 s, 60 s and 10 min.
+	HeaderTimeout, BodyTimeout, IdleTimeout time.Duration
+}
+
+// Server serves requests from the World it was given. It is safe for
+// concurrent use.
+type Server struct {
+	config  Config
+	log     *slog.Logger
+	account *account.Recorder
+
+	serving   atomic.Pointer[serving]
+	buffers   budget
+	retries   retryBudget
+	live      atomic.Int64 // exchanges under way
+	exchanges sync.Pool    // of *Exchange
+
+	http1 h1.Server
+
+	mu        sync.Mutex
+	pools     map[string]*pool
+	listeners map[net.Listener]bool
+	stopping  bool
+}
+
+// New makes a Server. It answers 503 until SetWorld gives it a World.
+func New(c Config) *Server {
+	s := &Server{
+		config:    c,
+		log:       or(c.Log, slog.Default()),
+		account:   c.Account,
+		listeners: make(map[net.Listener]bool),
+	}
+	s.exchanges.New = func() any { return &Exchange{server: s} }
+	s.http1 = h1.Server{
+		Handler:       func(st *h1.Stream) { s.Handle(st) },
+		BadRequest:    s.badRequest,
+		HeaderLimit:   or(c.HeaderLimit, DefaultHeaderLimit),
+		HeaderTimeout: or(c.HeaderTimeout, 30*time.Second),
+		BodyTimeout:   or(c.BodyTimeout, time.Minute),
+		IdleTimeout:   or(c.IdleTimeout, 10*time.Minute),
+	}
+	return s
+}
+
+// Handle runs one exchange, from its head to the end of its answer.
+func (s *Server) Handle(st Stream) {
+	s.live.Add(1)
+	defer s.live.Add(-1)
+	x := s.exchanges.Get().(*Exchange)
+	x.reset(st)
+	x.run()
+	x.stream = nil
+	s.exchanges.Put(x)
+}
+
+// Live is the number of exchanges under way.
+func (s *Server) Live() int { return int(s.live.Load()) }
+
+// Buffered is the number of bytes of request bodies held now.
+func (s *Server) Buffered() int64 { return s.buffers.used.Load() }
+
+// badRequest answers a request whose head could not be taken.
+func (s *Server) badRequest(st *h1.Stream, cause *h1.ProtocolError) {
+	rec := account.Record{
+		ID: newID(), Start: time.Now(), Status: cause.Status, Reason: "fairway_bad_request", Remote: st.RemoteAddr().String(),
+		PromptTokens: account.Unknown, CachedTokens: account.Unknown, CompletionTokens: account.Unknown,
+		PredictedTokens: account.Unknown, PredictedHit: account.Unknown,
+	}
+	e := &Error{Status: cause.Status, Type: rec.Reason, Message: cause.Error()}
+	if err := writeError(st, e, rec.ID); err != nil {
+		st.Abort()
+	}
+	rec.Duration = time.Since(rec.Start)
+	s.account.Done(&rec)
+}
+
+// malformed is the status for a body that breaks the rules of its HTTP version,
+// 0 for any other error.
+func malformed(err error) int {
+	if e, ok := errors.AsType[*h1.ProtocolError](err); ok {
+		return e.Status
+	}
+	return 0
+}
+
+// ErrStopped is what Serve answers after Shutdown.
+var ErrStopped = errors.New("the server was stopped")
+
+// Serve takes connections from l and serves HTTP/1.1 on them until Shutdown,
+// or until l fails for good. It closes l.
+func (s *Server) Serve(l net.Listener) error {
+	s.mu.Lock()
+	if s.stopping {
+		s.mu.Unlock()
+		l.Close()
+		return ErrStopped
+	}
+	s.listeners[l] = true
+	s.mu.Unlock()
+	defer l.Close()
+
+	var slots chan struct{}
+	if s.config.Connections > 0 {
+		slots = make(chan struct{}, s.config.Connections)
+	}
+	for {
+		if slots != nil {
+			slots <- struct{}{} // beyond the limit, clients wait in the listener's backlog
+		}
+		c, err := accept(l)
+		if err != nil {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			delete(s.listeners, l)
+			if s.stopping {
+				return ErrStopped
+			}
+			return err
+		}
+		go s.serveConn(c, slots)
+	}
+}
+
+func (s *Server) serveConn(c net.Conn, slots chan struct{}) {
+	if slots != nil {
+		defer func() { <-slots }()
+	}
+	s.http1.ServeConn(context.Background(), c)
+}
+
+// accept takes the next connection, waiting out what passes, such as a full
+// table of descriptors.
+func accept(l net.Listener) (net.Conn, error) {
+	for pause := 5 * time.Millisecond; ; pause = min(2*pause, time.Second) {
+		c, err := l.Accept()
+		if err == nil || errors.Is(err, net.ErrClosed) {
+			return c, err
+		}
+		if passing, ok := err.(interface{ Temporary() bool }); !ok || !passing.Temporary() {
+			return nil, err
+		}
+		slog.Warn("accept failed, trying again", "listener", l.Addr(), "error", err, "pause", pause)
+		time.Sleep(pause)
+	}
+}
+
+// Shutdown stops taking connections, closes those that wait for a request, and
+// returns when the last exchange has ended, or cuts what is left when ctx is
+// done and returns its error.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.mu.Lock()
+	s.stopping = true
+	for l := range s.listeners {
+		l.Close()
+	}
+	s.mu.Unlock()
+
+	err := s.http1.Shutdown(ctx)
+
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range s.pools {
+		p.close()
+	}
+	return err
+}

@@ -1,0 +1,217 @@
+package proxy
+
+import (
+	"sort"
+	"strings"
+	"time"
+
+	"github.com/fairway-proxy/fairway/picker"
+	"github.com/fairway-proxy/fairway/proxy/upstream"
+)
+
+// Now is the clock that the picker is given: monotonic time since the process
+// started.
+func Now() time.Duration { return time.Since(processStart) }
+
+var processStart = time.Now()
+
+// serving is a World made ready to serve from: immutable, swapped as a whole.
+// Its pools live on from one to the next.
+type serving struct {
+	world  *World
+	pools  []*pool
+	models map[string]*servedModel
+	// known lists the model names, for the error that names them.
+	known string
+
+	bodyLimit int64
+	usage     UsageMode
+	explain   ExplainMode
+	timeouts  Timeouts
+}
+
+// servedModel is a Model with its pool found.
+type servedModel struct {
+	Model
+	pool        *pool
+	totalWeight int
+}
+
+// pool is what outlives Worlds of a Pool: the picker's knowledge of its
+// endpoints and the connections to them.
+type pool struct {
+	name       string
+	picker     *picker.Pool
+	chooser    Chooser
+	transports map[Endpoint]*upstream.Transport // guarded by Server.mu
+}
+
+// SetWorld puts w in force for all requests that begin from now on; those under
+// way end in the World they began in. Endpoints that w still names keep what is
+// known of them, and their connections.
+func (s *Server) SetWorld(w *World) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+
+	next := &serving{
+		world:     w,
+		models:    make(map[string]*servedModel, len(w.Models)),
+		bodyLimit: or(w.Limits.Body, DefaultBodyLimit),
+		usage:     or(w.Usage, UsageInject),
+		explain:   or(w.Explain, ExplainOnRequest),
+		timeouts:  w.Timeouts,
+	}
+	s.buffers.limit.Store(or(w.Limits.Buffers, DefaultBufferLimit))
+
+	pools := make(map[string]*pool, len(w.Pools))
+	for i := range w.Pools {
+		p := s.updatePool(&w.Pools[i], or(w.Timeouts.Connect, DefaultConnectTimeout))
+		pools[p.name] = p
+		next.pools = append(next.pools, p)
+	}
+	for i := range w.Models {
+		m := &servedModel{Model: w.Models[i], pool: pools[w.Models[i].Pool]}
+		for _, t := range m.Targets {
+			m.totalWeight += t.Weight
+		}
+		next.models[m.Name] = m
+	}
+	next.known = knownModels(w.Models)
+
+	s.serving.Store(next)
+	for name, p := range s.pools {
+		if pools[name] == nil {
+			p.close()
+		}
+	}
+	s.pools = pools
+}
+
+// updatePool gives the pool of that name its endpoints, making it if it is new.
+// s.mu is held.
+func (s *Server) updatePool(w *Pool, connect time.Duration) *pool {
+	p := s.pools[w.Name]
+	if p == nil {
+		p = &pool{
+			name:       w.Name,
+			picker:     picker.NewPool(s.config.Picker),
+			transports: make(map[Endpoint]*upstream.Transport),
+		}
+		p.chooser = embedded{p.picker}
+	}
+	specs := make([]picker.Spec, len(w.Endpoints))
+	named := make(map[Endpoint]bool, len(w.Endpoints))
+	for i, e := range w.Endpoints {
+		named[e] = true
+		t := p.transports[e]
+		if t == nil {
+			t = &upstream.Transport{Address: e.Address}
+			p.transports[e] = t
+		}
+		t.SetConnectTimeout(connect)
+		specs[i] = picker.Spec{Address: e.Address, UID: e.UID, Owner: t}
+	}
+	p.picker.SetEndpoints(specs)
+	for e, t := range p.transports {
+		if !named[e] {
+			t.Close()
+			delete(p.transports, e)
+		}
+	}
+	return p
+}
+
+// close lets go of a pool that no World names any more. Requests under way
+// keep their connections until they end.
+func (p *pool) close() {
+	p.picker.SetEndpoints(nil)
+	for _, t := range p.transports {
+		t.Close()
+	}
+}
+
+// route finds the pool for a request that names this model ("" for none).
+func (v *serving) route(model []byte, path []byte) (*pool, *servedModel, error) {
+	if len(v.models) > 0 && len(model) > 0 {
+		m := v.models[string(model)]
+		if m == nil {
+			return nil, nil, errUnknownModel(string(model), v.known)
+		}
+		return m.pool, m, nil
+	}
+	switch len(v.pools) {
+	case 0:
+		return nil, nil, errNoPool(string(path))
+	case 1:
+		return v.pools[0], nil, nil
+	}
+	return nil, nil, errNoPool(string(path))
+}
+
+// target is the name the engines know the model by, chosen by weight: roll is
+// any evenly spread number.
+func (m *servedModel) target(roll uint64) string {
+	if m.totalWeight == 0 {
+		return m.Name
+	}
+	at := int(roll % uint64(m.totalWeight))
+	for _, t := range m.Targets {
+		if at -= t.Weight; at < 0 {
+			return t.Name
+		}
+	}
+	panic("unreachable: weights sum to totalWeight")
+}
+
+// knownModels is the list of names for an error, bounded.
+func knownModels(models []Model) string {
+	names := make([]string, 0, len(models))
+	for _, m := range models {
+		names = append(names, m.Name)
+	}
+	sort.Strings(names)
+	const most = 20
+	if len(names) > most {
+		names = append(names[:most], "…")
+	}
+	return strings.Join(names, ", ")
+}
+
+// or gives the default for a zero value.
+func or[T comparable](v, otherwise T) T {
+	var zero T
+	if v == zero {
+		return otherwise
+	}
+	return v
+}
+
+// EndpointState is what is known of one endpoint, for those who watch it.
+type EndpointState struct {
+	Pool      string
+	Endpoint  *picker.Endpoint
+	Transport *upstream.Transport
+}
+
+// Endpoints lists the endpoints of the World in force, in its order.
+func (s *Server) Endpoints() []EndpointState {
+	v := s.serving.Load()
+	if v == nil {
+		return nil
+	}
+	var all []EndpointState
+	for _, p := range v.pools {
+		for _, e := range p.picker.Endpoints() {
+			all = append(all, EndpointState{p.name, e, e.Owner().(*upstream.Transport)})
+		}
+	}
+	return all
+}
+
+// World is the World in force; nil before the first SetWorld.
+func (s *Server) World() *World {
+	if v := s.serving.Load(); v != nil {
+		return v.world
+	}
+	return nil
+}

@@ -1,0 +1,47 @@
+package proxy
+
+import (
+	"context"
+	"net"
+
+	"github.com/fairway-proxy/fairway/proxy/message"
+)
+
+// Stream is one request and the answer to it, apart from the HTTP version that
+// carries them: proxy/h1 gives one per request of a connection. All methods but
+// the Context's are called from the goroutine that runs the Exchange.
+//
+// Backing off is the writer's: Write and Flush block while the client does not
+// read. After any of them failed, the client is gone.
+type Stream interface {
+	// Context is done once the client has gone away; its cause says how.
+	Context() context.Context
+	// Head is the request's head, valid until the exchange ends. Its Fields
+	// may be edited.
+	Head() *message.Request
+	// Read reads the request's body; io.EOF at its end.
+	Read(p []byte) (int, error)
+
+	// Bind has i interrupted, at most once, when the client goes away. It
+	// answers false, and keeps nothing, if the client already has.
+	Bind(i interface{ Interrupt() }) bool
+	// Unbind takes back Bind. After it returns, i is not touched any more.
+	Unbind()
+
+	// WriteHead begins the answer. It may be held back until Flush.
+	WriteHead(*message.Response) error
+	// Write adds to the answer's body. It may be held back until Flush.
+	Write(p []byte) (int, error)
+	// Flush sends what was held back.
+	Flush() error
+	// Finish ends the answer and sends it all.
+	Finish(trailers []message.Field) error
+	// Abort cuts the answer off, so that the client sees that it is not whole.
+	Abort()
+	// Started tells whether any byte of the answer may have left: from then
+	// on nothing can be retried and no other status sent.
+	Started() bool
+
+	// RemoteAddr is the client's address.
+	RemoteAddr() net.Addr
+}

@@ -1,0 +1,64 @@
+package upstream
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/fairway-proxy/fairway/proxy/message"
+)
+
+// MaxPage bounds what Fetch reads: a vLLM metrics page is 50 to 100 KB.
+const MaxPage = 4 << 20
+
+// Fetch gets a small page, such as /metrics or /health, by the way that
+// requests take, appending its body to buf.
+func (t *Transport) Fetch(ctx context.Context, path string, buf []byte) (status int, page []byte, err error) {
+	c, err := t.Get(ctx)
+	if err != nil {
+		return 0, buf, err
+	}
+	if deadline, ok := ctx.Deadline(); ok {
+		c.Sock().SetTimeout(time.Until(deadline))
+	}
+	stop := context.AfterFunc(ctx, c.Sock().Interrupt)
+	status, page, err = c.fetch(t.Address, path, buf)
+	if !stop() || err != nil {
+		c.Close()
+		if err == nil {
+			err = context.Cause(ctx)
+		}
+		return status, page, fmt.Errorf("get %s from %s: %w", path, t.Address, err)
+	}
+	t.Put(c)
+	return status, page, nil
+}
+
+func (c *Conn) fetch(authority, path string, buf []byte) (int, []byte, error) {
+	req := message.Request{
+		Method:    []byte("GET"),
+		Target:    []byte(path),
+		Authority: []byte(authority),
+		Fields:    []message.Field{{Name: []byte("user-agent"), Value: []byte("fairway")}},
+	}
+	if err := c.Send(&req); err != nil {
+		return 0, buf, err
+	}
+	var resp message.Response
+	if err := c.ReadHead(&resp); err != nil {
+		return 0, buf, err
+	}
+	for start := len(buf); ; {
+		piece, err := c.Next()
+		buf = append(buf, piece...)
+		switch {
+		case err == io.EOF:
+			return resp.Status, buf, nil
+		case err != nil:
+			return resp.Status, buf, err
+		case len(buf)-start > MaxPage:
+			return resp.Status, buf[:start], fmt.Errorf("the page is larger than %d bytes", MaxPage)
+		}
+	}
+}
