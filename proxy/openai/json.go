@@ -34,7 +34,6 @@ const longestKey = 32
 type text struct {
 	start, end int
 	escaped    bool // holds a backslash
-	ascii      bool
 }
 
 func (s *scanner) reset(body []byte) {
@@ -120,7 +119,7 @@ func (s *scanner) member() (key []byte, ok bool) {
 	s.peek()
 	raw := s.body[t.start:t.end]
 	switch {
-	case !t.ascii && !utf8.Valid(raw):
+	case !utf8.Valid(raw):
 		s.fail(s.key, "the key is not valid UTF-8")
 		return nil, false
 	case t.escaped:
@@ -137,83 +136,71 @@ func (s *scanner) member() (key []byte, ok bool) {
 // str reads the string whose opening quote is here.
 func (s *scanner) str() text {
 	start := s.pos + 1
-	end, flags, bad := scanString(s.body, start)
+	end, escaped, bad := scanString(s.body, start)
 	if bad != "" {
 		s.fail(end, bad)
-		return text{start: start, end: start, ascii: true}
+		return text{start: start, end: start}
 	}
 	s.pos = end + 1
-	return text{start: start, end: end, escaped: flags&hasEscape != 0, ascii: flags&hasHigh == 0}
+	return text{start, end, escaped}
 }
-
-const (
-	hasEscape = 1 << iota
-	hasHigh   // a byte of 0x80 or more
-)
 
 const (
 	ones  = 0x0101010101010101
 	highs = 0x8080808080808080
 )
 
-// scanString finds the quote that ends the string whose first byte is b[i]. When
-// the string is malformed, bad says why and end where.
+// special finds the first byte from i on that means something in a string: a quote,
+// a backslash or a control character, which RFC 8259 forbids; len(b) without one.
 //
-// Eight bytes are looked at together. x^0x02 maps the quote (0x22) to 0x20 and
-// keeps 0x00–0x1f among themselves, so one comparison "below 0x21" finds quotes and
-// the control characters that RFC 8259 forbids; a second finds the backslash. The
-// borrow of a subtraction can only spoil bytes above the lowest hit, and the lowest
-// is all that is used.
-func scanString(b []byte, i int) (end int, flags uint8, bad string) {
-	var seen uint64
-	for {
-		for len(b)-i >= 8 {
-			x := binary.LittleEndian.Uint64(b[i:])
-			q := x ^ (0x02 * ones)
-			e := x ^ ('\\' * ones)
-			hit := ((q-0x21*ones)&^q | (e-ones)&^e) & highs
-			if hit == 0 {
-				seen |= x
-				i += 8
-				continue
-			}
-			n := bits.TrailingZeros64(hit) >> 3
-			seen |= x & (1<<(8*n) - 1)
-			i += n
-			goto special
-		}
-		for ; ; i++ {
-			if i >= len(b) {
-				return len(b), flags, "a string does not end"
-			}
-			c := b[i]
-			if c == '"' || c == '\\' || c < 0x20 {
-				break
-			}
-			seen |= uint64(c)
-		}
-	special:
-		switch b[i] {
-		case '"':
-			if seen&highs != 0 {
-				flags |= hasHigh
-			}
-			return i, flags, ""
-		case '\\':
-			flags |= hasEscape
-			n := escapeLen(b[i:])
-			if n == 0 {
-				if len(b)-i < 6 {
-					return len(b), flags, "a string does not end"
-				}
-				return i, flags, "invalid escape in a string"
-			}
-			i += n
-		default:
-			return i, flags, "control character in a string (it must be escaped)"
+// Eight bytes are looked at together. x^0x02 maps the quote (0x22) to 0x20 and keeps
+// 0x00–0x1f among themselves, so one comparison "below 0x21" finds quotes and control
+// characters; a second finds the backslash. The borrow of a subtraction can only
+// spoil bytes above the lowest hit, and the lowest is all that is used.
+func special(b []byte, i int) int {
+	for ; len(b)-i >= 8; i += 8 {
+		x := binary.LittleEndian.Uint64(b[i:])
+		q := x ^ (0x02 * ones)
+		e := x ^ ('\\' * ones)
+		if hit := ((q-0x21*ones)&^q | (e-ones)&^e) & highs; hit != 0 {
+			return i + bits.TrailingZeros64(hit)>>3
 		}
 	}
+	for ; i < len(b); i++ {
+		if c := b[i]; c == '"' || c == '\\' || c < 0x20 {
+			break
+		}
+	}
+	return i
 }
+
+// scanString finds the quote that ends the string whose first byte is b[i]. When
+// the string is malformed, bad says why and end where.
+func scanString(b []byte, i int) (end int, escaped bool, bad string) {
+	for {
+		i = special(b, i)
+		switch {
+		case i == len(b):
+			return i, escaped, unended
+		case b[i] == '"':
+			return i, escaped, ""
+		case b[i] != '\\':
+			return i, escaped, "control character in a string (it must be escaped)"
+		}
+		escaped = true
+		n := escapeLen(b[i:])
+		switch {
+		case n > 0:
+		case len(b)-i < 6:
+			return len(b), escaped, unended
+		default:
+			return i, escaped, "invalid escape in a string"
+		}
+		i += n
+	}
+}
+
+const unended = "a string does not end"
 
 // escapeLen is the length of the escape sequence b starts with, 0 if it is none.
 func escapeLen(b []byte) int {
@@ -293,6 +280,17 @@ func appendUnescaped(dst, raw []byte, limit int) ([]byte, bool) {
 
 // skip passes over one value of any kind.
 func (s *scanner) skip() {
+	switch c := s.peek(); c {
+	case '{', '[':
+		s.skipContainer()
+	case '"':
+		s.str()
+	default:
+		s.scalar(c)
+	}
+}
+
+func (s *scanner) skipContainer() {
 	var objects [MaxDepth / 64]uint64 // bit d: the container at depth d is an object
 	depth := 0
 	for {
@@ -316,20 +314,18 @@ func (s *scanner) skip() {
 			s.scalar(c)
 		}
 		// Behind a value or an opening bracket: to the next value.
-		for {
-			if depth == 0 || s.failed() {
-				return
-			}
-			var more bool
+		for more := false; !more; {
 			if d := depth - 1; objects[d/64]&(1<<(d%64)) != 0 {
 				_, more = s.member()
 			} else {
 				more = s.more(']')
 			}
-			if more {
-				break
+			if !more {
+				depth--
 			}
-			depth--
+			if depth == 0 || s.failed() {
+				return
+			}
 		}
 	}
 }

@@ -258,7 +258,7 @@ func (r *Request) readModel() {
 	switch {
 	case len(r.Model) > MaxModel:
 		r.modelErr = "the name of the model is too long"
-	case !ok || !t.ascii && !utf8.Valid(r.Model):
+	case !ok || !utf8.Valid(r.Model):
 		r.modelErr = "the name of the model is not valid Unicode"
 	}
 }
