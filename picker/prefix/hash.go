@@ -18,6 +18,8 @@ const (
 	// looks like media.
 	textEnd  = 0xFF
 	mediaEnd = 0xFE
+
+	multiplier = 0x9E3779B97F4A7C15 // 2^64 over the golden ratio, odd
 )
 
 // A Span is one piece of a prompt, in the order in which the pod's chat template lays them out.
@@ -108,7 +110,7 @@ func (c *cutter) add(chunk []byte) {
 // Link chains one hash to the next. For a given parent it is a bijection of sum (a multiplication by an odd number, an
 // addition, MurmurHash3's finaliser), so that chaining adds no collisions to those of xxhash; only 0 is moved to 1.
 func Link(parent, sum uint64) uint64 {
-	h := mix(parent*0x9E3779B97F4A7C15 + sum + 1)
+	h := mix(parent*multiplier + sum + 1)
 	if h == 0 {
 		return 1
 	}
