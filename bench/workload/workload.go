@@ -1,0 +1,254 @@
+// Package workload describes traffic: who starts a conversation when, what each turn of it adds to the prompt, how long an answer it
+// asks for, and how long the user then thinks.
+//
+// A description is deterministic: the same name, parameters and seed give the same conversations, on every machine. It has no text
+// in it but segments, which are an identity and a length, so that a simulator can play millions of prompts by arithmetic
+// (AppendBlocks) and a player over real sockets can write them out (Text). Both see the same sharing: two prompts have a common
+// prefix where their segments agree, and nowhere else.
+//
+// Nothing here reads a clock or keeps state between calls; a Workload may be used by several goroutines at once.
+package workload
+
+import (
+	"fmt"
+	"iter"
+	"math/rand/v2"
+	"strings"
+	"time"
+)
+
+// Params shape a workload. A zero field means what the named workload has; the fields' values then show in Workload.Params.
+type Params struct {
+	Seed uint64  `json:"seed"` // of arrivals, lengths and contents: no text is shared between two seeds
+	Rate float64 `json:"rate"` // requests a second in the long run; conversations start at Rate over their mean number of turns; 0: 1
+
+	Groups       int           `json:"groups"`        // distinct system prompts
+	Users        int           `json:"users"`         // fixed users in a group, each always opening with the same message; 0: every conversation is new
+	SystemTokens int           `json:"system_tokens"` // length of a system prompt; 0: none
+	TurnTokens   int           `json:"turn_tokens"`   // length of a user's message
+	AnswerTokens int           `json:"answer_tokens"` // length of an answer
+	Turns        int           `json:"turns"`         // questions in a conversation
+	Think        time.Duration `json:"think_ns"`      // pause between an answer and the next question
+}
+
+// kind is a named workload.
+type kind struct {
+	name, about string
+	defaults    Params
+	// varied: lengths are uniform between half and one and a half of what the parameters say, turns between 1 and twice their
+	// number less one, pauses exponential; what the parameters say is the mean. Otherwise they are exact.
+	varied bool
+}
+
+// kinds are all the workloads there are.
+var kinds = []kind{
+	{
+		"chat", "conversations of several turns; assistants share system prompts",
+		Params{Groups: 20, SystemTokens: 1000, TurnTokens: 150, AnswerTokens: 250, Turns: 6, Think: 15 * time.Second}, true,
+	},
+	// The next two are the shared-prefix benchmark of kubernetes-sigs/inference-perf (datagen/shared_prefix_datagen.py): a
+	// shuffled set of fixed prompts, asked one after the other, over and over.
+	{
+		"shared-prefix", "150 groups of 5 users with a long common prompt, long answers",
+		Params{Groups: 150, Users: 5, SystemTokens: 6000, TurnTokens: 1200, AnswerTokens: 1000, Turns: 1}, false,
+	},
+	{
+		"shared-prefix-short", "the same with short answers",
+		Params{Groups: 150, Users: 5, SystemTokens: 6000, TurnTokens: 1200, AnswerTokens: 250, Turns: 1}, false,
+	},
+	{
+		"unshared", "single questions that have nothing in common",
+		Params{TurnTokens: 256, AnswerTokens: 128, Turns: 1}, false,
+	},
+}
+
+// Names are the names that New knows.
+func Names() []string {
+	names := make([]string, len(kinds))
+	for i, k := range kinds {
+		names[i] = k.name
+	}
+	return names
+}
+
+// About says in a few words what the workload is.
+func (w *Workload) About() string { return w.kind.about }
+
+// Workload is an endless supply of conversations. Make it with New.
+type Workload struct {
+	kind   kind
+	params Params
+}
+
+// New returns the workload of that name, shaped by p. It fails if there is none, or if a parameter is below zero.
+func New(name string, p Params) (*Workload, error) {
+	for _, k := range kinds {
+		if k.name != name {
+			continue
+		}
+		if p.Rate < 0 || min(p.Groups, p.Users, p.SystemTokens, p.TurnTokens, p.AnswerTokens, p.Turns, int(p.Think)) < 0 {
+			return nil, fmt.Errorf("workload %q: a parameter is below zero; leave it 0 for the workload's own", name)
+		}
+		return &Workload{k, p.or(k.defaults)}, nil
+	}
+	return nil, fmt.Errorf("there is no workload %q; there are %s", name, strings.Join(Names(), ", "))
+}
+
+// or returns p with the values of d where p has none.
+func (p Params) or(d Params) Params {
+	if p.Rate == 0 {
+		p.Rate = 1
+	}
+	for _, f := range []struct{ own, other *int }{
+		{&p.Groups, &d.Groups},
+		{&p.Users, &d.Users},
+		{&p.SystemTokens, &d.SystemTokens},
+		{&p.TurnTokens, &d.TurnTokens},
+		{&p.AnswerTokens, &d.AnswerTokens},
+		{&p.Turns, &d.Turns},
+	} {
+		if *f.own == 0 {
+			*f.own = *f.other
+		}
+	}
+	if p.Think == 0 {
+		p.Think = d.Think
+	}
+	return p
+}
+
+// Name is the name it was made by.
+func (w *Workload) Name() string { return w.kind.name }
+
+// Params are the parameters in force, with the workload's own where New was given none.
+func (w *Workload) Params() Params { return w.params }
+
+// Session is one conversation. Its prompt in a turn is the system prompt, the questions and answers of the turns before, and the
+// turn's question.
+type Session struct {
+	ID     uint64        // counts from 0
+	Start  time.Duration // when its first question is asked, from the beginning of the workload
+	System []Segment     // the system prompt; empty: none
+	Turns  []Turn        // at least one
+}
+
+// Turn is a question and the answer it asks for.
+type Turn struct {
+	Think  time.Duration // from the end of the previous answer; 0 in the first turn
+	User   []Segment
+	Answer Segment // its Tokens limit the answer; whoever makes the answers up has an identity for its content
+}
+
+// AppendPrompt appends to dst the segments of the prompt in turn i, counted from 0, with the answers before it as they were asked
+// for. What a chat template adds between messages is not in it.
+func (s *Session) AppendPrompt(dst []Segment, i int) []Segment {
+	dst = append(dst, s.System...)
+	for _, t := range s.Turns[:i] {
+		dst = append(append(dst, t.User...), t.Answer)
+	}
+	return append(dst, s.Turns[i].User...)
+}
+
+// PromptTokens is the length of the prompt in turn i, counted from 0.
+func (s *Session) PromptTokens(i int) int {
+	n := Tokens(s.System)
+	for _, t := range s.Turns[:i] {
+		n += Tokens(t.User) + t.Answer.Tokens
+	}
+	return n + Tokens(s.Turns[i].User)
+}
+
+// What an identity or a stream of random numbers is for.
+const (
+	arrivals uint64 = iota
+	cycle
+	sessions
+	systemPrompt
+	openingQuestion
+	question
+	answer
+)
+
+// Sessions yields the conversations in the order in which they start, without end. They start at random, independently of each other
+// and of how anything is answered (a Poisson process). A conversation is the same at every rate but for its Start.
+func (w *Workload) Sessions() iter.Seq[Session] {
+	return func(yield func(Session) bool) {
+		p := w.params
+		gaps := rand.New(rand.NewPCG(p.Seed, identity(p.Seed, arrivals)))
+		starts := p.Rate / float64(p.Turns)
+		order := rand.New(rand.NewPCG(p.Seed, identity(p.Seed, cycle))).Perm(p.Users * max(1, p.Groups))
+		var at float64 // seconds
+		for id := uint64(0); ; id++ {
+			at += gaps.ExpFloat64() / starts
+			s := w.session(id, order)
+			s.Start = time.Duration(at * float64(time.Second))
+			if !yield(s) {
+				return
+			}
+		}
+	}
+}
+
+// session makes the conversation of that number. order is the order in which the fixed users take turns; it is empty if there are none.
+func (w *Workload) session(id uint64, order []int) Session {
+	p := w.params
+	rng := rand.New(rand.NewPCG(p.Seed, identity(p.Seed, sessions, id)))
+	s := Session{ID: id}
+
+	group, opening := id, identity(p.Seed, question, id)
+	switch {
+	case len(order) > 0:
+		user := uint64(order[id%uint64(len(order))])
+		group, opening = user/uint64(p.Users), identity(p.Seed, openingQuestion, user)
+	case p.Groups > 0:
+		group = rng.Uint64N(uint64(p.Groups))
+	}
+	if p.SystemTokens > 0 {
+		s.System = []Segment{{identity(p.Seed, systemPrompt, group), p.SystemTokens}}
+	}
+
+	turns := p.Turns
+	if w.kind.varied {
+		turns = 1 + rng.IntN(2*p.Turns-1)
+	}
+	s.Turns = make([]Turn, turns)
+	for i := range s.Turns {
+		t := &s.Turns[i]
+		t.User = []Segment{{identity(p.Seed, question, id, uint64(i)), w.length(rng, p.TurnTokens)}}
+		t.Answer = Segment{identity(p.Seed, answer, id, uint64(i)), w.length(rng, p.AnswerTokens)}
+		if i > 0 {
+			t.Think = p.Think
+			if w.kind.varied {
+				t.Think = time.Duration(rng.ExpFloat64() * float64(p.Think))
+			}
+		}
+	}
+	s.Turns[0].User[0] = Segment{opening, w.length(rand.New(rand.NewPCG(opening, 0)), p.TurnTokens)}
+	return s
+}
+
+// length draws a length whose mean is mean.
+func (w *Workload) length(rng *rand.Rand, mean int) int {
+	if !w.kind.varied {
+		return mean
+	}
+	half := mean / 2
+	return max(1, mean-half+rng.IntN(2*half+1))
+}
+
+// identity mixes numbers into one that no others give.
+func identity(parts ...uint64) uint64 {
+	h := uint64(len(parts))
+	for _, p := range parts {
+		h = mix(h, p)
+	}
+	return h
+}
+
+// mix chains p to h with the finalizer of splitmix64.
+func mix(h, p uint64) uint64 {
+	z := h*0x9E3779B97F4A7C15 + p + 0x9E3779B97F4A7C15
+	z = (z ^ z>>30) * 0xBF58476D1CE4E5B9
+	z = (z ^ z>>27) * 0x94D049BB133111EB
+	return z ^ z>>31
+}
