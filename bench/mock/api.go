@@ -1,0 +1,114 @@
+package mock
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+)
+
+const (
+	version     = "0.32.0"
+	fingerprint = "vllm-" + version + "-da5bd386"
+)
+
+// route is a path of the API.
+type route struct {
+	method  string
+	handle  func(x *exchange)
+	measure bool // it appears in the http_* metrics
+}
+
+// table lists the API. A family of endpoints is a file.
+func (s *Server) table() map[string]route {
+	return map[string]route{
+		"/v1/chat/completions": {http.MethodPost, (*exchange).chatCompletions, true},
+		"/v1/completions":      {http.MethodPost, (*exchange).completions, true},
+		"/v1/models":           {http.MethodGet, (*exchange).models, true},
+		"/health":              {http.MethodGet, (*exchange).health, false},
+		"/ping":                {http.MethodGet, (*exchange).health, true},
+		"/version":             {http.MethodGet, (*exchange).version, false},
+		"/load":                {http.MethodGet, (*exchange).load, false},
+		"/metrics":             {http.MethodGet, (*exchange).metrics, false},
+	}
+}
+
+// serve answers one request.
+func (x *exchange) serve() {
+	path := x.req.URL.Path
+	r, known := x.s.routes[path]
+	handler, measured := path, r.measure
+	switch {
+	case strings.HasPrefix(path, "/v1/") && !x.authorized():
+		x.answer(http.StatusUnauthorized, "application/json", []byte(`{"error":"Unauthorized"}`))
+	case !known:
+		handler, measured = "none", true
+		x.answer(http.StatusNotFound, "application/json", []byte(`{"detail":"Not Found"}`))
+	case r.method != x.req.Method:
+		handler, measured = "none", true
+		x.answer(http.StatusMethodNotAllowed, "application/json", []byte(`{"detail":"Method Not Allowed"}`), field{"allow", r.method})
+	default:
+		r.handle(x)
+	}
+	if measured {
+		x.s.mu.Lock()
+		x.s.http.observe(handler, x.req.Method, x.status, int(max(0, x.req.ContentLength)), x.sent, time.Since(x.begun))
+		x.s.mu.Unlock()
+	}
+}
+
+func (x *exchange) authorized() bool {
+	return x.s.cfg.APIKey == "" || x.req.Header.Get("Authorization") == "Bearer "+x.s.cfg.APIKey
+}
+
+// apiError is an error body: {"error":{"message","type","param","code"}}.
+type apiError struct {
+	Message string  `json:"message"`
+	Type    string  `json:"type"`
+	Param   *string `json:"param"`
+	Code    int     `json:"code"`
+}
+
+func (x *exchange) fail(e *apiError) {
+	body, _ := marshal(struct {
+		Error *apiError `json:"error"`
+	}{e})
+	x.answer(e.Code, "application/json", body)
+}
+
+func badRequest(param, format string, args ...any) *apiError {
+	return &apiError{Message: fmt.Sprintf(format, args...), Type: "BadRequestError", Param: &param, Code: http.StatusBadRequest}
+}
+
+func (s *Server) unknownModel(name string) *apiError {
+	param := "model"
+	aliases := strings.Join(append([]string{s.cfg.Model}, s.cfg.Loras...), ", ")
+	return &apiError{
+		Message: fmt.Sprintf("The model `%s` does not exist. Valid aliases: %s.", name, aliases),
+		Type:    "NotFoundError", Param: &param, Code: http.StatusNotFound,
+	}
+}
+
+// marshal is json.Marshal without the escaping of <, > and &.
+func marshal(v any) ([]byte, error) {
+	var b strings.Builder
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	err := enc.Encode(v)
+	return []byte(strings.TrimSuffix(b.String(), "\n")), err
+}
+
+// quote returns s as a JSON string.
+func quote(s string) string {
+	b, _ := marshal(s)
+	return string(b)
+}
+
+func (x *exchange) answerJSON(v any, extra ...field) {
+	body, err := marshal(v)
+	if err != nil {
+		panic(err) // only our own types come here
+	}
+	x.answer(http.StatusOK, "application/json", body, extra...)
+}

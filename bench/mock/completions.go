@@ -1,0 +1,149 @@
+package mock
+
+import (
+	"encoding/json"
+	"strconv"
+)
+
+// completions is POST /v1/completions.
+func (x *exchange) completions() {
+	faults, ok := x.begin()
+	if !ok {
+		return
+	}
+	g, e := x.readCompletion()
+	if e != nil {
+		x.s.count(&x.s.counts.Refused)
+		x.fail(e)
+		return
+	}
+	g.faults = faults
+	g.run(&completionDialect{g: g})
+}
+
+func (x *exchange) readCompletion() (*generation, *apiError) {
+	f, e := x.parse()
+	if e != nil {
+		return nil, e
+	}
+	g := x.sampling(f, "cmpl-")
+	if raw := f.get("prompt"); raw == nil {
+		f.missing("prompt")
+	} else if prompts, ok := readPrompts(raw); ok {
+		g.prompts = prompts
+	} else {
+		f.add("prompt", "string_type", "Input should be a valid string", pythonValue(raw))
+	}
+	if e := f.err(); e != nil {
+		return nil, e
+	}
+	if f.get("max_tokens") == nil { // the API's own default
+		g.limit, g.limitName = 16, "max_tokens"
+	}
+	return g, g.check()
+}
+
+// readPrompts takes a string, strings, token ids, or arrays of token ids.
+func readPrompts(raw json.RawMessage) (prompts [][]uint32, ok bool) {
+	var text string
+	if json.Unmarshal(raw, &text) == nil {
+		return [][]uint32{tokenize([]uint32{tokenBOS}, text)}, true
+	}
+	var texts []string
+	if json.Unmarshal(raw, &texts) == nil {
+		for _, t := range texts {
+			prompts = append(prompts, tokenize([]uint32{tokenBOS}, t))
+		}
+		return prompts, true
+	}
+	var ids []uint32
+	if json.Unmarshal(raw, &ids) == nil {
+		return [][]uint32{ids}, true
+	}
+	return prompts, json.Unmarshal(raw, &prompts) == nil
+}
+
+// completionDialect is how /v1/completions answers.
+type completionDialect struct {
+	g      *generation
+	prefix []byte // of every event
+}
+
+func (c *completionDialect) event(w *events) {
+	if c.prefix == nil {
+		c.prefix = eventPrefix(c.g, "text_completion")
+	}
+	w.data = append(w.data[:0], c.prefix...)
+}
+
+func (c *completionDialect) start(*events) {}
+
+func (c *completionDialect) delta(w *events, d *delta) {
+	c.event(w)
+	w.data = append(w.data, `{"index":`...)
+	w.data = strconv.AppendInt(w.data, int64(d.job.index), 10)
+	w.data = append(w.data, `,"text":`...)
+	w.data = appendJSON(w.data, d.text)
+	w.data = append(w.data, `,"logprobs":null,"finish_reason":`...)
+	w.appendFinish(d)
+	w.appendStopReason(d)
+	w.data = append(w.data, `,"prompt_token_ids":`...)
+	w.appendTokens(c.g.tokenIDs && d.tokens == 1, c.g.prompts[d.job.index/c.g.params.n]...)
+	w.data = append(w.data, `,"token_ids":`...)
+	w.appendTokens(c.g.tokenIDs, d.token)
+	w.data = append(w.data, "}]"...)
+	w.appendRunningUsage(d.tokens)
+	if d.finish != "" && !c.g.includeUsage {
+		w.appendFingerprint()
+	}
+	w.data = append(w.data, '}')
+	w.send()
+}
+
+func (c *completionDialect) end(w *events) {
+	if c.g.includeUsage {
+		c.event(w)
+		w.data = append(w.data, ']')
+		w.appendUsage(c.g.usage(), false)
+		w.appendFingerprint()
+		w.data = append(w.data, '}')
+		w.send()
+	}
+	w.done()
+}
+
+// completionChoice is a choice of an answer in one piece.
+type completionChoice struct {
+	Index          int         `json:"index"`
+	Text           string      `json:"text"`
+	Logprobs       *struct{}   `json:"logprobs"`
+	FinishReason   string      `json:"finish_reason"`
+	StopReason     *string     `json:"stop_reason"`
+	TokenIDs       *[]uint32   `json:"token_ids"`
+	PromptLogprobs *struct{}   `json:"prompt_logprobs"`
+	PromptTokenIDs *[]uint32   `json:"prompt_token_ids"`
+	RoutedExperts  *[]struct{} `json:"routed_experts"`
+}
+
+func (c *completionDialect) whole(texts []string) any {
+	choices := make([]completionChoice, len(texts))
+	for i, j := range c.g.call.jobs {
+		choices[i] = completionChoice{Index: i, Text: texts[i], FinishReason: j.finish, StopReason: j.stopReason()}
+	}
+	return struct {
+		ID                string             `json:"id"`
+		Object            string             `json:"object"`
+		Created           int64              `json:"created"`
+		Model             string             `json:"model"`
+		Choices           []completionChoice `json:"choices"`
+		ServiceTier       *string            `json:"service_tier"`
+		SystemFingerprint string             `json:"system_fingerprint"`
+		Usage             wholeUsage         `json:"usage"`
+		KVTransferParams  *struct{}          `json:"kv_transfer_params"`
+		ECTransferParams  *struct{}          `json:"ec_transfer_params"`
+		Metrics           *struct{}          `json:"metrics"`
+	}{
+		ID: c.g.id, Object: "text_completion", Created: c.g.created, Model: c.g.model, Choices: choices,
+		SystemFingerprint: fingerprint, Usage: c.g.wholeUsage(false),
+	}
+}

@@ -1,0 +1,165 @@
+package mock
+
+import (
+	"sync"
+	"time"
+
+	"github.com/fairway-proxy/fairway/bench/engine"
+)
+
+// maxLag is how far the engine may fall behind the wall clock before it gives up catching up.
+const maxLag = 250 * time.Millisecond
+
+// driver runs an engine against the wall clock: one goroutine plans a step, sleeps until its end, which is reckoned from the last
+// step's end and not from when the sleep was over, and hands out the tokens.
+type driver struct {
+	start time.Time // the engine's time 0
+	wake  chan struct{}
+	quit  chan struct{}
+	done  chan struct{}
+
+	mu     sync.Mutex
+	eng    *engine.Engine
+	calls  map[*call]struct{} // submitted and not yet left
+	page   histograms         // fed as steps end
+	loras  loraInfo           // likewise
+	killed bool               // what is submitted from now on ends at once
+}
+
+func newDriver(cfg engine.Config, maxModelLen int) *driver {
+	return &driver{
+		start: time.Now(), wake: make(chan struct{}, 1), quit: make(chan struct{}), done: make(chan struct{}),
+		eng: engine.New(cfg), calls: map[*call]struct{}{}, page: newHistograms(maxModelLen),
+	}
+}
+
+func (d *driver) now() time.Duration { return time.Since(d.start) }
+
+// run steps the engine until stop.
+func (d *driver) run() {
+	defer close(d.done)
+	timer := time.NewTimer(0)
+	<-timer.C
+	var clock time.Duration // when the last step ended
+	for {
+		if now := d.now(); now-clock > maxLag {
+			clock = now
+		}
+		d.mu.Lock()
+		took, ok := d.eng.Plan(clock)
+		d.mu.Unlock()
+		if !ok {
+			select {
+			case <-d.wake:
+				clock = d.now()
+				continue
+			case <-d.quit:
+				return
+			}
+		}
+		clock += took
+		if sleep := clock - d.now(); sleep > 0 {
+			timer.Reset(sleep)
+			select {
+			case <-timer.C:
+			case <-d.quit:
+				return
+			}
+		}
+		d.commit(clock)
+	}
+}
+
+// commit ends the step and hands its tokens to the calls they belong to.
+func (d *driver) commit(now time.Duration) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	step := d.eng.Commit()
+	d.page.step(step)
+	for _, s := range step.Tokens {
+		j := s.Owner.(*job)
+		last := s.Generated == s.OutputTokens
+		d.page.token(j, now)
+		if j.produce(last) && !last { // a stop string
+			s.Ended = now
+			d.eng.Stop(s)
+			last = true
+		}
+		if last {
+			d.page.finished(j)
+		}
+	}
+	d.loras.observe(d.eng, time.Now())
+}
+
+// submit queues the jobs of a call. It reports whether the queue had room: a positive limit bounds what waits and runs.
+func (d *driver) submit(c *call, limit int) (ok bool, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if limit > 0 {
+		if s := d.eng.Stats(); s.Running+s.Waiting+len(c.jobs) > limit {
+			d.page.rejected++
+			return false, nil
+		}
+	}
+	now := d.now()
+	for _, j := range c.jobs {
+		if err := d.eng.Submit(&j.seq, now); err != nil {
+			for _, j := range c.jobs {
+				d.eng.Abort(&j.seq)
+			}
+			return true, err
+		}
+	}
+	d.calls[c] = struct{}{}
+	if d.killed {
+		d.kill(c)
+	}
+	select {
+	case d.wake <- struct{}{}:
+	default:
+	}
+	return true, nil
+}
+
+// leave forgets a call that has been answered, and removes from the engine what is left of one whose client has gone.
+func (d *driver) leave(c *call) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.calls, c)
+	for _, j := range c.jobs {
+		d.eng.Abort(&j.seq)
+	}
+}
+
+// kill ends a call as vLLM does when it is told to stop: what was produced so far is the answer, and it says abort.
+func (d *driver) kill(c *call) {
+	for _, j := range c.jobs {
+		if j.seq.Running() || j.seq.Waiting() {
+			d.eng.Abort(&j.seq)
+			j.end("abort")
+		}
+	}
+}
+
+// killAll ends every call, and all that will be submitted.
+func (d *driver) killAll() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.killed = true
+	for c := range d.calls {
+		d.kill(c)
+	}
+}
+
+func (d *driver) stats() engine.Stats {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.eng.Stats()
+}
+
+// stop ends run and waits for it.
+func (d *driver) stop() {
+	close(d.quit)
+	<-d.done
+}

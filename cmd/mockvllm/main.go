@@ -1,0 +1,200 @@
+// Command mockvllm is a vLLM server without a model: the same wire, the same metrics page, the same scheduling and the same pace.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/fairway-proxy/fairway/bench/engine"
+	"github.com/fairway-proxy/fairway/bench/mock"
+	"github.com/spf13/cobra"
+)
+
+// Exit codes.
+const (
+	exitDone    = 0
+	exitFailed  = 1
+	exitMisused = 2
+)
+
+// misuse is an error of whoever typed the command.
+type misuse struct{ error }
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	os.Exit(run(ctx, os.Args[1:]))
+}
+
+func run(ctx context.Context, args []string) int {
+	cmd := newCommand()
+	cmd.SetArgs(args)
+	err := cmd.ExecuteContext(ctx)
+	if err == nil {
+		return exitDone
+	}
+	fmt.Fprintln(os.Stderr, "mockvllm:", err)
+	if errors.As(err, &misuse{}) {
+		fmt.Fprintln(os.Stderr, "See mockvllm --help.")
+		return exitMisused
+	}
+	return exitFailed
+}
+
+// options are the flags.
+type options struct {
+	listen   string
+	profile  string
+	json     bool
+	blocks   int
+	maxLoras int
+	drain    time.Duration
+	cfg      mock.Config
+}
+
+func newCommand() *cobra.Command {
+	o := &options{}
+	cmd := &cobra.Command{
+		Use:   "mockvllm",
+		Short: "A vLLM server without a model",
+		Long: "mockvllm speaks vLLM's API and shows its metrics page. What it answers is made up; when it answers follows vLLM's\n" +
+			"scheduler and prefix cache, at the pace of a model and hardware of your choice.\n\nProfiles:\n" + profiles(),
+		Example:       "  mockvllm --listen :8000 --model llama --lora support --lora sales\n  mockvllm --listen :8001 --profile tiny-cpu --speed 10",
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          func(cmd *cobra.Command, args []string) error { return misused(cobra.NoArgs(cmd, args)) },
+		RunE:          func(cmd *cobra.Command, _ []string) error { return serve(cmd, o) },
+	}
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return misused(err) })
+	f := cmd.Flags()
+	f.StringVar(&o.listen, "listen", ":8000", "address to listen on; port 0 chooses one")
+	f.StringVar(&o.cfg.Model, "model", "mock", "served model name")
+	f.StringArrayVar(&o.cfg.Loras, "lora", nil, "name of a LoRA adapter, which is a model too (repeatable)")
+	f.StringVar(&o.profile, "profile", engine.Profiles[0].Name, "model and hardware whose pace to keep")
+	f.Float64Var(&o.cfg.Speed, "speed", 1, "how many times faster than real the engine runs")
+	f.Uint64Var(&o.cfg.Seed, "seed", 0, "seed of the answers: the same request gets the same answer")
+	f.IntVar(&o.cfg.MaxModelLen, "max-model-len", 0, "longest prompt and answer together, in tokens (default the profile's)")
+	f.IntVar(&o.blocks, "num-gpu-blocks", 0, "KV blocks of 16 tokens (default the profile's)")
+	f.IntVar(&o.maxLoras, "max-loras", 1, "adapters that may run at once")
+	f.IntVar(&o.cfg.MaxQueued, "max-num-queued-reqs", 0, "answer 503 when more requests wait or run (default no limit)")
+	f.StringVar(&o.cfg.APIKey, "api-key", "", "demand this key under /v1")
+	f.BoolVar(&o.cfg.HideCachedTokens, "no-prompt-tokens-details", false, "leave cached tokens out of the usage")
+	f.DurationVar(&o.drain, "drain", 10*time.Second, "on SIGTERM, how long to wait for answers to be written")
+	f.BoolVar(&o.json, "json", false, "print the start line as JSON")
+	cmd.AddCommand(versionCommand())
+	return cmd
+}
+
+func misused(err error) error {
+	if err == nil {
+		return nil
+	}
+	return misuse{err}
+}
+
+func profiles() string {
+	var b strings.Builder
+	for _, p := range engine.Profiles {
+		fmt.Fprintf(&b, "  %-18s %s\n", p.Name, p.About)
+	}
+	return b.String()
+}
+
+// config completes what the flags say, or says what is wrong with them.
+func (o *options) config() (mock.Config, error) {
+	p, err := engine.ProfileNamed(o.profile)
+	if err != nil {
+		return mock.Config{}, misused(fmt.Errorf("--profile: %w", err))
+	}
+	if o.blocks != 0 {
+		p.Engine.Blocks = o.blocks
+	}
+	p.Engine.MaxLoras = o.maxLoras
+	switch {
+	case o.cfg.Speed <= 0:
+		err = fmt.Errorf("--speed %v: must be above 0", o.cfg.Speed)
+	case p.Engine.Blocks < 2:
+		err = fmt.Errorf("--num-gpu-blocks %d: must be at least 2", o.blocks)
+	case o.maxLoras < 1:
+		err = fmt.Errorf("--max-loras %d: must be at least 1", o.maxLoras)
+	case o.cfg.MaxModelLen < 0:
+		err = fmt.Errorf("--max-model-len %d: must not be negative", o.cfg.MaxModelLen)
+	case o.cfg.MaxModelLen > (p.Engine.Blocks-1)*engine.BlockSize:
+		err = fmt.Errorf("--max-model-len %d: does not fit %d KV blocks of %d tokens", o.cfg.MaxModelLen, p.Engine.Blocks, engine.BlockSize)
+	}
+	cfg := o.cfg
+	cfg.Profile = p
+	return cfg, misused(err)
+}
+
+// serve runs the server until ctx is done.
+func serve(cmd *cobra.Command, o *options) error {
+	cfg, err := o.config()
+	if err != nil {
+		return err
+	}
+	ln, err := net.Listen("tcp", o.listen)
+	if err != nil {
+		return err
+	}
+	s := mock.New(cfg)
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(ln) }()
+	if o.json {
+		json.NewEncoder(cmd.OutOrStdout()).Encode(map[string]any{
+			"listen": ln.Addr().String(), "model": cfg.Model, "loras": append([]string{}, cfg.Loras...), "profile": cfg.Profile.Name, "speed": cfg.Speed,
+		})
+	} else {
+		fmt.Fprintf(cmd.OutOrStdout(), "mockvllm: serving %s on %s as %s at %gx\n", cfg.Model, ln.Addr(), cfg.Profile.Name, cfg.Speed)
+	}
+	select {
+	case err := <-served:
+		s.Close()
+		return err
+	case <-cmd.Context().Done():
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), o.drain)
+	defer cancel()
+	if err := s.Shutdown(ctx); err != nil {
+		return fmt.Errorf("some answers were cut off: not written within %v", o.drain)
+	}
+	return nil
+}
+
+func versionCommand() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "version",
+		Short: "Print the version",
+		Args:  func(cmd *cobra.Command, args []string) error { return misused(cobra.NoArgs(cmd, args)) },
+		Run: func(cmd *cobra.Command, _ []string) {
+			version, revision := "devel", ""
+			if info, ok := debug.ReadBuildInfo(); ok {
+				if info.Main.Version != "" {
+					version = info.Main.Version
+				}
+				for _, s := range info.Settings {
+					if s.Key == "vcs.revision" {
+						revision = s.Value
+					}
+				}
+			}
+			if asJSON {
+				json.NewEncoder(cmd.OutOrStdout()).Encode(map[string]string{"version": version, "revision": revision})
+				return
+			}
+			fmt.Fprintln(cmd.OutOrStdout(), "mockvllm", version, revision)
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print as JSON")
+	return cmd
+}
