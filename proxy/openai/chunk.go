@@ -1,5 +1,7 @@
 package openai
 
+import "bytes"
+
 // chunk reads the JSON of one event, and tells whether it brings the usage and
 // nothing else: no choices. One walk serves all of the APIs, whose members do not
 // clash:
@@ -14,6 +16,9 @@ package openai
 // that looks like a member: that is inside a string, its quotes escaped. What is
 // not JSON changes nothing.
 func (e *Events) chunk(data []byte) (usageOnly bool) {
+	if e.FirstToken && ordinary(data) {
+		return false
+	}
 	s := &e.scan
 	s.reset(data)
 	if s.peek() != '{' {
@@ -41,6 +46,29 @@ func (e *Events) chunk(data []byte) (usageOnly bool) {
 		}
 	}
 	return usage && noChoices && !s.failed()
+}
+
+var (
+	choicesKey = []byte(`"choices":[`)
+	unfinished = []byte(`"finish_reason":null`)
+)
+
+// ordinary tells whether an event is one choice of chat or completions that goes on,
+// as nearly all are, without walking it: no object comes before the choice, it has
+// not finished, and no object, such as the usage or an error, follows. Neither key
+// can be matched inside of a string, where its quotes would be escaped. False only
+// means that it has to be walked.
+func ordinary(data []byte) bool {
+	if len(data) == 0 || data[0] != '{' {
+		return false
+	}
+	choice := 1 + bytes.IndexByte(data[1:], '{')
+	if !bytes.HasSuffix(data[:choice], choicesKey) {
+		return false
+	}
+	rest := data[choice:]
+	end := bytes.Index(rest, unfinished)
+	return end >= 0 && bytes.IndexByte(rest[end:], '{') < 0
 }
 
 // choices reads the choices and gives their number, −1 when they are no array.

@@ -169,7 +169,7 @@ func (e *Events) read(event []byte) (usageOnly bool) {
 		return false
 	}
 	e.Count++
-	if string(bytes.TrimSpace(data)) == "[DONE]" {
+	if len(data) < 16 && string(bytes.TrimSpace(data)) == "[DONE]" {
 		e.Done = true
 		return false
 	}

@@ -1,11 +1,6 @@
 package openai
 
-import (
-	"encoding/binary"
-	"math/bits"
-	"unicode/utf16"
-	"unicode/utf8"
-)
+import "unicode/utf8"
 
 // MaxDepth is how deep arrays and objects may nest in a body. Python's json
 // module, which reads it in vLLM, gives up near its own recursion limit (1,000 by
@@ -29,12 +24,6 @@ type scanner struct {
 
 // longestKey is more than any key that this package knows has bytes.
 const longestKey = 32
-
-// text is a string value: body[start:end] lies between the quotes.
-type text struct {
-	start, end int
-	escaped    bool // holds a backslash
-}
 
 func (s *scanner) reset(body []byte) {
 	s.body, s.pos, s.key, s.first, s.at, s.reason = body, 0, 0, false, 0, ""
@@ -131,151 +120,6 @@ func (s *scanner) member() (key []byte, ok bool) {
 		return key, true
 	}
 	return raw, true
-}
-
-// str reads the string whose opening quote is here.
-func (s *scanner) str() text {
-	start := s.pos + 1
-	end, escaped, bad := scanString(s.body, start)
-	if bad != "" {
-		s.fail(end, bad)
-		return text{start: start, end: start}
-	}
-	s.pos = end + 1
-	return text{start, end, escaped}
-}
-
-const (
-	ones  = 0x0101010101010101
-	highs = 0x8080808080808080
-)
-
-// special finds the first byte from i on that means something in a string: a quote,
-// a backslash or a control character, which RFC 8259 forbids; len(b) without one.
-//
-// Eight bytes are looked at together. x^0x02 maps the quote (0x22) to 0x20 and keeps
-// 0x00–0x1f among themselves, so one comparison "below 0x21" finds quotes and control
-// characters; a second finds the backslash. The borrow of a subtraction can only
-// spoil bytes above the lowest hit, and the lowest is all that is used.
-func special(b []byte, i int) int {
-	for ; len(b)-i >= 8; i += 8 {
-		x := binary.LittleEndian.Uint64(b[i:])
-		q := x ^ (0x02 * ones)
-		e := x ^ ('\\' * ones)
-		if hit := ((q-0x21*ones)&^q | (e-ones)&^e) & highs; hit != 0 {
-			return i + bits.TrailingZeros64(hit)>>3
-		}
-	}
-	for ; i < len(b); i++ {
-		if c := b[i]; c == '"' || c == '\\' || c < 0x20 {
-			break
-		}
-	}
-	return i
-}
-
-// scanString finds the quote that ends the string whose first byte is b[i]. When
-// the string is malformed, bad says why and end where.
-func scanString(b []byte, i int) (end int, escaped bool, bad string) {
-	for {
-		i = special(b, i)
-		switch {
-		case i == len(b):
-			return i, escaped, unended
-		case b[i] == '"':
-			return i, escaped, ""
-		case b[i] != '\\':
-			return i, escaped, "control character in a string (it must be escaped)"
-		}
-		escaped = true
-		n := escapeLen(b[i:])
-		switch {
-		case n > 0:
-		case len(b)-i < 6:
-			return len(b), escaped, unended
-		default:
-			return i, escaped, "invalid escape in a string"
-		}
-		i += n
-	}
-}
-
-const unended = "a string does not end"
-
-// escapeLen is the length of the escape sequence b starts with, 0 if it is none.
-func escapeLen(b []byte) int {
-	if len(b) < 2 {
-		return 0
-	}
-	switch b[1] {
-	case '"', '\\', '/', 'b', 'f', 'n', 'r', 't':
-		return 2
-	case 'u':
-		if len(b) >= 6 && hex4(b[2:6]) >= 0 {
-			return 6
-		}
-	}
-	return 0
-}
-
-// hex4 is the value of four hexadecimal digits, −1 if they are none.
-func hex4(b []byte) (v rune) {
-	for _, c := range b[:4] {
-		switch {
-		case '0' <= c && c <= '9':
-			c -= '0'
-		case 'a' <= c|0x20 && c|0x20 <= 'f':
-			c = c | 0x20 - 'a' + 10
-		default:
-			return -1
-		}
-		v = v<<4 | rune(c)
-	}
-	return v
-}
-
-// appendUnescaped appends what the inside of a scanned string stands for, and
-// tells whether that is Unicode text: not so for half a surrogate pair. It stops
-// once more than limit bytes were appended.
-func appendUnescaped(dst, raw []byte, limit int) ([]byte, bool) {
-	have := len(dst)
-	for i := 0; i < len(raw) && len(dst)-have <= limit; {
-		c := raw[i]
-		if c != '\\' {
-			dst = append(dst, c)
-			i++
-			continue
-		}
-		i += 2
-		switch c = raw[i-1]; c {
-		case 'b':
-			dst = append(dst, '\b')
-		case 'f':
-			dst = append(dst, '\f')
-		case 'n':
-			dst = append(dst, '\n')
-		case 'r':
-			dst = append(dst, '\r')
-		case 't':
-			dst = append(dst, '\t')
-		case 'u':
-			r := hex4(raw[i:])
-			i += 4
-			if utf16.IsSurrogate(r) {
-				if len(raw)-i < 6 || raw[i] != '\\' || raw[i+1] != 'u' {
-					return dst, false
-				}
-				if r = utf16.DecodeRune(r, hex4(raw[i+2:])); r == utf8.RuneError {
-					return dst, false
-				}
-				i += 6
-			}
-			dst = utf8.AppendRune(dst, r)
-		default:
-			dst = append(dst, c)
-		}
-	}
-	return dst, true
 }
 
 // skip passes over one value of any kind.
