@@ -1,0 +1,434 @@
+package proxy
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/goleak"
+
+	"github.com/fairway-proxy/fairway/bench/mock"
+	"github.com/fairway-proxy/fairway/proxy/account"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// pod is a mock engine on a loopback address of its own.
+type pod struct {
+	*mock.Server
+	address string
+}
+
+// startPod starts an engine, at address if it is not empty.
+func startPod(t testing.TB, address string, c mock.Config) *pod {
+	t.Helper()
+	if address == "" {
+		address = "127.0.0.1:0"
+	}
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &pod{mock.New(c), l.Addr().String()}
+	served := make(chan error, 1)
+	go func() { served <- p.Serve(l) }()
+	t.Cleanup(func() {
+		p.Close()
+		<-served
+	})
+	return p
+}
+
+// startServer makes a Server with one pool of these pods.
+func startServer(t testing.TB, w World, pods ...*pod) *Server {
+	t.Helper()
+	pool := Pool{Name: "pool"}
+	for _, p := range pods {
+		pool.Endpoints = append(pool.Endpoints, Endpoint{Address: p.address})
+	}
+	w.Pools = append(w.Pools, pool)
+	s := New(Config{Account: account.New(prometheus.NewRegistry(), nil), Log: slog.New(slog.DiscardHandler)})
+	s.SetWorld(&w)
+	t.Cleanup(func() { s.Shutdown(t.Context()) })
+	return s
+}
+
+// quick is an engine a hundred times faster than a real one.
+var quick = mock.Config{Speed: 100}
+
+func chat(stream bool, tokens int, messages ...string) string {
+	type message struct {
+		Role    string `json:"role"`
+		Content string `json:"content"`
+	}
+	body := struct {
+		Messages  []message `json:"messages"` // before model, as the Python SDK sends them
+		Model     string    `json:"model"`
+		MaxTokens int       `json:"max_tokens"`
+		Stream    bool      `json:"stream,omitempty"`
+	}{Model: "mock", MaxTokens: tokens, Stream: stream}
+	for i, text := range messages {
+		role := "user"
+		if i%2 == 1 {
+			role = "assistant"
+		}
+		body.Messages = append(body.Messages, message{role, text})
+	}
+	raw, err := json.Marshal(body)
+	if err != nil {
+		panic(err)
+	}
+	return string(raw)
+}
+
+func TestStreamIsRelayedWithoutTheUsageNobodyAskedFor(t *testing.T) {
+	s := startServer(t, World{}, startPod(t, "", quick))
+	m := post("/v1/chat/completions", chat(true, 5, "hello"))
+	s.Handle(m)
+
+	if m.answer.Status != 200 || !m.finished || m.aborted {
+		t.Fatalf("status %d, finished %v, aborted %v", m.answer.Status, m.finished, m.aborted)
+	}
+	events := strings.Split(strings.TrimSuffix(m.seen(), "\n\n"), "\n\n")
+	if got, want := len(events), 1+5+1; got != want { // role, five tokens, [DONE]
+		t.Errorf("%d events, want %d:\n%s", got, want, m.seen())
+	}
+	if last := events[len(events)-1]; last != "data: [DONE]" {
+		t.Errorf("the last event is %q", last)
+	}
+	if strings.Contains(m.seen(), `"usage"`) {
+		t.Errorf("the usage event was not withheld:\n%s", m.seen())
+	}
+}
+
+func TestStreamOptionsOfTheClientAreItsOwn(t *testing.T) {
+	p := startPod(t, "", quick)
+	s := startServer(t, World{}, p)
+	body := strings.TrimSuffix(chat(true, 3, "hello"), "}") + `,"stream_options":{"include_usage":true}}`
+	var got string
+	p.SetFaults(mock.Faults{OnRequest: func(_ *http.Request, b []byte) { got = string(b) }})
+	m := post("/v1/chat/completions", body)
+	s.Handle(m)
+	if got != body {
+		t.Errorf("the body was changed:\n%s\nwas\n%s", got, body)
+	}
+	if !strings.Contains(m.seen(), `"choices":[],"usage"`) {
+		t.Errorf("the usage event is missing:\n%s", m.seen())
+	}
+}
+
+func TestObserveSendsEveryBodyAsItCame(t *testing.T) {
+	p := startPod(t, "", quick)
+	s := startServer(t, World{Usage: UsageObserve}, p)
+	var got string
+	p.SetFaults(mock.Faults{OnRequest: func(_ *http.Request, b []byte) { got = string(b) }})
+	body := chat(true, 3, "hello")
+	s.Handle(post("/v1/chat/completions", body))
+	if got != body {
+		t.Errorf("the body was changed:\n%s\nwas\n%s", got, body)
+	}
+}
+
+func TestAnswerThatIsNoStreamIsRelayedWhole(t *testing.T) {
+	s := startServer(t, World{}, startPod(t, "", quick))
+	m := post("/v1/chat/completions", chat(false, 5, "hello"))
+	s.Handle(m)
+	var answer struct {
+		Usage struct {
+			Completion int `json:"completion_tokens"`
+		} `json:"usage"`
+	}
+	if err := json.Unmarshal([]byte(m.seen()), &answer); err != nil || answer.Usage.Completion != 5 {
+		t.Errorf("%v in %s", err, m.seen())
+	}
+	if m.answer.ContentLength != int64(len(m.seen())) {
+		t.Errorf("content-length %d, body %d", m.answer.ContentLength, len(m.seen()))
+	}
+}
+
+func TestRequestID(t *testing.T) {
+	p := startPod(t, "", quick)
+	s := startServer(t, World{}, p)
+	for _, test := range []struct {
+		name, given string
+		kept        bool
+	}{
+		{"passed on", "my-id.42", true},
+		{"made", "", false},
+		{"unsafe is replaced", "a b\tc", false},
+		{"too long is replaced", strings.Repeat("x", longestID+1), false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			var upstream []string
+			p.SetFaults(mock.Faults{OnRequest: func(r *http.Request, _ []byte) { upstream = r.Header.Values("X-Request-Id") }})
+			m := post("/v1/chat/completions", chat(false, 1, "hi"))
+			if test.given != "" {
+				m = post("/v1/chat/completions", chat(false, 1, "hi"), "X-Request-ID", test.given)
+			}
+			s.Handle(m)
+			id := m.field("x-request-id")
+			if len(upstream) != 1 || upstream[0] != id {
+				t.Errorf("answered with %q, sent %q upstream", id, upstream)
+			}
+			if test.kept != (id == test.given) || id == "" {
+				t.Errorf("id %q for %q", id, test.given)
+			}
+			if n := len(regexp.MustCompile("(?i)x-request-id").FindAllString(fmt.Sprintf("%s", m.fields), -1)); n != 1 {
+				t.Errorf("%d x-request-id fields in the answer", n)
+			}
+		})
+	}
+}
+
+func TestExplain(t *testing.T) {
+	p := startPod(t, "", quick)
+	for _, test := range []struct {
+		mode      ExplainMode
+		asked     string
+		explained bool
+	}{
+		{"", "", false},
+		{"", "1", true},
+		{ExplainOnRequest, "0", false},
+		{ExplainAlways, "", true},
+		{ExplainNever, "1", false},
+	} {
+		t.Run(fmt.Sprintf("%s/%s", test.mode, test.asked), func(t *testing.T) {
+			s := startServer(t, World{Explain: test.mode}, p)
+			var upstream http.Header
+			p.SetFaults(mock.Faults{OnRequest: func(r *http.Request, _ []byte) { upstream = r.Header }})
+			m := post("/v1/chat/completions", chat(false, 1, "hi"), "X-Fairway-Explain", test.asked)
+			s.Handle(m)
+			endpoint, receipt := m.field("x-fairway-endpoint"), m.field("x-fairway-receipt")
+			if !test.explained {
+				if endpoint != "" || receipt != "" {
+					t.Errorf("explained: %q %q", endpoint, receipt)
+				}
+			} else {
+				if endpoint != p.address {
+					t.Errorf("endpoint %q, want %q", endpoint, p.address)
+				}
+				var r struct{ Endpoint, Pool, ID string }
+				if err := json.Unmarshal([]byte(receipt), &r); err != nil || r.Endpoint != p.address || r.Pool != "pool" || r.ID == "" {
+					t.Errorf("receipt %q: %v", receipt, err)
+				}
+			}
+			if upstream.Get("X-Fairway-Explain") != "" {
+				t.Error("the field that speaks to the proxy went upstream")
+			}
+		})
+	}
+}
+
+// ours takes an error answer apart.
+func ours(t *testing.T, m *memoryStream) (typ, message string) {
+	t.Helper()
+	var body struct {
+		Error struct {
+			Message, Type string
+			Param         *string
+			Code          int
+		}
+	}
+	if err := json.Unmarshal([]byte(m.seen()), &body); err != nil {
+		t.Fatalf("%v in %q", err, m.seen())
+	}
+	if body.Error.Code != m.answer.Status || !m.finished {
+		t.Errorf("code %d in an answer of status %d, finished %v", body.Error.Code, m.answer.Status, m.finished)
+	}
+	return body.Error.Type, body.Error.Message
+}
+
+func TestRefusals(t *testing.T) {
+	p := startPod(t, "", quick)
+	known := World{Models: []Model{{Name: "known", Pool: "pool"}}}
+	small := World{Limits: Limits{Body: 100}}
+	spent := World{Limits: Limits{Buffers: 100}}
+	unknownLength := post("/v1/chat/completions", chat(false, 1, strings.Repeat("x", 1<<14)))
+	unknownLength.head.ContentLength = -1
+	cut := post("/v1/chat/completions", chat(false, 1, "hi"))
+	cut.head.ContentLength += 10
+	for _, test := range []struct {
+		name   string
+		world  World
+		stream *memoryStream
+		status int
+		typ    string
+		says   string
+	}{
+		{"unknown model", known, post("/v1/chat/completions", chat(false, 1, "hi")), 404, "fairway_unknown_model", "`mock`"},
+		{"body too large", small, post("/v1/chat/completions", chat(false, 1, strings.Repeat("x", 200))), 413, "fairway_body_too_large", "100 bytes"},
+		{"unknown length too large", small, unknownLength, 413, "fairway_body_too_large", "100 bytes"},
+		{"buffers spent", spent, post("/v1/chat/completions", chat(false, 1, strings.Repeat("x", 200))), 503, "fairway_buffers_spent", "limits.buffers"},
+		{"no JSON", World{}, post("/v1/chat/completions", `{"model":`), 400, "fairway_bad_request", "byte 9"},
+		{"model is no string", World{}, post("/v1/chat/completions", `{"model":7,"messages":[]}`), 400, "fairway_bad_request", "model"},
+		{"body cut off", World{}, cut, 400, "fairway_bad_request", "broke off"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s := startServer(t, test.world, p)
+			before := p.Stats().Received
+			s.Handle(test.stream)
+			typ, says := ours(t, test.stream)
+			if test.stream.answer.Status != test.status || typ != test.typ || !strings.Contains(says, test.says) {
+				t.Errorf("%d %s: %s", test.stream.answer.Status, typ, says)
+			}
+			if p.Stats().Received != before {
+				t.Error("the request went to an engine")
+			}
+			if s.Buffered() != 0 {
+				t.Errorf("%d bytes are still held", s.Buffered())
+			}
+		})
+	}
+}
+
+func TestModelsGoToTheirPoolUnderTheirTargetName(t *testing.T) {
+	a, b := startPod(t, "", mock.Config{Speed: 100, Model: "a-v1"}), startPod(t, "", mock.Config{Speed: 100, Model: "b"})
+	w := World{
+		Pools: []Pool{{Name: "b", Endpoints: []Endpoint{{Address: b.address}}}},
+		Models: []Model{
+			{Name: "alpha", Pool: "pool", Targets: []Target{{Name: "a-v1", Weight: 1}}},
+			{Name: "b", Pool: "b"},
+		},
+	}
+	s := startServer(t, w, a)
+	for _, test := range []struct {
+		model string
+		to    *pod
+	}{{"alpha", a}, {"b", b}} {
+		before := test.to.Stats().Received
+		m := post("/v1/chat/completions", strings.Replace(chat(false, 1, "hi"), `"mock"`, `"`+test.model+`"`, 1))
+		s.Handle(m)
+		if m.answer.Status != 200 || test.to.Stats().Received != before+1 {
+			t.Errorf("%s: %d %s", test.model, m.answer.Status, m.seen())
+		}
+	}
+	m := post("/v1/unknown", "{}")
+	s.Handle(m)
+	if typ, _ := ours(t, m); typ != "fairway_no_route" {
+		t.Errorf("a path that names no model, between two pools: %s", typ)
+	}
+}
+
+func TestOtherPathsPassThrough(t *testing.T) {
+	s := startServer(t, World{}, startPod(t, "", quick))
+	for path, want := range map[string]string{"/version": `{"version":`, "/v1/models": `"id":"mock"`, "/nowhere": `{"detail":"Not Found"}`} {
+		m := post(path, "")
+		m.head.Method = []byte("GET")
+		s.Handle(m)
+		if !strings.Contains(m.seen(), want) {
+			t.Errorf("%s: %d %s", path, m.answer.Status, m.seen())
+		}
+	}
+}
+
+func TestDeadEndpointIsPassedOver(t *testing.T) {
+	dead, alive := startPod(t, "", quick), startPod(t, "", quick)
+	dead.Close()
+	s := startServer(t, World{}, dead, alive)
+	for i := range 20 {
+		m := post("/v1/chat/completions", chat(true, 2, fmt.Sprint("hello ", i)))
+		s.Handle(m)
+		if m.answer.Status != 200 || !m.finished {
+			t.Fatalf("%d %s", m.answer.Status, m.seen())
+		}
+	}
+	for _, e := range s.Endpoints() {
+		if got := e.Endpoint.Ejected(Now()); got != (e.Endpoint.Address() == dead.address) {
+			t.Errorf("%s ejected: %v", e.Endpoint.Address(), got)
+		}
+	}
+}
+
+func TestNoEndpointAlive(t *testing.T) {
+	dead := startPod(t, "", quick)
+	dead.Close()
+	s := startServer(t, World{}, dead)
+	m := post("/v1/chat/completions", chat(true, 2, "hello"))
+	s.Handle(m)
+	if typ, says := ours(t, m); m.answer.Status != 502 || typ != "fairway_upstream_failed" || !strings.Contains(says, dead.address) {
+		t.Errorf("%d %s: %s", m.answer.Status, typ, says)
+	}
+	none := startServer(t, World{})
+	m = post("/v1/chat/completions", chat(true, 2, "hello"))
+	none.Handle(m)
+	if typ, _ := ours(t, m); m.answer.Status != 503 || typ != "fairway_no_endpoint" {
+		t.Errorf("%d %s", m.answer.Status, typ)
+	}
+}
+
+func TestEngineThatAnswersGarbageIsNotTheClientsProblem(t *testing.T) {
+	broken, sound := startPod(t, "", quick), startPod(t, "", quick)
+	broken.SetFaults(mock.Faults{Garbage: true})
+	s := startServer(t, World{}, broken, sound)
+	for i := range 20 {
+		m := post("/v1/chat/completions", chat(true, 2, fmt.Sprint("hello ", i)))
+		s.Handle(m)
+		if m.answer.Status != 200 {
+			t.Fatalf("%d %s", m.answer.Status, m.seen())
+		}
+	}
+	if broken.Stats().Received == 0 {
+		t.Error("the broken engine was never asked: this test shows nothing")
+	}
+	alone := startServer(t, World{}, broken)
+	m := post("/v1/chat/completions", chat(true, 2, "hello"))
+	alone.Handle(m)
+	if typ, _ := ours(t, m); m.answer.Status != 502 || typ != "fairway_upstream_failed" {
+		t.Errorf("%d %s", m.answer.Status, typ)
+	}
+}
+
+func TestStreamCutByItsEngineEndsWithAnErrorEvent(t *testing.T) {
+	p := startPod(t, "", quick)
+	p.SetFaults(mock.Faults{CutAfter: 3})
+	s := startServer(t, World{}, p)
+	m := post("/v1/chat/completions", chat(true, 50, "hello"))
+	s.Handle(m)
+	events := strings.Split(strings.TrimSuffix(m.seen(), "\n\n"), "\n\n")
+	n := len(events)
+	if n < 3 || events[n-1] != "data: [DONE]" || !strings.HasPrefix(events[n-2], `data: {"error":{`) || !strings.Contains(events[n-2], "fairway_upstream_failed") {
+		t.Errorf("ended with\n%s", m.seen())
+	}
+	if !m.finished || p.Stats().Received != 1 {
+		t.Errorf("finished %v after %d requests", m.finished, p.Stats().Received)
+	}
+}
+
+func TestFirstByteTimeout(t *testing.T) {
+	p := startPod(t, "", quick)
+	p.SetFaults(mock.Faults{HeaderDelay: time.Minute})
+	s := startServer(t, World{Timeouts: Timeouts{FirstByte: 50 * time.Millisecond}}, p)
+	m := post("/v1/chat/completions", chat(true, 2, "hello"))
+	s.Handle(m)
+	if typ, says := ours(t, m); m.answer.Status != 504 || typ != "fairway_timeout" || !strings.Contains(says, "50ms") {
+		t.Errorf("%d %s: %s", m.answer.Status, typ, says)
+	}
+}
+
+// Faults that only a bug could cause are kept to the request that met them.
+func TestPanicIsContained(t *testing.T) {
+	p := startPod(t, "", quick)
+	s := startServer(t, World{}, p)
+	m := post("/v1/chat/completions", chat(true, 2, "hello"))
+	m.body = panicking{}
+	s.Handle(m)
+	if typ, _ := ours(t, m); m.answer.Status != 500 || typ != "fairway_internal" {
+		t.Errorf("%d %s", m.answer.Status, typ)
+	}
+	if s.Live() != 0 || s.Buffered() != 0 {
+		t.Errorf("live %d, buffered %d", s.Live(), s.Buffered())
+	}
+}
+
+type panicking struct{ io.Reader }
+
+func (panicking) Read([]byte) (int, error) { panic("a bug") }
