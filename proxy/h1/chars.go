@@ -1,6 +1,10 @@
 package h1
 
-import "encoding/binary"
+import (
+	"bytes"
+	"encoding/binary"
+	"net/netip"
+)
 
 const (
 	isToken = 1 << iota // tchar, RFC 9110 section 5.6.2
@@ -85,9 +89,10 @@ func validAuthority(p []byte) bool {
 	}
 	i := 0
 	if p[0] == '[' {
-		for i = 1; i < len(p) && (chars[p[i]]&isHex != 0 || p[i] == ':' || p[i] == '.'); i++ {
+		if i = bytes.IndexByte(p, ']'); i < 0 {
+			return false
 		}
-		if i < 3 || i == len(p) || p[i] != ']' {
+		if a, err := netip.ParseAddr(string(p[1:i])); err != nil || !a.Is6() || a.Zone() != "" {
 			return false
 		}
 		i++

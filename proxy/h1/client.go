@@ -34,7 +34,8 @@ type ClientConn struct {
 	body   framing
 	left   int64
 	chunks chunks
-	err    error // how the body ended: io.EOF, or why it did not
+	piece  []byte // decoded by Pending, Next's to give
+	err    error  // how the body ended: io.EOF, or why it did not
 }
 
 // NewClientConn takes over a connection, which carries nothing yet.
@@ -197,7 +198,7 @@ func (c *ClientConn) recycle() {
 		putBuffer(c.buf)
 		c.buf = nil
 	}
-	c.win, c.r, c.w = nil, 0, 0
+	c.win, c.r, c.w, c.piece = nil, 0, 0, nil
 	c.chunks.reset()
 }
 
@@ -301,6 +302,10 @@ func (c *ClientConn) Next() ([]byte, error) {
 	if !c.headed {
 		return nil, ErrState
 	}
+	if piece := c.piece; piece != nil {
+		c.piece = nil
+		return piece, nil
+	}
 	for {
 		if c.ended() {
 			c.err = io.EOF
@@ -324,8 +329,21 @@ func (c *ClientConn) Next() ([]byte, error) {
 }
 
 // Pending tells whether Next would give something, or the end, without waiting.
+// What Next gave before stays valid.
 func (c *ClientConn) Pending() bool {
-	return c.err != nil || c.headed && (c.ended() || c.r < c.w)
+	if c.err != nil || !c.headed || c.piece != nil || c.ended() {
+		return true
+	}
+	if c.r == c.w {
+		return false
+	}
+	// What is there may be no more than the beginning of a chunk.
+	piece, err := c.take()
+	if len(piece) > 0 {
+		c.piece = piece
+	}
+	c.err = err
+	return c.piece != nil || err != nil || c.ended()
 }
 
 // Trailers are the fields that came behind a chunked body, once Next has given
@@ -343,7 +361,7 @@ func (c *ClientConn) Reusable() bool {
 	if c.sent == 0 {
 		return true
 	}
-	return c.headed && c.ended() && (c.err == nil || c.err == io.EOF) && c.sending == noBody && c.body != untilClose && c.r == c.w &&
+	return c.headed && c.ended() && c.piece == nil && (c.err == nil || c.err == io.EOF) && c.sending == noBody && c.body != untilClose && c.r == c.w &&
 		c.parse.head.persistent(c.parse.minor) && !c.sock.Interrupted()
 }
 

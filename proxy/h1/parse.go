@@ -23,7 +23,7 @@ type parser struct {
 // restart forgets what was parsed: for the next message, or because the buffer
 // was moved.
 func (p *parser) restart() {
-	p.line, p.scan, p.begun = 0, 0, false
+	p.line, p.scan, p.minor, p.begun = 0, 0, 0, false
 }
 
 // nextLine gives the next complete line without its CRLF, ok false when it is

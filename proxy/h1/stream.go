@@ -157,6 +157,7 @@ func (s *Stream) readHead() (refused *ProtocolError, ok bool) {
 		s.buf = getBuffer(small)
 	}
 	s.parse.restart()
+	s.req = message.Request{Fields: s.req.Fields[:0]}
 	limit := s.server.headerLimit()
 	if s.w == 0 {
 		s.conn.SetTimeout(timeout(s.server.IdleTimeout, 2*time.Minute))
@@ -249,6 +250,9 @@ func (s *Stream) settle() bool {
 			s.linger()
 			return false
 		}
+	}
+	if s.reply.close && s.r < s.w {
+		s.linger()
 	}
 	return !s.reply.close
 }
