@@ -1,6 +1,6 @@
 // Summary reads the output of `go test -json` on standard input and tells it briefly: a line for each
-// package, all that failing tests printed, why tests were skipped, and last, alone on its line,
-// "N passed, N failed, N skipped". It counts tests and subtests; a package that fails without a failing
+// package, all that failing tests printed, why tests were skipped, the minutes it took, and last,
+// alone on its line, "N passed, N failed, N skipped". It counts tests and subtests; a package that fails without a failing
 // test (it does not build, it panics) counts as one failed. With -v it prints everything as it comes.
 //
 // It exits with 1 when something failed, and when there was nothing to count.
@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
 )
 
 // event is one line of `go test -json`; see `go doc test2json`.
@@ -33,6 +34,7 @@ type tally struct {
 }
 
 func main() {
+	start := time.Now()
 	verbose := flag.Bool("v", false, "print everything as it comes")
 	flag.Parse()
 	t := tally{verbose: *verbose, output: map[string]*strings.Builder{}, failedIn: map[string]bool{}}
@@ -51,6 +53,7 @@ func main() {
 		fmt.Println("summary: reading the tests' output:", err)
 		t.failed++
 	}
+	fmt.Printf("took %.1f min\n", time.Since(start).Minutes())
 	fmt.Printf("%d passed, %d failed, %d skipped\n", t.passed, t.failed, t.skipped)
 	if t.failed > 0 || t.passed+t.skipped == 0 {
 		os.Exit(1)
