@@ -35,8 +35,8 @@ type evidence struct {
 	old      bool    // what was believed was old enough to have left a smaller cache
 }
 
-// learn moves the belief towards the evidence.
-func (b *belief) learn(v evidence) {
+// learn moves the belief towards the evidence, and reports whether the capacity seems larger now.
+func (b *belief) learn(v evidence) (grown bool) {
 	if v.believed >= minEvidence {
 		b.truth.add(min(v.found, v.believed), v.believed, creditHorizon)
 		if v.old && v.found < v.believed/2 {
@@ -45,7 +45,9 @@ func (b *belief) learn(v evidence) {
 	}
 	if v.lost >= minEvidence && v.found >= v.believed+v.lost/2 {
 		b.scale(grow)
+		return true
 	}
+	return false
 }
 
 // credit is what a token believed to be cached is worth, 0..1. It falls below 1 when less than half of what was believed

@@ -59,10 +59,10 @@ type Endpoint struct {
 	nextDue  atomic.Int64 // the earliest time in due; never: none
 
 	// Our own work so far.
-	sent         atomic.Int64 // uncached tokens
-	promptTokens atomic.Uint64
+	sent         atomic.Int64  // uncached tokens
+	promptTokens atomic.Uint64 // of requests that were computed
 	hitTokens    atomic.Uint64 // of these, believed to be cached
-	agedTokens   atomic.Uint64 // of these, known but believed to have left the cache
+	agedTokens   atomic.Uint64 // of these, known to the index but believed to have left the cache
 	cachedTokens atomic.Uint64 // reported as cached
 	reports      atomic.Uint64 // requests that reported cached tokens
 
@@ -111,6 +111,9 @@ func (e *Endpoint) Address() string { return e.spec.Address }
 // UID returns the UID of its Spec.
 func (e *Endpoint) UID() string { return e.spec.UID }
 
+// Owner returns the Owner of its Spec.
+func (e *Endpoint) Owner() any { return e.spec.Owner }
+
 // Rank is the endpoint's rank for a key in rendezvous hashing: the highest is the key's home.
 func (e *Endpoint) Rank(key uint64) uint64 {
 	return prefix.Link(key, e.id)
@@ -135,16 +138,16 @@ func (e *Endpoint) weigh(c *Candidate, m *measure) {
 	c.Speed = e.speed.mean(m.speed, speedPrior)
 	c.window = e.window(v, c.KV)
 	c.Depth = e.index.Match(m.request.Chain, e.clock.Load(), c.window)
-	c.Hit = min(float64(c.Depth)*m.perChunk*e.belief.credit(), m.tokens-1)
-	c.Uncached = max(m.tokens-c.Hit, 1)
+	c.Hit = m.cached(c.Depth) * e.belief.credit()
+	c.Uncached = m.tokens - c.Hit
 }
 
 // kv is the share of the KV cache in use: as scraped, plus what was sent since; or what we have in flight.
 func (e *Endpoint) kv(v *view, fresh bool) float64 {
 	if fresh && v.hasKV {
-		return min(v.kv+float64(e.sent.Load()-v.sent)/v.capacity, 1)
+		return min(v.kv+float64(max(e.sent.Load()-v.sent, 0))/v.capacity, 1)
 	}
-	return min(float64(e.held.Load())/v.capacity, 1)
+	return min(float64(max(e.held.Load(), 0))/v.capacity, 1)
 }
 
 // window is how many tokens the pod can allocate before it drops what was freed last.
@@ -170,18 +173,15 @@ func (e *Endpoint) reserve(c *Candidate, m *measure, force bool) (Lease, bool) {
 	l := Lease{
 		e: e, chain: r.Chain, model: r.Model, bytes: r.Bytes, known: r.Tokens, stream: r.Stream,
 		dispatched: m.now, step: max(int64(m.perChunk), 1),
-		prompt: int64(m.tokens), hit: int64(c.Hit), uncached: u, queued: true,
+		prompt: int64(m.tokens), hit: int64(c.Hit), believed: int64(m.cached(c.Depth)), uncached: u, queued: true,
 		reported: usage{-1, -1, -1},
 	}
 	clock := e.clock.Load()
 	if c.Depth > 0 {
-		l.age, l.aged = e.index.Age(r.Chain[c.Depth-1], clock)
+		l.age, l.settled = e.index.Age(r.Chain[c.Depth-1], clock)
 	}
 	l.hold = e.index.Pin(r.Chain, clock, c.window, l.step)
-	e.promptTokens.Add(uint64(l.prompt))
-	e.hitTokens.Add(uint64(l.hit))
-	l.lost = int64(float64(max(l.hold.Found-c.Depth, 0)) * m.perChunk)
-	e.agedTokens.Add(uint64(l.lost))
+	l.lost = int64(m.cached(max(l.hold.Found, c.Depth)) - m.cached(c.Depth))
 	if !r.Stream {
 		l.ticket = e.expect(m.now+seconds(c.Speed*(c.Queued+c.Uncached)), u)
 	}
@@ -294,6 +294,13 @@ func (e *Endpoint) Readmit() {
 func (e *Endpoint) answered(dispatched time.Duration) {
 	if e.failures.Load() != 0 && int64(dispatched) >= e.ejectedAt.Load() {
 		e.Readmit()
+	}
+}
+
+// learnBelief takes in how much was cached in truth. A pod that keeps more than it says needs a larger index.
+func (e *Endpoint) learnBelief(v evidence) {
+	if e.belief.learn(v) {
+		e.index.Grow(chunks(e.view.Load().capacity * e.belief.stretch()))
 	}
 }
 

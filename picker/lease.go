@@ -16,9 +16,9 @@ const (
 	NeverSent                 // the request did not reach the endpoint
 )
 
-// A Lease is one request's place on an endpoint, from Pick to End. It is a value for the request to own: it must not be
-// copied after Pick has returned it, nor used by two goroutines at once. The request's Chain and Model must not change
-// until it has ended. The zero value is a lease of nothing; all its methods may be called.
+// A Lease is one request's place on an endpoint, from Pick to End. It is a value for the request to own: it may be moved,
+// but only one copy may be used, by one goroutine at a time. The request's Chain and Model must not change until it has
+// ended. The zero value is a lease of nothing; all its methods may be called.
 type Lease struct {
 	e          *Endpoint
 	chain      []uint64
@@ -28,14 +28,15 @@ type Lease struct {
 	bytes      int    // of text
 	known      int    // prompt tokens beyond bytes
 	prompt     int64  // tokens, estimated
-	hit        int64  // of these, believed to be cached
-	lost       int64  // of these, known but believed to have left the cache
+	hit        int64  // of these, what the score counted as cached
+	believed   int64  // of these, cached as the index has it
+	lost       int64  // of these, known to the index but believed to have left the cache
 	uncached   int64  // tokens counted in the endpoint's sums
 	step       int64  // tokens in a chunk
-	age        int64  // of the last chunk believed to be cached, if aged
+	age        int64  // of the last chunk believed to be cached, if settled
 	ticket     uint64 // in the endpoint's due, if the answer does not stream
 	reported   usage
-	aged       bool // the last chunk believed to be cached was not in use
+	settled    bool // the last chunk believed to be cached had been computed, and was not in use
 	stream     bool
 	queued     bool // counted in the endpoint's queue
 	first      bool // the first token has come
@@ -79,16 +80,16 @@ func (l *Lease) End(now time.Duration, o Outcome) {
 	}
 	l.ended = true
 	e := l.e
-	computed := l.first
-	if !l.first && !l.leaveQueue() {
-		computed = true // the answer does not stream, and the first token was due
-	}
-	computed = o == Done || computed && o == ClientGone || l.first && o == Failed
+	waiting := l.leaveQueue() // still: the first token has neither come nor been due
 	e.inflight.Add(-1)
 	e.held.Add(-l.uncached)
+	if o == NeverSent {
+		e.sent.Add(-l.uncached)
+	}
 	if o == Done {
 		e.answered(l.dispatched)
 	}
+	computed := o == Done || l.first || o == ClientGone && !waiting
 	if !computed {
 		e.index.Drop(l.chain, l.hold)
 		return
@@ -122,19 +123,25 @@ func (l *Lease) allocated() int64 {
 
 // learn corrects what was believed by what was reported.
 func (l *Lease) learn() {
-	u := l.reported
+	e, u := l.e, l.reported
+	e.promptTokens.Add(uint64(l.prompt))
+	e.hitTokens.Add(uint64(l.believed))
+	e.agedTokens.Add(uint64(l.lost))
 	if u.prompt > 0 && u.prompt <= maxTokens {
-		l.e.pool.learnText(l.model, l.bytes, u.prompt-clampTokens(l.known))
+		e.pool.learnText(l.model, l.bytes, u.prompt-clampTokens(l.known))
 	}
 	if u.cached < 0 || u.cached > maxTokens {
 		return
 	}
-	l.e.reports.Add(1)
-	l.e.cachedTokens.Add(uint64(u.cached))
-	if l.hit == 0 || l.aged {
-		l.e.belief.learn(evidence{
-			believed: float64(l.hit), lost: float64(l.lost), found: float64(u.cached),
-			old: l.age > l.e.window(l.e.view.Load(), 0)/2,
-		})
+	e.reports.Add(1)
+	e.cachedTokens.Add(uint64(u.cached))
+	if l.believed > 0 && !l.settled {
+		return // it counted on chunks that were still being computed
 	}
+	e.learnBelief(evidence{
+		believed: float64(l.believed),
+		lost:     float64(l.lost),
+		found:    float64(u.cached),
+		old:      l.age > e.window(e.view.Load(), 0)/2,
+	})
 }

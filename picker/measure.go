@@ -42,6 +42,11 @@ func (p *Pool) measure(r *Request, now time.Duration) measure {
 	return m
 }
 
+// cached is how many tokens of the prompt its leading chunks are. vLLM computes the last token in any case.
+func (m *measure) cached(chunks int) float64 {
+	return min(float64(chunks)*m.perChunk, m.tokens-1)
+}
+
 func clampTokens(n int) int { return min(max(n, 0), maxTokens) }
 
 func (p *Pool) bytesPerToken(model string) float64 {

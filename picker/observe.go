@@ -85,8 +85,8 @@ func (e *Endpoint) ScrapeFailed(time.Duration) { e.scrapeFailures.Add(1) }
 func startedAnew(old, s *Sample) bool {
 	a, ok := old.Get(StartTime)
 	b, known := s.Get(StartTime)
-	if ok && known {
-		return math.Abs(a-b) > startJitter
+	if ok && known && math.Abs(a-b) > startJitter {
+		return true
 	}
 	for m := PromptComputed; m <= Preemptions; m++ {
 		a, ok := old.Get(m)
@@ -150,7 +150,7 @@ func (e *Endpoint) compare(s *Sample) {
 		return
 	}
 	share := min((hits-was.hits)/(queries-was.queries), 1)
-	e.belief.learn(evidence{
+	e.learnBelief(evidence{
 		believed: float64(now.believed - was.believed),
 		lost:     float64(now.lost - was.lost),
 		found:    share * float64(now.prompt-was.prompt),

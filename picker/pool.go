@@ -47,6 +47,10 @@ type Pool struct {
 type Spec struct {
 	Address string // as the transport wants it
 	UID     string // the pod's, if known: a new pod on an old address is another endpoint
+
+	// Owner is the caller's own handle for the endpoint, such as the connections to it; part of the identity, so it must be
+	// comparable and stay the same. Endpoint.Owner gives it back.
+	Owner any
 }
 
 // A Request is what a pick needs to know. Its slices and strings may lie in buffers; they must not change until the

@@ -1,0 +1,408 @@
+package picker
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/fairway-proxy/fairway/picker/prefix"
+)
+
+// newTestPool returns a pool of n endpoints.
+func newTestPool(n int, cfg Config) *Pool {
+	p := NewPool(cfg)
+	p.SetEndpoints(specs(n))
+	return p
+}
+
+func specs(n int) []Spec {
+	s := make([]Spec, n)
+	for i := range s {
+		s[i] = Spec{Address: fmt.Sprintf("10.0.0.%d:8000", i+1), UID: fmt.Sprintf("uid-%d", i+1)}
+	}
+	return s
+}
+
+// prose returns n bytes that belong to id and do not repeat.
+func prose(id, n int) string {
+	var b strings.Builder
+	for i := 0; b.Len() < n; i++ {
+		fmt.Fprintf(&b, "text %d, sentence %d. ", id, i)
+	}
+	return b.String()[:n]
+}
+
+// prompt returns a streaming request for these messages.
+func prompt(messages ...string) *Request {
+	var spans []prefix.Span
+	for _, m := range messages {
+		spans = append(spans, prefix.Span{Data: []byte(m)})
+	}
+	r := &Request{Model: "m", Stream: true}
+	r.Chain, r.Hash, r.Bytes = prefix.AppendChain(nil, prefix.Seed(r.Model), spans)
+	return r
+}
+
+func pick(t *testing.T, p *Pool, r *Request, now time.Duration) Lease {
+	t.Helper()
+	l, err := p.Pick(r, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// serve lets a request through and returns where it went.
+func serve(t *testing.T, p *Pool, r *Request, now time.Duration) *Endpoint {
+	t.Helper()
+	l := pick(t, p, r, now)
+	l.FirstToken(now + 50*time.Millisecond)
+	l.Usage(l.PromptTokens(), l.HitTokens(), 100)
+	l.End(now+time.Second, Done)
+	return l.Endpoint()
+}
+
+// idle fails the test if anything is left of requests that have all ended.
+func idle(t *testing.T, endpoints []*Endpoint, now time.Duration, chains ...[]uint64) {
+	t.Helper()
+	for _, e := range endpoints {
+		if q, n, h, a := e.queued.Load(), e.inflight.Load(), e.held.Load(), e.awaiting.Load(); q != 0 || n != 0 || h != 0 || a != 0 || len(e.due) != 0 {
+			t.Errorf("%s: %d tokens queued for %d requests, %d in flight with %d tokens, %d due", e.Address(), q, a, n, h, len(e.due))
+		}
+		for _, c := range chains {
+			if d := e.index.Match(c, e.clock.Load(), -1<<40); d != 0 {
+				t.Errorf("%s: %d chunks are still pinned", e.Address(), d)
+			}
+		}
+	}
+}
+
+func TestConversationStaysOnItsPod(t *testing.T) {
+	for _, pods := range []int{2, 4, 16} {
+		p := newTestPool(pods, Config{})
+		var messages []string
+		var home *Endpoint
+		for turn := range 10 {
+			messages = append(messages, prose(turn, 1500))
+			e := serve(t, p, prompt(messages...), time.Duration(turn)*10*time.Second)
+			if home == nil {
+				home = e
+			}
+			if e != home {
+				t.Errorf("%d pods: turn %d went to %s, the conversation is on %s", pods, turn, e.Address(), home.Address())
+			}
+		}
+	}
+}
+
+func TestSharedSystemPrompt(t *testing.T) {
+	system := prose(0, 30_000)
+	p := newTestPool(4, Config{})
+	warm := serve(t, p, prompt(system, "one"), 0)
+	now := time.Minute
+	if e := serve(t, p, prompt(system, "two"), now); e != warm {
+		t.Errorf("an idle pool: the second went to %s, the system prompt is on %s", e.Address(), warm.Address())
+	}
+	// Now the warm pod is kept busy by others.
+	var others []Lease
+	for i := range 8 {
+		r := prompt(prose(100+i, 8000))
+		for _, e := range p.Endpoints() {
+			if e != warm {
+				r.Exclude = append(r.Exclude, e)
+			}
+		}
+		others = append(others, pick(t, p, r, now))
+	}
+	if e := serve(t, p, prompt(system, "three"), now); e == warm {
+		t.Error("a busy pool: the third waits behind the warm pod's queue")
+	}
+	for i := range others {
+		others[i].End(now, Done)
+	}
+	idle(t, p.Endpoints(), now)
+}
+
+func TestTurnsOfManyConversationsSpread(t *testing.T) {
+	p := newTestPool(4, Config{})
+	count := map[*Endpoint]int{}
+	for i := range 400 {
+		count[serve(t, p, prompt(prose(i, 3000)), time.Duration(i)*10*time.Second)]++
+	}
+	for e, n := range count {
+		if n < 60 || n > 140 {
+			t.Errorf("%s got %d of 400 conversations", e.Address(), n)
+		}
+	}
+}
+
+func TestSetEndpointsKeepsState(t *testing.T) {
+	p := newTestPool(4, Config{})
+	r := prompt(prose(1, 20_000))
+	home := serve(t, p, r, 0)
+	under := pick(t, p, r, time.Second)
+	home.Eject(2 * time.Second)
+	rnd := rand.New(rand.NewPCG(1, 1))
+	for range 1000 {
+		s := specs(4)
+		rnd.Shuffle(4, func(i, j int) { s[i], s[j] = s[j], s[i] })
+		p.SetEndpoints(append(s, s[0]))
+	}
+	if n := len(p.Endpoints()); n != 4 {
+		t.Fatalf("%d endpoints", n)
+	}
+	l := home.Load(2 * time.Second)
+	if l.InFlight != 1 || l.Failures != 1 || l.EjectedUntil != 3*time.Second {
+		t.Errorf("lost state: %+v", l)
+	}
+	home.Readmit()
+	under.End(3*time.Second, Done)
+	again := pick(t, p, r, time.Minute)
+	if again.Endpoint() != home {
+		t.Error("the endpoint's index is lost")
+	}
+	again.End(time.Minute, Done)
+
+	// A new pod on the old address is another endpoint.
+	s := specs(4)
+	for i := range s {
+		s[i].UID += "-new"
+	}
+	old := p.Endpoints()
+	leaving := pick(t, p, r, time.Minute)
+	p.SetEndpoints(s)
+	l2 := pick(t, p, r, time.Minute)
+	if l2.HitTokens() != 0 {
+		t.Error("a new pod has its predecessor's cache")
+	}
+	l2.End(time.Minute, Done)
+	leaving.FirstToken(time.Minute)
+	leaving.End(time.Minute, Done)
+	idle(t, old, time.Minute, r.Chain)
+	idle(t, p.Endpoints(), time.Minute, r.Chain)
+}
+
+func TestPickErrors(t *testing.T) {
+	p := NewPool(Config{})
+	if l, err := p.Pick(&Request{}, 0); !errors.Is(err, ErrNoEndpoints) || l.Endpoint() != nil {
+		t.Errorf("an empty pool: %v, %v", l.Endpoint(), err)
+	}
+	p.SetEndpoints(specs(3))
+	e := p.Endpoints()
+	r := prompt("hello")
+	r.Exclude = e
+	if _, err := p.Pick(r, 0); !errors.Is(err, ErrExcluded) {
+		t.Errorf("all excluded: %v", err)
+	}
+	r.Exclude = e[:2]
+	if l, err := p.Pick(r, 0); err != nil || l.Endpoint() != e[2] {
+		t.Errorf("the only one left: %v, %v", l.Endpoint(), err)
+	}
+	var zero Lease
+	zero.FirstToken(0)
+	zero.Usage(1, 1, 1)
+	zero.End(0, Done)
+}
+
+func TestEjectedEndpoints(t *testing.T) {
+	p := newTestPool(3, Config{})
+	e := p.Endpoints()
+	r := prompt("hello")
+	e[1].Eject(0)
+	e[2].Eject(10)
+	for i := range 20 {
+		if got := serve(t, p, prompt(fmt.Sprint(i)), 100); got != e[0] {
+			t.Fatalf("picked the ejected %s", got.Address())
+		}
+	}
+	e[0].Eject(20)
+	if l := pick(t, p, r, 100); l.Endpoint() != e[1] {
+		t.Error("with all ejected, not the one ejected longest ago")
+	}
+	r.Exclude = []*Endpoint{e[1]}
+	if l := pick(t, p, r, 100); l.Endpoint() != e[2] {
+		t.Error("an excluded endpoint counts, or a younger ejection")
+	}
+	r.Exclude = e
+	if _, err := p.Pick(r, 100); !errors.Is(err, ErrExcluded) {
+		t.Errorf("all ejected and excluded: %v", err)
+	}
+}
+
+func TestEjectionDoubles(t *testing.T) {
+	p := newTestPool(1, Config{})
+	e := p.Endpoints()[0]
+	now := time.Duration(0)
+	for i, want := range []time.Duration{1, 2, 4, 8, 16, 30, 30, 30} {
+		e.Eject(now)
+		e.Eject(now + 1) // another request was refused at the same time
+		if got := e.Load(now).EjectedUntil - now; got != want*time.Second {
+			t.Fatalf("ejection %d lasts %v, want %v", i+1, got, want*time.Second)
+		}
+		now += want * time.Second
+		if e.Ejected(now) {
+			t.Fatal("still ejected after its time")
+		}
+	}
+	e.Readmit()
+	e.Eject(now)
+	if got := e.Load(now).EjectedUntil - now; got != time.Second {
+		t.Errorf("after a success: %v", got)
+	}
+}
+
+// A pod that drains still finishes streams while it refuses connections: only what was sent since proves that it is back.
+func TestOnlyNewAnswersReadmit(t *testing.T) {
+	p := newTestPool(1, Config{})
+	e := p.Endpoints()[0]
+	before := pick(t, p, prompt("a"), 0)
+	e.Eject(time.Second)
+	before.FirstToken(time.Second)
+	before.End(time.Second, Done)
+	if !e.Ejected(time.Second) || e.Load(0).Failures != 1 {
+		t.Error("readmitted by an answer to a request from before")
+	}
+	after := pick(t, p, prompt("b"), 3*time.Second)
+	after.FirstToken(3 * time.Second)
+	if e.Load(3*time.Second).Failures != 0 {
+		t.Error("not readmitted by a first token")
+	}
+	after.End(3*time.Second, Done)
+}
+
+// Picks that happen at the same instant do not all find the same pod idle.
+func TestSimultaneousPicksSeeEachOther(t *testing.T) {
+	for round := range 200 {
+		p := newTestPool(attempts, Config{})
+		requests := make([]*Request, attempts)
+		for i := range requests {
+			requests[i] = prompt(prose(round*attempts+i, 8000))
+		}
+		leases := make([]Lease, attempts)
+		var wg sync.WaitGroup
+		start := make(chan struct{})
+		for i := range leases {
+			wg.Go(func() {
+				<-start
+				leases[i], _ = p.Pick(requests[i], 0)
+			})
+		}
+		close(start)
+		wg.Wait()
+		at := map[*Endpoint]int{}
+		for i := range leases {
+			at[leases[i].Endpoint()]++
+		}
+		if len(at) != attempts {
+			t.Fatalf("%d requests went to %d of as many idle pods", attempts, len(at))
+		}
+	}
+}
+
+func TestExplain(t *testing.T) {
+	p := newTestPool(4, Config{Replicas: 2})
+	r := prompt(prose(1, 20_000))
+	serve(t, p, r, 0)
+	before := p.Explain(nil, r, time.Second)
+	again := p.Explain(nil, r, time.Second)
+	kept := Candidate{Score: 42}
+	l, terms, err := p.PickExplained([]Candidate{kept}, r, time.Second)
+	if err != nil || len(terms) != 5 || terms[0] != kept {
+		t.Fatalf("%d terms, %v", len(terms), err)
+	}
+	lowest := 0
+	for i, c := range terms[1:] {
+		if before[i] != c || again[i] != c {
+			t.Errorf("explained %+v, then %+v, picked by %+v", before[i], again[i], c)
+		}
+		if c.Score < terms[1+lowest].Score {
+			lowest = i
+		}
+	}
+	if c := terms[1+lowest]; c.Endpoint != l.Endpoint() || int(c.Hit) != l.HitTokens() || c.Hit < 4900 {
+		t.Errorf("the lease (%d tokens hit) is not the lowest score's (%+v)", l.HitTokens(), c)
+	}
+	if got := p.Explain(nil, r, time.Second); got[lowest].InFlight != 1 {
+		t.Errorf("in flight: %v, want 1: Explain must not reserve, Pick must", got[lowest].InFlight)
+	}
+	l.End(time.Second, Done)
+	idle(t, p.Endpoints(), time.Second, r.Chain)
+	if got := NewPool(Config{}).Explain(nil, r, 0); len(got) != 0 {
+		t.Errorf("an empty pool explains %v", got)
+	}
+}
+
+// Weighing endpoints waits for nobody: not for a writer of an index, not for a scrape being taken in, not for SetEndpoints.
+func TestWeighingTakesNoLock(t *testing.T) {
+	p := newTestPool(3, Config{})
+	r := prompt(prose(1, 20_000))
+	serve(t, p, r, 0)
+	r.Stream = false
+	l := pick(t, p, r, 0)
+	p.mu.Lock()
+	for _, e := range p.Endpoints() {
+		e.mu.Lock()
+	}
+	if got := p.Explain(nil, r, time.Hour); len(got) != 3 {
+		t.Errorf("%d candidates", len(got))
+	}
+	for _, e := range p.Endpoints() {
+		e.Load(time.Hour)
+		e.mu.Unlock()
+	}
+	p.mu.Unlock()
+	l.End(time.Hour, Done)
+}
+
+func BenchmarkPick(b *testing.B) {
+	for _, pods := range []int{8, 100} {
+		for _, bytes := range []int{28_672, 409_600} {
+			b.Run(fmt.Sprintf("%dpods/%dchunks", pods, bytes/prefix.ChunkSize), func(b *testing.B) {
+				p := newTestPool(pods, Config{})
+				system := prose(0, bytes/2)
+				now := time.Duration(0)
+				for i := range pods { // everyone holds the system prompt
+					r := prompt(system, prose(i, bytes/2))
+					for j, e := range p.Endpoints() {
+						if j != i {
+							r.Exclude = append(r.Exclude, e)
+						}
+					}
+					l, _ := p.Pick(r, now)
+					l.End(now, Done)
+				}
+				r := prompt(system, prose(0, bytes/2))
+				b.ReportAllocs()
+				for b.Loop() {
+					now += time.Millisecond
+					l, _ := p.Pick(r, now)
+					l.FirstToken(now)
+					l.Usage(7000, 6900, 100)
+					l.End(now, Done)
+				}
+			})
+		}
+	}
+}
+
+// BenchmarkWeigh is the part of a pick that grows with the pool, without the pins of the chosen.
+func BenchmarkWeigh(b *testing.B) {
+	for _, pods := range []int{8, 100} {
+		b.Run(fmt.Sprintf("%dpods", pods), func(b *testing.B) {
+			p := newTestPool(pods, Config{})
+			r := prompt(prose(0, 28_672))
+			for _, e := range p.Endpoints() {
+				e.index.Keep(r.Chain[:56], e.index.Pin(r.Chain[:56], 0, 1<<30, 64), 0, 64)
+			}
+			terms := make([]Candidate, 0, pods)
+			b.ReportAllocs()
+			for b.Loop() {
+				terms = p.Explain(terms[:0], r, time.Second)
+			}
+		})
+	}
+}
