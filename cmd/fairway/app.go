@@ -1,0 +1,169 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/fairway-proxy/fairway/discovery/file"
+	"github.com/fairway-proxy/fairway/discovery/scrape"
+	"github.com/fairway-proxy/fairway/picker"
+	"github.com/fairway-proxy/fairway/proxy"
+	"github.com/fairway-proxy/fairway/proxy/account"
+	"github.com/fairway-proxy/fairway/proxy/admin"
+)
+
+// app is a running proxy with all that belongs to it: the server, the scraper
+// that feeds its picker, and the listeners.
+type app struct {
+	log      *slog.Logger
+	server   *proxy.Server
+	scraper  *scrape.Scraper
+	registry *prometheus.Registry
+	config   atomic.Pointer[file.Config] // in force
+	stopping atomic.Bool
+
+	plain   net.Listener // nil: off
+	metrics *http.Server // nil: off
+	admin   *http.Server // nil: off
+	failed  chan error   // what ended a listener
+}
+
+// newApp binds the listeners of c and puts its World in force; run serves.
+func newApp(c *file.Config, log, access *slog.Logger, pick picker.Config) (*app, error) {
+	a := &app{log: log, registry: prometheus.NewRegistry(), failed: make(chan error, 3)}
+	a.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	a.server = proxy.New(proxy.Config{
+		Account:     account.New(a.registry, access),
+		Log:         log,
+		Picker:      pick,
+		HeaderLimit: c.World.Limits.Headers,
+		Connections: c.World.Limits.Connections,
+	})
+	a.registry.MustRegister(endpointMetrics{a.server}, serverMetrics{a.server})
+	a.scraper = scrape.New(scrape.Config{Now: proxy.Now, Log: log})
+	if err := a.listen(c.Listen); err != nil {
+		a.close()
+		return nil, err
+	}
+	a.apply(c)
+	return a, nil
+}
+
+// apply puts a configuration's World in force. Listeners stay as they are.
+func (a *app) apply(c *file.Config) {
+	a.server.SetWorld(c.World)
+	a.config.Store(c)
+	states := a.server.Endpoints()
+	targets := make([]scrape.Target, len(states))
+	for i, s := range states {
+		targets[i] = scrape.Target{Endpoint: s.Endpoint, Get: s.Transport.Fetch}
+	}
+	a.scraper.Set(scrape.Settings(c.World.Scrape))
+	a.scraper.Sync(targets)
+}
+
+func (a *app) listen(l file.Listen) error {
+	source := admin.Source{
+		Ready:     a.ready,
+		Gatherer:  a.registry,
+		Endpoints: func() any { return describeEndpoints(a.server) },
+		Config:    func() any { return describeConfig(a.config.Load()) },
+	}
+	var err error
+	if l.HTTP != "" {
+		if a.plain, err = net.Listen("tcp", l.HTTP); err != nil {
+			return fmt.Errorf("listen.http: %w", err)
+		}
+	}
+	if a.metrics, err = a.serveHTTP("listen.metrics", l.Metrics, admin.Metrics(source)); err != nil {
+		return err
+	}
+	a.admin, err = a.serveHTTP("listen.admin", l.Admin, admin.Admin(source))
+	return err
+}
+
+// serveHTTP begins to serve h; an empty address means not at all.
+func (a *app) serveHTTP(what, address string, h http.Handler) (*http.Server, error) {
+	if address == "" {
+		return nil, nil
+	}
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", what, err)
+	}
+	s := &http.Server{Addr: l.Addr().String(), Handler: h, ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(a.log.Handler(), slog.LevelWarn)}
+	go func() {
+		if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			a.failed <- fmt.Errorf("%s: %w", what, err)
+		}
+	}()
+	return s, nil
+}
+
+// ready says why requests are not wanted; "" when they are.
+func (a *app) ready() string {
+	switch {
+	case a.stopping.Load():
+		return "stopping"
+	case a.server.World() == nil:
+		return "no configuration is in force yet"
+	}
+	return ""
+}
+
+// run serves until ctx is done, then drains: readiness goes first, then the
+// listener, and streams are given the time that timeouts.drain allows.
+func (a *app) run(ctx context.Context) error {
+	defer a.close()
+	if a.plain != nil {
+		go func() {
+			if err := a.server.Serve(a.plain); !errors.Is(err, proxy.ErrStopped) {
+				a.failed <- fmt.Errorf("listen.http: %w", err)
+			}
+		}()
+	}
+	select {
+	case err := <-a.failed:
+		return err
+	case <-ctx.Done():
+	}
+	return a.drain()
+}
+
+func (a *app) drain() error {
+	a.stopping.Store(true)
+	limit := a.config.Load().World.Timeouts.Drain
+	a.log.Info("stopping", "live_requests", a.server.Live(), "drain", limit)
+	ctx := context.Background()
+	if limit > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, limit)
+		defer cancel()
+	}
+	if err := a.server.Shutdown(ctx); err != nil {
+		return fmt.Errorf("stopped before all requests had ended: %w", err)
+	}
+	return nil
+}
+
+// close stops what run does not wait for.
+func (a *app) close() {
+	if a.plain != nil {
+		a.plain.Close()
+	}
+	for _, s := range []*http.Server{a.metrics, a.admin} {
+		if s != nil {
+			s.Close()
+		}
+	}
+	a.scraper.Close()
+}

@@ -1,0 +1,223 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"text/tabwriter"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/fairway-proxy/fairway/discovery/file"
+	"github.com/fairway-proxy/fairway/picker"
+	"github.com/fairway-proxy/fairway/proxy"
+)
+
+// configView is a configuration as /config and `fairway check` show it: the
+// keys of fairway.yaml, every default filled in.
+type configView struct {
+	Listen   map[string]string `json:"listen"`
+	Pools    []poolView        `json:"pools"`
+	Models   []modelView       `json:"models"`
+	Timeouts map[string]string `json:"timeouts"`
+	Limits   map[string]int64  `json:"limits"`
+	Scrape   map[string]string `json:"scrape"`
+	Usage    string            `json:"usage"`
+	Explain  string            `json:"explain"`
+}
+
+type poolView struct {
+	Name      string   `json:"name"`
+	Endpoints []string `json:"endpoints"`
+}
+
+type modelView struct {
+	Name        string       `json:"name"`
+	Pool        string       `json:"pool"`
+	Criticality string       `json:"criticality"`
+	Targets     []targetView `json:"targets,omitempty"`
+}
+
+type targetView struct {
+	Name   string `json:"name"`
+	Weight int    `json:"weight"`
+}
+
+func describeConfig(c *file.Config) configView {
+	w := c.World
+	v := configView{
+		Listen: map[string]string{"http": c.Listen.HTTP, "hbone": c.Listen.HBONE, "metrics": c.Listen.Metrics, "admin": c.Listen.Admin},
+		Pools:  []poolView{}, Models: []modelView{},
+		Timeouts: map[string]string{
+			"connect": w.Timeouts.Connect.String(), "first_byte": w.Timeouts.FirstByte.String(),
+			"stream_idle": w.Timeouts.StreamIdle.String(), "request": w.Timeouts.Request.String(), "drain": w.Timeouts.Drain.String(),
+		},
+		Limits: map[string]int64{
+			"body": w.Limits.Body, "buffers": w.Limits.Buffers, "headers": int64(w.Limits.Headers), "connections": int64(w.Limits.Connections),
+		},
+		Scrape:  map[string]string{"interval": w.Scrape.Interval.String(), "timeout": w.Scrape.Timeout.String(), "path": w.Scrape.Path},
+		Usage:   string(w.Usage),
+		Explain: string(w.Explain),
+	}
+	for _, p := range w.Pools {
+		view := poolView{Name: p.Name, Endpoints: []string{}}
+		for _, e := range p.Endpoints {
+			view.Endpoints = append(view.Endpoints, "http://"+e.Address)
+		}
+		v.Pools = append(v.Pools, view)
+	}
+	for _, m := range w.Models {
+		view := modelView{Name: m.Name, Pool: m.Pool, Criticality: string(m.Criticality)}
+		for _, t := range m.Targets {
+			view.Targets = append(view.Targets, targetView(t))
+		}
+		v.Models = append(v.Models, view)
+	}
+	return v
+}
+
+// writeRoutes prints what a configuration serves: who asks for what is sent
+// where.
+func writeRoutes(out io.Writer, v configView) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "MODEL\tPOOL\tCRITICALITY\tSERVED AS")
+	if len(v.Models) == 0 {
+		for _, p := range v.Pools {
+			fmt.Fprintf(w, "(any)\t%s\t%s\tas asked\n", p.Name, proxy.Standard)
+		}
+	}
+	for _, m := range v.Models {
+		served, total := "", 0
+		for _, t := range m.Targets {
+			total += t.Weight
+		}
+		for i, t := range m.Targets {
+			if i > 0 {
+				served += ", "
+			}
+			served += fmt.Sprintf("%s %.0f%%", t.Name, 100*float64(t.Weight)/float64(total))
+		}
+		if served == "" {
+			served = "as asked"
+		}
+		criticality := m.Criticality
+		if criticality == "" {
+			criticality = string(proxy.Standard)
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", m.Name, m.Pool, criticality, served)
+	}
+	fmt.Fprintln(w)
+	fmt.Fprintln(w, "POOL\tENDPOINT")
+	for _, p := range v.Pools {
+		for _, e := range p.Endpoints {
+			fmt.Fprintf(w, "%s\t%s\n", p.Name, e)
+		}
+	}
+	return w.Flush()
+}
+
+// endpointView is one endpoint as /endpoints shows it.
+type endpointView struct {
+	Pool            string  `json:"pool"`
+	Address         string  `json:"address"`
+	Ejected         bool    `json:"ejected"`
+	InFlight        int     `json:"in_flight"`
+	QueuedTokens    int     `json:"queued_tokens"`
+	Running         float64 `json:"running"`
+	Waiting         float64 `json:"waiting"`
+	KVUsage         float64 `json:"kv_usage"`
+	CapacityTokens  int     `json:"capacity_tokens"`
+	SecondsPerToken float64 `json:"seconds_per_token"`
+	IndexEntries    int     `json:"index_entries"`
+	ScrapeAge       float64 `json:"scrape_age_s"` // −1: never scraped
+	IdleConnections int     `json:"idle_connections"`
+}
+
+func describeEndpoints(s *proxy.Server) []endpointView {
+	now := proxy.Now()
+	views := []endpointView{}
+	for _, e := range s.Endpoints() {
+		l := e.Endpoint.Load(now)
+		scraped := func(m picker.Metric) float64 {
+			v, _ := l.Scrape.Get(m)
+			return v
+		}
+		v := endpointView{
+			Pool: e.Pool, Address: e.Endpoint.Address(), Ejected: e.Endpoint.Ejected(now),
+			InFlight: l.InFlight, QueuedTokens: l.Queued, Running: scraped(picker.Running), Waiting: scraped(picker.Waiting),
+			KVUsage: l.KV, CapacityTokens: l.Capacity, SecondsPerToken: l.Speed, IndexEntries: l.IndexEntries,
+			ScrapeAge: -1, IdleConnections: e.Transport.Idle(),
+		}
+		if l.ScrapeAge >= 0 {
+			v.ScrapeAge = l.ScrapeAge.Seconds()
+		}
+		views = append(views, v)
+	}
+	return views
+}
+
+// endpointMetrics are the gauges of each endpoint, as the picker uses them.
+type endpointMetrics struct{ server *proxy.Server }
+
+var (
+	endpointLabels = []string{"pool", "endpoint"}
+
+	descInFlight  = prometheus.NewDesc("fairway_endpoint_requests_in_flight", "Requests of this proxy on the endpoint.", endpointLabels, nil)
+	descQueued    = prometheus.NewDesc("fairway_endpoint_queued_tokens", "Uncached prompt tokens sent to the endpoint whose first token has not come.", endpointLabels, nil)
+	descKV        = prometheus.NewDesc("fairway_endpoint_kv_cache_usage_ratio", "Share of the endpoint's KV cache in use, as the picker counts it.", endpointLabels, nil)
+	descEjected   = prometheus.NewDesc("fairway_endpoint_ejected", "1 while the endpoint is out because it takes no connections.", endpointLabels, nil)
+	descScrapeAge = prometheus.NewDesc("fairway_endpoint_scrape_age_seconds", "Age of the endpoint's last good scrape.", endpointLabels, nil)
+	descIndex     = prometheus.NewDesc("fairway_endpoint_index_entries", "Prompt chunks believed to be in the endpoint's cache.", endpointLabels, nil)
+	descSpeed     = prometheus.NewDesc("fairway_endpoint_seconds_per_prompt_token", "Learned time to compute one prompt token.", endpointLabels, nil)
+)
+
+func (m endpointMetrics) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{descInFlight, descQueued, descKV, descEjected, descScrapeAge, descIndex, descSpeed} {
+		ch <- d
+	}
+}
+
+func (m endpointMetrics) Collect(ch chan<- prometheus.Metric) {
+	for _, e := range describeEndpoints(m.server) {
+		gauge := func(d *prometheus.Desc, v float64) {
+			ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, e.Pool, e.Address)
+		}
+		gauge(descInFlight, float64(e.InFlight))
+		gauge(descQueued, float64(e.QueuedTokens))
+		gauge(descKV, e.KVUsage)
+		gauge(descIndex, float64(e.IndexEntries))
+		gauge(descSpeed, e.SecondsPerToken)
+		ejected := 0.0
+		if e.Ejected {
+			ejected = 1
+		}
+		gauge(descEjected, ejected)
+		if e.ScrapeAge >= 0 {
+			gauge(descScrapeAge, e.ScrapeAge)
+		}
+	}
+}
+
+// serverMetrics are the gauges of the proxy as a whole.
+type serverMetrics struct{ server *proxy.Server }
+
+var (
+	descLive     = prometheus.NewDesc("fairway_requests_live", "Requests under way.", nil, nil)
+	descBuffered = prometheus.NewDesc("fairway_request_bodies_bytes", "Memory that request bodies hold.", nil, nil)
+	descUptime   = prometheus.NewDesc("fairway_uptime_seconds", "Time since the process started.", nil, nil)
+)
+
+func (m serverMetrics) Describe(ch chan<- *prometheus.Desc) {
+	ch <- descLive
+	ch <- descBuffered
+	ch <- descUptime
+}
+
+func (m serverMetrics) Collect(ch chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, v float64) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v)
+	}
+	gauge(descLive, float64(m.server.Live()))
+	gauge(descBuffered, float64(m.server.Buffered()))
+	gauge(descUptime, proxy.Now().Round(time.Millisecond).Seconds())
+}

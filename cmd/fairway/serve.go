@@ -1,0 +1,163 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/fairway-proxy/fairway/discovery/file"
+	"github.com/fairway-proxy/fairway/picker"
+	"github.com/fairway-proxy/fairway/proxy"
+)
+
+func newServe() *cobra.Command {
+	var o serveOptions
+	cmd := &cobra.Command{
+		Use:   "serve [--config fairway.yaml | --endpoint URL…]",
+		Short: "Serve requests",
+		Long: `Serve takes OpenAI-compatible requests and sends each to the endpoint that will
+answer it first.
+
+With --config it serves what the file says, and takes changes to the file as
+they come (SIGHUP makes it look at once). With --endpoint it serves one pool of
+these endpoints, whatever the model.`,
+		Example: `  fairway serve --endpoint http://10.0.0.1:8000 --endpoint http://10.0.0.2:8000
+  fairway serve --config fairway.yaml`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd) },
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.config, "config", "", "the configuration `file`")
+	f.StringArrayVar(&o.endpoints, "endpoint", nil, "the `URL` of an engine, http://host:port; once for each")
+	f.StringVar(&o.listen, "listen", "", "where to take plain HTTP (default :8080, or listen.http of the file)")
+	f.StringVar(&o.metrics, "metrics", "", "where to serve metrics and health (default :15020, or listen.metrics of the file)")
+	f.StringVar(&o.admin, "admin", "", "where to serve the operator (default 127.0.0.1:15000, or listen.admin of the file)")
+	f.TextVar(&o.level, "log-level", slog.LevelInfo, "least `level` logged: debug, info, warn or error")
+	f.BoolVar(&o.noAccessLog, "no-access-log", false, "write no line for each request")
+	return cmd
+}
+
+type serveOptions struct {
+	config                 string
+	endpoints              []string
+	listen, metrics, admin string
+	level                  slog.Level
+	noAccessLog            bool
+}
+
+func (o *serveOptions) run(cmd *cobra.Command) error {
+	watcher, config, err := o.load()
+	if err != nil {
+		return err
+	}
+	log := newLog(cmd.ErrOrStderr(), asJSON(cmd), o.level)
+	access := log
+	if o.noAccessLog {
+		access = nil
+	}
+	a, err := newApp(config, log, access, picker.Config{})
+	if err != nil {
+		return err
+	}
+	log.Info("serving", "version", programVersion(), "http", config.Listen.HTTP, "metrics", config.Listen.Metrics,
+		"admin", config.Listen.Admin, "pools", len(config.World.Pools), "endpoints", len(a.server.Endpoints()))
+
+	ctx, stop := context.WithCancel(cmd.Context())
+	defer stop()
+	if watcher != nil {
+		hangups := make(chan os.Signal, 1)
+		signal.Notify(hangups, syscall.SIGHUP)
+		defer signal.Stop(hangups)
+		watcher.Trigger = hangups
+		go watcher.Run(ctx, func(c *file.Config, err error) { a.reload(c, err, o) })
+	}
+	return a.run(ctx)
+}
+
+// reload takes a changed file. A bad one leaves what is in force.
+func (a *app) reload(c *file.Config, err error, o *serveOptions) {
+	if err != nil {
+		a.log.Error("the configuration cannot be used; the last good one stays in force", "error", err)
+		return
+	}
+	o.override(c)
+	if c.Listen != a.config.Load().Listen {
+		a.log.Warn("changes to listen take a restart; the rest is in force")
+	}
+	a.apply(c)
+	a.log.Info("configuration in force", "pools", len(c.World.Pools), "endpoints", len(a.server.Endpoints()))
+}
+
+// load reads the configuration that the flags ask for. The watcher is nil
+// without a file.
+func (o *serveOptions) load() (*file.Watcher, *file.Config, error) {
+	switch {
+	case o.config != "" && len(o.endpoints) > 0:
+		return nil, nil, misuse{errors.New("--config and --endpoint exclude each other: name the endpoints in the file")}
+	case o.config != "":
+		w := &file.Watcher{Path: o.config}
+		c, err := w.Load()
+		if err != nil {
+			return nil, nil, err
+		}
+		o.override(c)
+		return w, c, nil
+	case len(o.endpoints) > 0:
+		c := file.Default()
+		pool := proxy.Pool{Name: "default"}
+		for _, url := range o.endpoints {
+			address, err := file.ParseEndpoint(url)
+			if err != nil {
+				return nil, nil, misuse{fmt.Errorf("--endpoint: %w", err)}
+			}
+			pool.Endpoints = append(pool.Endpoints, proxy.Endpoint{Address: address})
+		}
+		c.World.Pools = []proxy.Pool{pool}
+		o.override(c)
+		if err := c.Validate(flagFor); err != nil {
+			return nil, nil, misuse{err}
+		}
+		return nil, c, nil
+	}
+	return nil, nil, misuse{errors.New("nothing to serve: give --config FILE, or --endpoint URL once for each engine")}
+}
+
+// override lets flags win over the file.
+func (o *serveOptions) override(c *file.Config) {
+	for _, f := range []struct {
+		flag string
+		to   *string
+	}{{o.listen, &c.Listen.HTTP}, {o.metrics, &c.Listen.Metrics}, {o.admin, &c.Listen.Admin}} {
+		if f.flag != "" {
+			*f.to = f.flag
+		}
+	}
+}
+
+// flagFor names the flag behind a path of keys.
+func flagFor(path string) string {
+	switch {
+	case path == "listen.http":
+		return "--listen"
+	case path == "listen.metrics":
+		return "--metrics"
+	case path == "listen.admin":
+		return "--admin"
+	}
+	return "--endpoint"
+}
+
+func newLog(w io.Writer, asJSON bool, level slog.Level) *slog.Logger {
+	options := &slog.HandlerOptions{Level: level}
+	if asJSON {
+		return slog.New(slog.NewJSONHandler(w, options))
+	}
+	return slog.New(slog.NewTextHandler(w, options))
+}
