@@ -252,7 +252,9 @@ type script struct {
 	net.Conn
 	in   []byte
 	step int
-	out  bytes.Buffer
+
+	out    bytes.Buffer
+	writes int
 }
 
 func (c *script) Read(p []byte) (int, error) {
@@ -263,7 +265,12 @@ func (c *script) Read(p []byte) (int, error) {
 	c.in = c.in[n:]
 	return n, nil
 }
-func (c *script) Write(p []byte) (int, error)   { return c.out.Write(p) }
+
+func (c *script) Write(p []byte) (int, error) {
+	c.writes++
+	return c.out.Write(p)
+}
+
 func (c *script) Close() error                  { return nil }
 func (c *script) SetDeadline(t time.Time) error { return nil }
 func (c *script) RemoteAddr() net.Addr          { return &net.TCPAddr{} }

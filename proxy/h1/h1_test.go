@@ -14,6 +14,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
+type sockConn = sock.Conn
+
 // listen serves s on the loopback until the test ends, and gives the address.
 func listen(t testing.TB, s *Server) string {
 	t.Helper()
