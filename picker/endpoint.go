@@ -137,7 +137,8 @@ func (e *Endpoint) weigh(c *Candidate, m *measure) {
 	c.KV = e.kv(v, fresh)
 	c.Speed = e.speed.mean(m.speed, speedPrior)
 	c.window = e.window(v, c.KV)
-	c.Depth = e.index.Match(m.request.Chain, e.clock.Load(), c.window)
+	c.Depth = e.index.Match(m.request.Chain, e.clock.Load(), c.window, m.guess)
+	m.guess = c.Depth
 	c.Hit = m.cached(c.Depth) * e.belief.credit()
 	c.Uncached = m.tokens - c.Hit
 }

@@ -30,6 +30,7 @@ type measure struct {
 	perChunk float64 // tokens in one chunk of the chain
 	speed    float64 // the pool's mean
 	foreign  float64 // tokens that a request of someone else waits with
+	guess    int     // chunks that the endpoint weighed last holds
 }
 
 func (p *Pool) measure(r *Request, now time.Duration) measure {

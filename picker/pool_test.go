@@ -74,7 +74,7 @@ func idle(t *testing.T, endpoints []*Endpoint, now time.Duration, chains ...[]ui
 			t.Errorf("%s: %d tokens queued for %d requests, %d in flight with %d tokens, %d due", e.Address(), q, a, n, h, len(e.due))
 		}
 		for _, c := range chains {
-			if d := e.index.Match(c, e.clock.Load(), -1<<40); d != 0 {
+			if d := e.index.Match(c, e.clock.Load(), -1<<40, 0); d != 0 {
 				t.Errorf("%s: %d chunks are still pinned", e.Address(), d)
 			}
 		}

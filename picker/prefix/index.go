@@ -1,6 +1,7 @@
 package prefix
 
 import (
+	"math"
 	"math/bits"
 	"sync"
 	"sync/atomic"
@@ -60,6 +61,7 @@ type Hold struct {
 type table struct {
 	mask    uint64
 	buckets []bucket
+	holes   atomic.Bool // a chunk that was alive has lost its slot to its bucket's neighbours
 }
 
 // A bucket is two cache lines: most probes miss and touch only the keys.
@@ -105,21 +107,28 @@ func age(state, clock uint64) int64 {
 }
 
 // Match returns how many leading chunks of chain the pod still holds: those pinned, or stamped less than window tokens
-// ago. A held chunk implies its parents, so it searches by halving; and because a slot can be lost to its bucket's
-// neighbours, a chunk counts as held when its child is.
-func (x *Index) Match(chain []uint64, clock uint64, window int64) int {
+// ago. A held chunk implies its parents, so it searches by halving. guess is where it looks first, such as what another pod
+// holds of the same chain, which is often where a shared prefix ends; any number will do.
+func (x *Index) Match(chain []uint64, clock uint64, window int64, guess int) int {
 	t := x.table.Load()
 	if t == nil || len(chain) == 0 {
 		return 0
 	}
-	// Most pods hold nothing of most prompts: ask for the head first.
 	lo, hi := 0, len(chain) // chain[:lo] is held, chain[hi:] is not
-	for mid := 0; lo < hi; mid = int(uint(lo+hi) / 2) {
+	mid := 0                // most pods hold nothing of most prompts
+	if guess > 0 && guess <= hi {
+		if t.alive(chain[guess-1], clock, window) {
+			lo, mid = guess, guess
+		} else if !t.holes.Load() {
+			hi = guess - 1
+		}
+	}
+	for ; lo < hi; mid = int(uint(lo+hi) / 2) {
 		switch {
 		case t.alive(chain[mid], clock, window):
 			lo = mid + 1
-		case mid+1 < hi && t.alive(chain[mid+1], clock, window):
-			lo = mid + 2
+		case mid+1 < hi && t.holes.Load() && t.alive(chain[mid+1], clock, window):
+			lo = mid + 2 // the child vouches for a chunk that has lost its slot
 		default:
 			hi = mid
 		}
@@ -167,8 +176,12 @@ func (x *Index) Pin(chain []uint64, clock uint64, window, step int64) Hold {
 		known = known && s >= 0
 		switch {
 		case s < 0:
-			if s = x.take(b, key, clock, stamp(clock, i, step)|1); s < 0 {
+			s, lost := x.take(b, key, clock, stamp(clock, i, step)|1)
+			if s < 0 {
 				return h
+			}
+			if lost < window {
+				t.holes.Store(true)
 			}
 		default:
 			state := b.states[s].Load()
@@ -238,17 +251,18 @@ func (b *bucket) find(key uint64) int {
 	return -1
 }
 
-// take gives key an empty slot, or that of the oldest chunk that is not pinned, or returns -1. The writer's lock is held.
-func (x *Index) take(b *bucket, key, clock, state uint64) int {
-	victim, oldest := -1, int64(0)
+// take gives key an empty slot, or that of the oldest chunk that is not pinned, whose age it returns, or returns -1. The
+// writer's lock is held.
+func (x *Index) take(b *bucket, key, clock, state uint64) (victim int, oldest int64) {
+	victim, oldest = -1, math.MinInt64
 	for i := range b.keys {
 		if b.keys[i].Load() == 0 {
-			victim = i
+			victim, oldest = i, math.MaxInt64
 			x.entries.Add(1)
 			break
 		}
 		s := b.states[i].Load()
-		if a := age(s, clock); s&maxPins == 0 && (victim < 0 || a > oldest) {
+		if a := age(s, clock); s&maxPins == 0 && a > oldest {
 			victim, oldest = i, a
 		}
 	}
@@ -257,7 +271,7 @@ func (x *Index) take(b *bucket, key, clock, state uint64) int {
 		b.states[victim].Store(state)
 		b.keys[victim].Store(key)
 	}
-	return victim
+	return victim, oldest
 }
 
 func stamp(clock uint64, i int, step int64) uint64 {
@@ -275,6 +289,7 @@ func (x *Index) Grow(chunks int) {
 		return
 	}
 	t := newTable(x.buckets)
+	t.holes.Store(old.holes.Load())
 	for i := range old.buckets {
 		from := &old.buckets[i]
 		for s := range from.keys {

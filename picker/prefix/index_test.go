@@ -52,7 +52,7 @@ func pins(x *Index) (n uint64) {
 func TestMatch(t *testing.T) {
 	var x Index
 	base := numbered(1, 100)
-	if got := x.Match(base, 0, wide); got != 0 {
+	if got := x.Match(base, 0, wide, 0); got != 0 {
 		t.Errorf("an empty index matches %d", got)
 	}
 	serve(&x, base, 10_000)
@@ -77,8 +77,10 @@ func TestMatch(t *testing.T) {
 		{"a clock that was set back", base, 9_000, 1, 16}, // chunk i is i*64−1000 tokens old
 		{"zero hash", []uint64{0, 0}, 10_000, wide, 0},
 	} {
-		if got := x.Match(tt.chain, tt.clock, tt.window); got != tt.want {
-			t.Errorf("%s: %d chunks, want %d", tt.name, got, tt.want)
+		for guess := -1; guess <= len(tt.chain)+1; guess++ {
+			if got := x.Match(tt.chain, tt.clock, tt.window, guess); got != tt.want {
+				t.Errorf("%s, guessing %d: %d chunks, want %d", tt.name, guess, got, tt.want)
+			}
 		}
 	}
 }
@@ -90,14 +92,14 @@ func TestPinnedChunksDoNotAge(t *testing.T) {
 	if h.Depth != 50 || h.Found != 0 {
 		t.Errorf("pinned %d, found %d of a new chain of 50", h.Depth, h.Found)
 	}
-	if got := x.Match(c, 1e9, 0); got != 50 {
+	if got := x.Match(c, 1e9, 0, 0); got != 50 {
 		t.Errorf("in flight: %d chunks, want 50", got)
 	}
 	if _, ok := x.Age(c[0], 5); ok {
 		t.Error("a pinned chunk has an age")
 	}
 	x.Keep(c, h, 1e9, step)
-	if got := x.Match(c, 1e9+1000, 1001); got != 1 {
+	if got := x.Match(c, 1e9+1000, 1001, 0); got != 1 {
 		t.Errorf("after its end: %d chunks, want 1", got)
 	}
 	if a, ok := x.Age(c[2], 1e9+1000); !ok || a != 1000+2*step {
@@ -127,11 +129,11 @@ func TestDrop(t *testing.T) {
 		t.Errorf("found %d and %d, want 10 and 15", a.Found, b.Found)
 	}
 	x.Drop(base, a)
-	if got := x.Match(base, 2000, wide); got != 15 {
+	if got := x.Match(base, 2000, wide, 0); got != 15 {
 		t.Errorf("%d chunks, want the 15 that another request holds", got)
 	}
 	x.Drop(base[:15], b)
-	if got := x.Match(base, 2000, wide); got != 10 || x.Len() != 10 {
+	if got := x.Match(base, 2000, wide, 0); got != 10 || x.Len() != 10 {
 		t.Errorf("%d of %d chunks, want the 10 computed before", got, x.Len())
 	}
 	if after, _ := x.Age(base[3], 2000); after != before {
@@ -149,7 +151,7 @@ func TestResetUnderLeases(t *testing.T) {
 	c := numbered(1, 30)
 	before := x.Pin(c, 0, wide, step)
 	x.Reset(0)
-	if x.Match(c, 0, wide) != 0 || x.Len() != 0 || x.Bytes() != 0 {
+	if x.Match(c, 0, wide, 0) != 0 || x.Len() != 0 || x.Bytes() != 0 {
 		t.Error("the index is not empty")
 	}
 	x.Keep(c[:1], before, 0, step) // no table yet
@@ -183,7 +185,7 @@ func TestGrowLosesNothing(t *testing.T) {
 		t.Fatalf("%d bytes with %d chunks grew to %d with %d", small, n, x.Bytes(), x.Len())
 	}
 	for i, c := range chains {
-		if got := x.Match(c, 0, wide); got != len(c) {
+		if got := x.Match(c, 0, wide, 0); got != len(c) {
 			t.Errorf("chain %d: %d of %d chunks", i, got, len(c))
 		}
 		x.Keep(c, holds[i], 0, step)
@@ -201,13 +203,13 @@ func TestFullOfPins(t *testing.T) {
 	if ha.Depth != bucketSlots || hb.Depth != 0 {
 		t.Fatalf("pinned %d and %d, want %d and 0", ha.Depth, hb.Depth, bucketSlots)
 	}
-	if got := x.Match(a, 0, 0); got != bucketSlots {
+	if got := x.Match(a, 0, 0, 0); got != bucketSlots {
 		t.Errorf("matches %d", got)
 	}
 	x.Keep(b, hb, 0, step)
 	x.Keep(a, ha, 0, step)
 	serve(&x, b, 50)
-	if x.Match(a, 50, wide) != 0 || x.Match(b, 50, wide) != bucketSlots || x.Len() != bucketSlots {
+	if x.Match(a, 50, wide, 0) != 0 || x.Match(b, 50, wide, 0) != bucketSlots || x.Len() != bucketSlots {
 		t.Error("the oldest chunks did not make room")
 	}
 	if x.Bytes() != bucketBytes {
@@ -223,12 +225,15 @@ func TestLostSlotDoesNotCutTheMatch(t *testing.T) {
 		serve(&x, c, 0)
 		b := x.table.Load().bucket(c[lost])
 		b.keys[b.find(c[lost])].Store(0)
+		x.table.Load().holes.Store(true)
 		want := 64
 		if lost == 63 {
 			want = 63
 		}
-		if got := x.Match(c, 0, wide); got != want {
-			t.Errorf("without chunk %d: %d chunks, want %d", lost, got, want)
+		for guess := range 65 {
+			if got := x.Match(c, 0, wide, guess); got != want {
+				t.Errorf("without chunk %d, guessing %d: %d chunks, want %d", lost, guess, got, want)
+			}
 		}
 	}
 }
@@ -253,8 +258,8 @@ func TestChangedChainIsHarmless(t *testing.T) {
 	x.Keep(c[:3], h, 0, step)
 	x.Drop(c, h)
 	x.Drop(c, h)
-	if pins(&x) != 0 || x.Match(c, 0, wide) != 3 {
-		t.Errorf("%d pins, %d chunks", pins(&x), x.Match(c, 0, wide))
+	if pins(&x) != 0 || x.Match(c, 0, wide, 0) != 3 {
+		t.Errorf("%d pins, %d chunks", pins(&x), x.Match(c, 0, wide, 0))
 	}
 }
 
@@ -332,7 +337,7 @@ func TestPredictsAnExactCache(t *testing.T) {
 		if rnd.IntN(30) == 0 {
 			chain = numbered(rnd.Uint64(), 1000) // a long document, once
 		}
-		h := x.Match(chain, clock, capacity*step)
+		h := x.Match(chain, clock, capacity*step, 0)
 		truth := pod.serve(chain)
 		predicted += float64(h)
 		found += float64(truth)
@@ -355,7 +360,7 @@ func TestReadersDoNotWaitForTheWriter(t *testing.T) {
 	serve(&x, c, 0)
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if got := x.Match(c, 0, wide); got != 100 {
+	if got := x.Match(c, 0, wide, 0); got != 100 {
 		t.Errorf("matches %d", got)
 	}
 	if _, ok := x.Age(c[0], 0); !ok {
@@ -400,7 +405,7 @@ func TestConcurrentLeases(t *testing.T) {
 					}
 				}
 				resets.RUnlock()
-				x.Match(c, clock, 1000)
+				x.Match(c, clock, 1000, 0)
 				held = append(held, lease{c, h})
 				for len(held) > 4 || len(held) > 0 && rnd.IntN(2) == 0 {
 					end(rnd.IntN(len(held)))
@@ -417,7 +422,7 @@ func TestConcurrentLeases(t *testing.T) {
 			x.Reset(1)
 			resets.Unlock()
 			x.Grow(i * 10)
-			x.Match(numbered(1, 40), 0, wide)
+			x.Match(numbered(1, 40), 0, wide, 0)
 		}
 	})
 	wg.Wait()
@@ -446,7 +451,7 @@ func TestIndexDoesNotAllocate(t *testing.T) {
 	clock := uint64(0)
 	if n := testing.AllocsPerRun(100, func() {
 		clock += 1000
-		x.Match(c, clock, wide)
+		x.Match(c, clock, wide, 0)
 		h := x.Pin(c, clock, wide, step)
 		x.Age(c[0], clock)
 		x.Keep(c, h, clock, step)
@@ -470,10 +475,15 @@ func BenchmarkMatch(b *testing.B) {
 			b.Run(fmt.Sprintf("%d/%s", n, name), func(b *testing.B) {
 				b.ReportAllocs()
 				for b.Loop() {
-					x.Match(c, 0, wide)
+					x.Match(c, 0, wide, 0)
 				}
 			})
 		}
+		b.Run(fmt.Sprintf("%d/half, guessed", n), func(b *testing.B) {
+			for b.Loop() {
+				x.Match(half, 0, wide, n/2)
+			}
+		})
 	}
 }
 
