@@ -96,15 +96,16 @@ func (s *Stream) Unbind() {
 }
 
 // lose ends everything that goes on for the client, for that cause. Any
-// goroutine may call it.
+// goroutine may call it. Whoever finds the context done or Bind false finds that
+// what was bound has been interrupted.
 func (s *Stream) lose(cause error) {
-	s.cancel(cause)
 	s.mu.Lock()
 	s.gone = true
 	if s.bound != nil {
 		s.bound.Interrupt()
 		s.bound = nil
 	}
+	s.cancel(cause)
 	s.mu.Unlock()
 	s.conn.Interrupt()
 }
