@@ -1,0 +1,203 @@
+package scrape
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/fairway-proxy/fairway/picker"
+)
+
+const (
+	// maxPage bounds a metrics page: one of vLLM has 50 to 100 KB.
+	maxPage = 4 << 20
+	// slowest is how seldom an endpoint that fails is asked, and how long it
+	// may take to notice that one has been ejected, unless the interval is
+	// longer still.
+	slowest = time.Second
+	// healthPath answers 200 when the engine can serve; vLLM, SGLang and
+	// TensorRT-LLM agree on it.
+	healthPath = "/health"
+)
+
+// pages holds buffers for pages, shared by all loops: few of them read at the
+// same time.
+var pages = sync.Pool{New: func() any { return new([]byte) }}
+
+// condition is what the last scrape made of an endpoint's metrics.
+type condition uint8
+
+const (
+	untold condition = iota
+	reading
+	silent // a page without an engine's metrics
+	failing
+)
+
+// loop asks one endpoint, again and again.
+type loop struct {
+	Target
+	scraper *Scraper
+	stop    context.CancelFunc
+	changed chan struct{} // the settings have
+
+	// Owned by run.
+	due       time.Time // of the next scrape
+	failures  int       // scrapes in a row that gave no sample
+	probes    int       // probes in a row that failed
+	condition condition
+}
+
+// run takes turns until ctx is done.
+func (l *loop) run(ctx context.Context) {
+	timer := time.NewTimer(l.offset())
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-l.changed:
+			l.due = time.Time{}
+			timer.Reset(l.offset())
+			continue
+		case <-timer.C:
+		}
+		wait := l.turn(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		timer.Reset(wait)
+	}
+}
+
+// offset is the part of the interval after which the first scrape comes. It
+// depends on the endpoint alone, so that many are not scraped in the same
+// instant.
+func (l *loop) offset() time.Duration {
+	spread := min(l.scraper.settings.Load().Interval, slowest)
+	return time.Duration(l.Endpoint.Rank(0) % uint64(spread))
+}
+
+// turn does what is to be done now, and returns how long to wait.
+func (l *loop) turn(ctx context.Context) time.Duration {
+	settings := l.scraper.settings.Load()
+	start := time.Now()
+	if l.Endpoint.Ejected(l.scraper.now()) {
+		if !l.probe(ctx, settings) {
+			l.probes++
+			return rest(backoff(min(settings.Interval, slowest), l.probes), time.Since(start))
+		}
+		l.Endpoint.Readmit()
+		l.due = time.Time{} // see what came back
+	}
+	l.probes = 0
+	if wait := time.Until(l.due); wait > 0 {
+		return min(wait, slowest)
+	}
+	err := l.scrape(ctx, settings)
+	if ctx.Err() != nil {
+		return 0 // cut short by stop: says nothing of the endpoint
+	}
+	l.tell(err, settings)
+	if err != nil {
+		l.failures++
+		l.Endpoint.ScrapeFailed(l.scraper.now())
+	} else {
+		l.failures = 0
+	}
+	wait := rest(backoff(settings.Interval, l.failures), time.Since(start))
+	l.due = time.Now().Add(wait)
+	return min(wait, slowest)
+}
+
+// backoff doubles interval with each failure, up to slowest.
+func backoff(interval time.Duration, failures int) time.Duration {
+	for ; failures > 0 && interval < slowest; failures-- {
+		interval = min(2*interval, slowest)
+	}
+	return interval
+}
+
+// rest is what is left of the period that a turn has taken a part of: turns
+// that take longer than a period miss beats rather than follow at once.
+func rest(period, took time.Duration) time.Duration {
+	return period - took%period
+}
+
+// errNoEngine says that a page was none of an engine.
+var errNoEngine = errors.New("no engine metrics on the page")
+
+// scrape reads the metrics page once and tells the endpoint.
+func (l *loop) scrape(ctx context.Context, settings *Settings) error {
+	var sample picker.Sample
+	err := l.get(ctx, settings.Timeout, settings.Path, func(page []byte) error {
+		if len(page) > maxPage {
+			return fmt.Errorf("the page is larger than %d bytes", maxPage)
+		}
+		if !Scan(page, &sample) {
+			return errNoEngine
+		}
+		return nil
+	})
+	if err == nil {
+		l.Endpoint.Observe(sample, l.scraper.now())
+	}
+	return err
+}
+
+// probe reports whether the engine says that it can serve.
+func (l *loop) probe(ctx context.Context, settings *Settings) bool {
+	return l.get(ctx, settings.Timeout, healthPath, func([]byte) error { return nil }) == nil
+}
+
+// get fetches a page and lets read see it if its status is 200. read keeps
+// nothing of it.
+func (l *loop) get(ctx context.Context, timeout time.Duration, path string, read func(page []byte) error) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	buf := pages.Get().(*[]byte)
+	defer pages.Put(buf)
+	status, page, err := l.Get(ctx, path, (*buf)[:0])
+	if cap(page) <= maxPage {
+		*buf = page
+	}
+	switch {
+	case err != nil:
+		return err
+	case status != http.StatusOK:
+		return fmt.Errorf("status %d", status)
+	}
+	return read(page)
+}
+
+// tell logs how a scrape went if that is news.
+func (l *loop) tell(err error, settings *Settings) {
+	was := l.condition
+	switch {
+	case err == nil:
+		l.condition = reading
+	case errors.Is(err, errNoEngine):
+		l.condition = silent
+	default:
+		l.condition = failing
+	}
+	if l.condition == was {
+		return
+	}
+	log := l.scraper.log.With("endpoint", l.Endpoint.Address(), "path", settings.Path)
+	switch l.condition {
+	case reading:
+		if was == untold {
+			log.Debug("reading metrics")
+		} else {
+			log.Info("metrics are back")
+		}
+	case silent:
+		log.Warn("no vLLM metrics on the page: routing by own counts")
+	case failing:
+		log.Warn("cannot read metrics: routing by own counts", "err", err)
+	}
+}

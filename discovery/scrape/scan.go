@@ -1,0 +1,297 @@
+package scrape
+
+import (
+	"bytes"
+	"strconv"
+
+	"github.com/fairway-proxy/fairway/picker"
+)
+
+// A slot is where the series of one name are summed: over data-parallel
+// engines and models, each of which has a series of its own.
+type slot uint8
+
+const (
+	running slot = iota
+	waiting
+	kvUsage
+	oldKVUsage // what older vLLM calls kvUsage
+	prompt
+	promptBySource // only source="local_compute"
+	queries
+	hits
+	generated
+	preemptions
+	blockSize // never named itself: a label of an info series, as is numBlocks
+	numBlocks
+	startTime
+	vllmCache   // an info series with block_size and num_gpu_blocks
+	sglangCache // an info series with page_size and num_pages
+	numSlots
+)
+
+// A series is a name after its family's prefix, and where its value goes.
+type series struct {
+	name string
+	slot slot
+}
+
+// A family is all the names with one prefix, by the letter that follows it.
+type family struct {
+	prefix    string
+	byInitial ['z' - 'a' + 1][]series
+}
+
+func newFamily(prefix string, all ...series) *family {
+	f := &family{prefix: prefix}
+	for _, s := range all {
+		i := s.name[0] - 'a'
+		f.byInitial[i] = append(f.byInitial[i], s)
+	}
+	return f
+}
+
+// What engines call it. vLLM: vllm/v1/metrics/loggers.py; counters carry the
+// suffix that the Prometheus client adds. SGLang: its "Production Metrics"
+// page. TensorRT-LLM: trtllm-serve's /prometheus/metrics.
+var (
+	vllm = newFamily("vllm:",
+		series{"num_requests_running", running},
+		series{"num_requests_waiting", waiting},
+		series{"kv_cache_usage_perc", kvUsage},
+		series{"gpu_cache_usage_perc", oldKVUsage},
+		series{"prompt_tokens_total", prompt},
+		series{"prompt_tokens_by_source_total", promptBySource},
+		series{"prefix_cache_queries_total", queries},
+		series{"prefix_cache_hits_total", hits},
+		series{"generation_tokens_total", generated},
+		series{"num_preemptions_total", preemptions},
+		series{"cache_config_info", vllmCache},
+	)
+	sglang = newFamily("sglang:",
+		series{"num_running_reqs", running},
+		series{"num_queue_reqs", waiting},
+		series{"token_usage", kvUsage},
+		series{"generation_tokens_total", generated},
+		series{"cache_config_info", sglangCache},
+	)
+	trtllm = newFamily("trtllm_",
+		series{"num_requests_running", running},
+		series{"num_requests_waiting", waiting},
+		series{"kv_cache_utilization", kvUsage},
+	)
+	process = newFamily("process_", // of every Prometheus client
+		series{"start_time_seconds", startTime},
+	)
+)
+
+// totals are the sums of one page.
+type totals [numSlots]struct {
+	sum float64
+	n   int
+}
+
+// Scan reads a page of metrics in the Prometheus text format or OpenMetrics
+// into s, whatever s held, and reports whether an engine's metrics were on it.
+// Several series of one name are summed, KV cache usage is their mean. A last
+// line that does not end is taken to be cut, and dropped; a line that is not
+// in the format counts as absent. It allocates nothing and keeps nothing of
+// page.
+func Scan(page []byte, s *picker.Sample) (engine bool) {
+	var t totals
+	for {
+		end := bytes.IndexByte(page, '\n')
+		if end < 0 {
+			break
+		}
+		line := page[:end]
+		page = page[end+1:]
+		if f := familyOf(line); f != nil {
+			f.read(line, &t)
+		}
+	}
+	return t.sample(s)
+}
+
+// familyOf returns the family that a line may belong to, by its first byte.
+func familyOf(line []byte) *family {
+	if len(line) == 0 {
+		return nil
+	}
+	switch line[0] {
+	case 'v':
+		return vllm
+	case 'p':
+		return process
+	case 's':
+		return sglang
+	case 't':
+		return trtllm
+	case ' ', '\t': // the format allows blanks before a name; nobody writes them
+		return familyOf(bytes.TrimLeft(line, " \t"))
+	}
+	return nil
+}
+
+// read adds up the line if it is of a series of the family.
+func (f *family) read(line []byte, t *totals) {
+	line = bytes.TrimLeft(line, " \t")
+	if len(line) <= len(f.prefix) || string(line[:len(f.prefix)]) != f.prefix {
+		return
+	}
+	line = line[len(f.prefix):]
+	initial := line[0] - 'a'
+	if int(initial) >= len(f.byInitial) {
+		return
+	}
+	for _, s := range f.byInitial[initial] {
+		n := len(s.name)
+		// The name ends here, or it is another's beginning.
+		if len(line) > n && string(line[:n]) == s.name && (line[n] == '{' || line[n] == ' ' || line[n] == '\t') {
+			t.read(s.slot, line[n:])
+			return
+		}
+	}
+}
+
+// read adds what follows a name: labels, value, perhaps a timestamp and an
+// exemplar.
+func (t *totals) read(into slot, rest []byte) {
+	var block, blocks []byte // of an info series
+	local := false
+	rest = bytes.TrimLeft(rest, " \t")
+	if len(rest) > 0 && rest[0] == '{' {
+		for rest = rest[1:]; ; {
+			name, value, after, ok := label(rest)
+			if !ok {
+				return
+			}
+			rest = after
+			if name == nil {
+				break
+			}
+			switch string(name) {
+			case "source":
+				local = string(value) == "local_compute"
+			case "block_size", "page_size":
+				block = value
+			case "num_gpu_blocks", "num_pages":
+				blocks = value
+			}
+		}
+	}
+	v, ok := number(firstField(rest))
+	if !ok {
+		return
+	}
+	switch into {
+	case promptBySource:
+		if local {
+			t.add(into, v)
+		}
+	case vllmCache, sglangCache:
+		t.add(into, v)
+		if v, ok := number(block); ok {
+			t[blockSize].sum, t[blockSize].n = v, 1
+		}
+		if v, ok := number(blocks); ok {
+			t.add(numBlocks, v)
+		}
+	case startTime:
+		t[into].sum, t[into].n = v, 1
+	default:
+		t.add(into, v)
+	}
+}
+
+func (t *totals) add(into slot, v float64) {
+	t[into].sum += v
+	t[into].n++
+}
+
+// label reads the next name="value" of a set of labels. At the set's end name
+// is nil; after is what follows. The value is as written, escapes and all.
+func label(b []byte) (name, value, after []byte, ok bool) {
+	b = bytes.TrimLeft(b, " \t,")
+	if len(b) > 0 && b[0] == '}' {
+		return nil, nil, b[1:], true
+	}
+	eq := bytes.IndexByte(b, '=')
+	if eq <= 0 {
+		return nil, nil, nil, false
+	}
+	name, b = bytes.TrimRight(b[:eq], " \t"), bytes.TrimLeft(b[eq+1:], " \t")
+	if len(b) == 0 || b[0] != '"' {
+		return nil, nil, nil, false
+	}
+	for i := 1; i < len(b); i++ {
+		switch b[i] {
+		case '\\':
+			i++
+		case '"':
+			return name, b[1:i], b[i+1:], true
+		}
+	}
+	return nil, nil, nil, false
+}
+
+// firstField returns what stands before the next blank.
+func firstField(b []byte) []byte {
+	b = bytes.TrimLeft(b, " \t")
+	for i, c := range b {
+		if c == ' ' || c == '\t' || c == '\r' {
+			return b[:i]
+		}
+	}
+	return b
+}
+
+// number reads a float as engines write them.
+func number(b []byte) (float64, bool) {
+	// Longer than any float that was printed to be read back. A string of at
+	// most 32 bytes that does not escape is not allocated.
+	if len(b) == 0 || len(b) > 32 || bytes.ContainsAny(b, "_xXpP") {
+		return 0, false
+	}
+	v, err := strconv.ParseFloat(string(b), 64)
+	return v, err == nil
+}
+
+// sample writes what was summed, and reports whether it came from an engine.
+func (t *totals) sample(s *picker.Sample) (engine bool) {
+	*s = picker.Sample{}
+	set := func(m picker.Metric, from slot) {
+		if t[from].n > 0 {
+			s.Set(m, t[from].sum)
+		}
+	}
+	set(picker.Running, running)
+	set(picker.Waiting, waiting)
+	for _, from := range [...]slot{kvUsage, oldKVUsage} {
+		if t[from].n > 0 {
+			s.Set(picker.KVUsage, t[from].sum/float64(t[from].n))
+			break
+		}
+	}
+	set(picker.Generated, generated)
+	set(picker.PrefixQueries, queries)
+	set(picker.PrefixHits, hits)
+	set(picker.Preemptions, preemptions)
+	set(picker.BlockSize, blockSize)
+	set(picker.NumBlocks, numBlocks)
+	set(picker.StartTime, startTime)
+	switch {
+	case t[promptBySource].n > 0:
+		set(picker.PromptComputed, promptBySource)
+	case t[queries].sum > 0 && t[hits].n > 0:
+		// Older vLLM. The two are counted in one step, so that their
+		// difference never falls, unlike that of prompt tokens and hits.
+		s.Set(picker.PromptComputed, t[queries].sum-t[hits].sum)
+	default: // no prefix cache
+		set(picker.PromptComputed, prompt)
+	}
+	for from := range t {
+		engine = engine || slot(from) != startTime && t[from].n > 0
+	}
+	return engine
+}
