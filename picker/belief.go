@@ -9,7 +9,7 @@ const (
 	// creditPrior and creditHorizon: how many tokens believed cached the prior (all true) counts for, and how many the
 	// memory holds.
 	creditPrior   = 65536
-	creditHorizon = 1 << 18
+	creditHorizon = 1 << 20
 
 	// shrink and grow are the steps of the believed capacity: thirty requests to correct a factor of four.
 	shrink = 0.95

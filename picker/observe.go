@@ -103,17 +103,15 @@ func startedAnew(old, s *Sample) bool {
 
 // advanceTo moves the clock by what the pod's counters have moved, less what we have counted ourselves in the meantime.
 func (e *Endpoint) advanceTo(old, s *Sample) {
-	moved := 0.0
-	for _, m := range [...]Metric{PromptComputed, Generated} {
-		a, ok := old.Get(m)
-		b, known := s.Get(m)
-		if !ok || !known {
-			return
-		}
-		moved += max(b-a, 0)
+	if !s.Has(PromptComputed) || !s.Has(Generated) {
+		return
 	}
-	moved -= float64(e.ownClock.Swap(0))
-	e.clock.Add(uint64(max(moved, 0)))
+	own := float64(e.ownClock.Swap(0))
+	if !old.Has(PromptComputed) || !old.Has(Generated) {
+		return // the counters' first values: what they stand for is long past
+	}
+	moved := max(s.values[PromptComputed]-old.values[PromptComputed], 0) + s.values[Generated] - old.values[Generated]
+	e.clock.Add(uint64(max(moved-own, 0)))
 }
 
 // advance moves the clock by what a request of ours has cost, if the pod's counters do not.
