@@ -45,16 +45,19 @@ type Config struct {
 
 // SLO is what a request must keep to count for Result.Goodput.
 type SLO struct {
-	TTFT time.Duration // at most, from when it was due to its first token; 0: 1 s
-	TPOT time.Duration // at most, mean time of each token after the first; 0: 100 ms
+	TTFT time.Duration // at most, from when it was due to its first token; 0: as DefaultSLO
+	TPOT time.Duration // at most, mean time of each token after the first; 0: as DefaultSLO
 }
+
+// DefaultSLO is an answer that begins at once and is written faster than people read.
+var DefaultSLO = SLO{TTFT: time.Second, TPOT: 100 * time.Millisecond}
 
 func (s SLO) withDefaults() SLO {
 	if s.TTFT == 0 {
-		s.TTFT = time.Second
+		s.TTFT = DefaultSLO.TTFT
 	}
 	if s.TPOT == 0 {
-		s.TPOT = 100 * time.Millisecond
+		s.TPOT = DefaultSLO.TPOT
 	}
 	return s
 }
@@ -101,6 +104,12 @@ func Run(ctx context.Context, cfg Config) (*Result, error) {
 	p := &player{cfg: cfg, client: c, start: time.Now()}
 	p.play(ctx)
 	return p.result(ctx.Err() != nil), nil
+}
+
+// CheckURL reports what is wrong with a server's URL, as Run would.
+func CheckURL(s string) error {
+	_, err := baseURL(s)
+	return err
 }
 
 // baseURL checks a server's URL and cuts what the client adds.
@@ -164,6 +173,10 @@ func (p *player) converse(ctx context.Context, s workload.Session) {
 	due := s.Start
 	for i, turn := range s.Turns {
 		messages = append(messages, message{"user", workload.Text(turn.User...)})
+		if i < s.Resume {
+			messages = append(messages, message{"assistant", workload.Text(turn.Answer)})
+			continue
+		}
 		body := p.body(messages, turn.Answer.Tokens)
 		if p.beyond(due) || !p.sleep(ctx, due) {
 			return

@@ -243,7 +243,7 @@ func TestErrorClasses(t *testing.T) {
 			defer srv.Close()
 			cfg := Config{
 				URL: srv.URL, Model: "m", Duration: 20 * time.Millisecond, Timeout: 3 * time.Second,
-				Workload: traffic(t, "shared-prefix", workload.Params{Rate: 400, Turns: 2, SystemTokens: 5, TurnTokens: 5, Think: time.Hour}),
+				Workload: traffic(t, "shared-prefix", workload.Params{Rate: 400, Turns: 2, SystemTokens: 5, TurnTokens: 5}),
 			}
 			if c.class == ErrTimeout {
 				cfg.Timeout = 100 * time.Millisecond
@@ -416,11 +416,11 @@ func TestThinkTime(t *testing.T) {
 		}
 		for id, list := range turns {
 			for i, rec := range list {
-				if rec.Turn != i || rec.Error != "" || i > 0 && rec.Intended != list[i-1].End+10*time.Second || rec.Intended >= 2*time.Minute {
+				if rec.Turn != list[0].Turn+i || rec.Error != "" || i > 0 && rec.Intended != list[i-1].End+10*time.Second || rec.Intended >= 2*time.Minute {
 					t.Fatalf("conversation %d, turn %d: %+v", id, i, rec)
 				}
 			}
-			if last := list[len(list)-1]; len(list) < 4 && last.End+10*time.Second < 2*time.Minute {
+			if last := list[len(list)-1]; last.Turn < 3 && last.End+10*time.Second < 2*time.Minute {
 				t.Errorf("conversation %d ended after %d turns", id, len(list))
 			}
 		}

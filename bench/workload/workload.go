@@ -10,9 +10,11 @@
 package workload
 
 import (
+	"cmp"
 	"fmt"
 	"iter"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"time"
 )
@@ -20,7 +22,7 @@ import (
 // Params shape a workload. A zero field means what the named workload has; the fields' values then show in Workload.Params.
 type Params struct {
 	Seed uint64  `json:"seed"` // of arrivals, lengths and contents: no text is shared between two seeds
-	Rate float64 `json:"rate"` // requests a second in the long run; conversations start at Rate over their mean number of turns; 0: 1
+	Rate float64 `json:"rate"` // requests a second, if answers take no time; conversations begin at Rate over their mean number of turns; 0: 1
 
 	Groups       int           `json:"groups"`        // distinct system prompts
 	Users        int           `json:"users"`         // fixed users in a group, each always opening with the same message; 0: every conversation is new
@@ -126,15 +128,16 @@ func (w *Workload) Params() Params { return w.params }
 // Session is one conversation. Its prompt in a turn is the system prompt, the questions and answers of the turns before, and the
 // turn's question.
 type Session struct {
-	ID     uint64        // counts from 0
+	ID     uint64        // no other conversation of the workload has it
 	Start  time.Duration // when its first question is asked, from the beginning of the workload
 	System []Segment     // the system prompt; empty: none
 	Turns  []Turn        // at least one
+	Resume int           // the turn it starts with; those before it took place before the workload began, and are only in its prompts
 }
 
 // Turn is a question and the answer it asks for.
 type Turn struct {
-	Think  time.Duration // from the end of the previous answer; 0 in the first turn
+	Think  time.Duration // from the end of the previous answer; 0 in the first turn; passed already in the one resumed
 	User   []Segment
 	Answer Segment // its Tokens limit the answer; whoever makes the answers up has an identity for its content
 }
@@ -169,24 +172,66 @@ const (
 	answer
 )
 
-// Sessions yields the conversations in the order in which they start, without end. They start at random, independently of each other
-// and of how anything is answered (a Poisson process). A conversation is the same at every rate but for its Start.
+// past is the first ID of the conversations that began before the workload.
+const past = 1 << 32
+
+// Sessions yields the conversations in the order of Start, without end. They begin at random, independently of each other and of how
+// anything is answered (a Poisson process), and have done so forever: those that are under way at the beginning are resumed, so that
+// the rate is the long run's from the first second. A conversation is the same at every rate but for its Start and Resume.
 func (w *Workload) Sessions() iter.Seq[Session] {
 	return func(yield func(Session) bool) {
 		p := w.params
-		gaps := rand.New(rand.NewPCG(p.Seed, identity(p.Seed, arrivals)))
-		starts := p.Rate / float64(p.Turns)
 		order := rand.New(rand.NewPCG(p.Seed, identity(p.Seed, cycle))).Perm(p.Users * max(1, p.Groups))
-		var at float64 // seconds
+		resumed := w.resumed(order)
+		gaps := rand.New(rand.NewPCG(p.Seed, identity(p.Seed, arrivals, 0)))
+		var start float64 // seconds
 		for id := uint64(0); ; id++ {
-			at += gaps.ExpFloat64() / starts
+			start += gaps.ExpFloat64() / w.starts()
 			s := w.session(id, order)
-			s.Start = time.Duration(at * float64(time.Second))
+			s.Start = duration(start)
+			for len(resumed) > 0 && resumed[0].Start <= s.Start {
+				if !yield(resumed[0]) {
+					return
+				}
+				resumed = resumed[1:]
+			}
 			if !yield(s) {
 				return
 			}
 		}
 	}
+}
+
+// starts is how many conversations begin in a second.
+func (w *Workload) starts() float64 { return w.params.Rate / float64(w.params.Turns) }
+
+func duration(seconds float64) time.Duration { return time.Duration(seconds * float64(time.Second)) }
+
+// resumed makes the conversations that are under way at the beginning, as if all answers before had come at once, in the order of
+// Start.
+func (w *Workload) resumed(order []int) []Session {
+	p := w.params
+	longest := 4 * float64(p.Turns) * p.Think.Seconds() // all but never does a conversation take longer
+	gaps := rand.New(rand.NewPCG(p.Seed, identity(p.Seed, arrivals, 1)))
+	var list []Session
+	before := 0.0 // seconds before the beginning
+	for id := uint64(past); ; id++ {
+		if before += gaps.ExpFloat64() / w.starts(); before > longest {
+			break
+		}
+		s := w.session(id, order)
+		s.Start = -duration(before)
+		for s.Start < 0 && s.Resume < len(s.Turns) {
+			if s.Resume++; s.Resume < len(s.Turns) {
+				s.Start += s.Turns[s.Resume].Think
+			}
+		}
+		if s.Resume < len(s.Turns) {
+			list = append(list, s)
+		}
+	}
+	slices.SortFunc(list, func(a, b Session) int { return cmp.Compare(a.Start, b.Start) })
+	return list
 }
 
 // session makes the conversation of that number. order is the order in which the fixed users take turns; it is empty if there are none.

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// take returns the first n conversations.
+// take returns the first n conversations that begin with the workload or later.
 func take(t *testing.T, name string, p Params, n int) []Session {
 	t.Helper()
 	w, err := New(name, p)
@@ -21,7 +21,9 @@ func take(t *testing.T, name string, p Params, n int) []Session {
 		if len(out) == n {
 			break
 		}
-		out = append(out, s)
+		if s.ID < past {
+			out = append(out, s)
+		}
 	}
 	return out
 }
@@ -85,6 +87,57 @@ func TestArrivals(t *testing.T) {
 		if cv := math.Sqrt(squares/n-mean*mean) / mean; math.Abs(cv-1) > 0.03 {
 			t.Errorf("%s: the gaps' coefficient of variation is %.3f, want 1", name, cv)
 		}
+	}
+}
+
+// Traffic is the same from the first second on: conversations under way are there from the beginning.
+func TestBeginsInTheMiddle(t *testing.T) {
+	const window, rate = 20 * time.Second, 30.0
+	p := Params{Rate: rate, Turns: 6, Think: 10 * time.Second}
+	requests, resumed, seeds := 0, 0, uint64(20)
+	for p.Seed = range seeds {
+		w, err := New("chat", p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var last time.Duration
+		for s := range w.Sessions() {
+			if s.Start < last || s.Resume >= len(s.Turns) || (s.Resume > 0) != (s.ID >= past) {
+				t.Fatalf("after %v: %+v", last, s)
+			}
+			if last = s.Start; last > window {
+				break
+			}
+			if s.Resume > 0 {
+				resumed++
+			}
+			due := s.Start
+			for i := s.Resume; i < len(s.Turns); i++ {
+				if i > s.Resume {
+					due += s.Turns[i].Think
+				}
+				if due < window {
+					requests++
+				}
+			}
+		}
+	}
+	if got := float64(requests) / float64(seeds) / window.Seconds(); math.Abs(got/rate-1) > 0.05 {
+		t.Errorf("%.2f requests a second in the first %v, want %v", got, window, rate)
+	}
+	if resumed == 0 {
+		t.Error("nothing was resumed")
+	}
+}
+
+// A fixed user opens every conversation alike, also where lengths vary.
+func TestFixedUsers(t *testing.T) {
+	openings := map[Segment]int{}
+	for _, s := range take(t, "chat", Params{Groups: 2, Users: 3}, 60) {
+		openings[s.Turns[0].User[0]]++
+	}
+	if len(openings) != 6 {
+		t.Errorf("6 users have %d openings: %v", len(openings), openings)
 	}
 }
 
