@@ -1,0 +1,103 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/fairway-proxy/fairway/bench/load"
+)
+
+// lateness is how late, at the 99th percentile, the player may send before the table says that its figures are doubtful.
+const lateness = 50 * time.Millisecond
+
+// writeTable tells a result to a person.
+func writeTable(w io.Writer, r *load.Result, slo load.SLO) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s on %s, model %s: %g requests/s offered, seed %d, %.1f s", r.Workload, r.Target, r.Model, r.Rate, r.Seed, r.Elapsed)
+	if r.Interrupted {
+		b.WriteString(", interrupted")
+	}
+	b.WriteString("\n\n")
+	writeLatencies(&b, r)
+	fmt.Fprintf(&b, "\nrequests    %d sent, %d ok, %d failed", r.Requests, r.OK, r.Failed)
+	if r.Cancelled > 0 {
+		fmt.Fprintf(&b, ", %d under way at the end", r.Cancelled)
+	}
+	if r.Skipped > 0 {
+		fmt.Fprintf(&b, ", %d not sent because the turn before failed", r.Skipped)
+	}
+	fmt.Fprintf(&b, "\nthroughput  %.2f requests/s, %.0f tokens/s\n", r.RequestsPerS, r.TokensPerSecond)
+	fmt.Fprintf(&b, "goodput     %.2f requests/s: %s with first token ≤ %v, each further ≤ %v\n",
+		r.Goodput, percent(r.Good, r.Requests-r.Cancelled), slo.TTFT, slo.TPOT)
+	if r.HitRate != nil {
+		fmt.Fprintf(&b, "cache       %s of %d prompt tokens\n", percent(r.CachedTokens, r.PromptTokens), r.PromptTokens)
+	}
+	for i, name := range slices.Sorted(maps.Keys(r.Endpoints)) {
+		fmt.Fprintf(&b, "%-11s %s  %d, %s\n", heading("endpoints", i), name, r.Endpoints[name], percent(r.Endpoints[name], r.Requests))
+	}
+	writeErrors(&b, r)
+	if r.SendLag.P99 > lateness {
+		fmt.Fprintf(&b, "\nThe player itself was late: 1 %% of the requests left %v or more after they were due. It has too little CPU for this rate.\n",
+			r.SendLag.P99.Round(time.Millisecond))
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// writeLatencies writes the quantiles.
+func writeLatencies(w io.Writer, r *load.Result) {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(t, "ms\tmean\tp50\tp90\tp99\tmax\t")
+	for _, row := range []struct {
+		name string
+		d    load.Distribution
+	}{{"first token", r.TTFT}, {"between tokens", r.InterToken}, {"per token", r.TPOT}, {"whole answer", r.E2E}} {
+		if row.d.N == 0 {
+			continue
+		}
+		fmt.Fprintf(t, "%s\t", row.name)
+		for _, v := range []time.Duration{row.d.Mean, row.d.P50, row.d.P90, row.d.P99, row.d.Max} {
+			fmt.Fprintf(t, "%.1f\t", float64(v)/float64(time.Millisecond))
+		}
+		fmt.Fprintln(t)
+	}
+	t.Flush()
+}
+
+// writeErrors writes what failed, how often, and one example of each.
+func writeErrors(w io.Writer, r *load.Result) {
+	example := map[load.ErrorClass]string{}
+	for _, rec := range r.Records {
+		if _, ok := example[rec.Error]; !ok {
+			example[rec.Error] = rec.Detail
+		}
+	}
+	i := 0
+	for _, class := range slices.Sorted(maps.Keys(r.Errors)) {
+		if class == load.ErrCancelled {
+			continue
+		}
+		fmt.Fprintf(w, "%-11s %s %d: %.120s\n", heading("errors", i), class, r.Errors[class], example[class])
+		i++
+	}
+}
+
+// heading names the first row of several.
+func heading(name string, row int) string {
+	if row > 0 {
+		return ""
+	}
+	return name
+}
+
+func percent(part, whole int) string {
+	if whole <= 0 {
+		return "–"
+	}
+	return fmt.Sprintf("%.1f %%", 100*float64(part)/float64(whole))
+}
