@@ -2,7 +2,7 @@ package openai
 
 import "unicode/utf8"
 
-// MaxDepth is how deep arrays and objects may nest in a body. Python's json
+// MaxDepth is how deep arrays and objects may nest in a value of a body. Python's json
 // module, which reads it in vLLM, gives up near its own recursion limit (1,000 by
 // default); a tool's schema needs a dozen levels.
 const MaxDepth = 1024

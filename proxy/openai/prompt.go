@@ -1,6 +1,10 @@
 package openai
 
-import "github.com/fairway-proxy/fairway/picker/prefix"
+import (
+	"bytes"
+
+	"github.com/fairway-proxy/fairway/picker/prefix"
+)
 
 // place is where in the prompt a member of the body goes.
 type place uint8
@@ -74,8 +78,11 @@ func (r *Request) prompt(key []byte) {
 	case placeNone:
 		s.skip()
 		return
-	case placeTools, placeDocuments, placeSystem:
+	case placeTools, placeDocuments:
 		r.head[at] = s.inner()
+		return
+	case placeSystem:
+		r.head[at] = s.system()
 		return
 	}
 	if s.peek() == 'n' {
@@ -99,11 +106,34 @@ func (r *Request) prompt(key []byte) {
 	}
 }
 
+// system gives the system text: a string, or raw what follows the first block or
+// blocks that vLLM drops from the array (entrypoints/anthropic/serving.py): a header
+// of Claude Code with a hash that differs from request to request, which would keep
+// prompts apart that the server's cache finds equal.
+func (s *scanner) system() []byte {
+	if s.peek() != '[' {
+		return s.inner()
+	}
+	from, dropping := s.pos, true
+	s.open()
+	for s.more(']') {
+		block := s.raw()
+		dropping = dropping && bytes.Contains(block, []byte(`"x-anthropic-billing-header`))
+		if dropping {
+			from = s.pos
+		}
+	}
+	if s.failed() {
+		return nil
+	}
+	return s.body[from:s.pos]
+}
+
 // restart forgets the prompt read so far: of duplicate keys the last wins.
 func (r *Request) restart(at place) {
 	r.source = at
 	r.spans = r.spans[:headSpans]
-	r.media = media{}
+	r.Media = Media{}
 	r.Tokens, r.Prompts = -1, 0
 }
 
@@ -174,7 +204,8 @@ func (r *Request) prompts() {
 // ends before the closing bracket or before what is no number.
 func (r *Request) ids() (n int) {
 	s := &r.scan
-	start, end := s.pos, s.pos
+	start := s.pos
+	var end int
 	for {
 		s.number()
 		n++
@@ -209,7 +240,7 @@ func (r *Request) message() {
 		r.spans = append(r.spans, prefix.Span{})
 		r.tail = s.pos
 	}
-	before := r.media
+	before := r.Media
 	r.rest = r.rest[:0]
 	s.open()
 	for key, ok := s.member(); ok; key, ok = s.member() {
@@ -221,7 +252,7 @@ func (r *Request) message() {
 			}
 		case "content":
 			r.spans = r.spans[:min(role+1, len(r.spans))]
-			r.media = before
+			r.Media = before
 			r.content(0)
 		default:
 			r.other()

@@ -2,8 +2,6 @@ package openai
 
 import (
 	"bytes"
-	"math"
-	"strconv"
 	"unicode/utf8"
 
 	"github.com/fairway-proxy/fairway/picker/prefix"
@@ -51,8 +49,8 @@ type Request struct {
 	// Tokens is the exact number of tokens of all prompts together when they were
 	// given as token ids, else −1.
 	Tokens int
-	// Images, Audios and Videos count the media among the spans.
-	media
+	// Media counts the media among the spans.
+	Media
 
 	scan                     scanner
 	body                     []byte
@@ -83,8 +81,8 @@ const (
 	maxNesting = 4
 )
 
-// media counts the media of a prompt.
-type media struct{ Images, Audios, Videos int }
+// Media is how many media a prompt has.
+type Media struct{ Images, Audios, Videos int }
 
 // span is a range of the body.
 type span struct{ start, end int }
@@ -105,12 +103,16 @@ const (
 )
 
 // MediaTokens estimates the tokens that the media of the prompt take.
-func (r *Request) MediaTokens() int {
-	return r.Images*ImageTokens + r.Audios*AudioTokens + r.Videos*VideoTokens
+func (m Media) MediaTokens() int {
+	return m.Images*ImageTokens + m.Audios*AudioTokens + m.Videos*VideoTokens
 }
 
-// Reset forgets the body, so that a Request kept for later holds on to none of it.
+// Reset forgets the body, so that a Request kept for later holds on to none of it,
+// nor to more than a few kilobytes.
 func (r *Request) Reset() {
+	if cap(r.spans) > 1024 {
+		r.spans = nil
+	}
 	clear(r.spans)
 	*r = Request{spans: r.spans[:0], rest: r.rest[:0], modelBuf: r.modelBuf[:0]}
 }
@@ -278,95 +280,4 @@ func (s *scanner) streamOptions() (usage bool) {
 		}
 	}
 	return usage
-}
-
-// raw passes over a value and gives its bytes.
-func (s *scanner) raw() []byte {
-	s.peek()
-	start := s.pos
-	s.skip()
-	if s.failed() {
-		return nil
-	}
-	return s.body[start:s.pos]
-}
-
-// inner gives a string without its quotes, another value raw, null as nil.
-func (s *scanner) inner() []byte {
-	switch {
-	case s.peek() == '"':
-		t := s.str()
-		return s.body[t.start:t.end]
-	case s.null():
-		return nil
-	}
-	return s.raw()
-}
-
-// null passes over null, if that is what stands here.
-func (s *scanner) null() bool {
-	if s.peek() != 'n' {
-		return false
-	}
-	s.literal("null")
-	return true
-}
-
-// word passes over a value and gives what a short scalar says: a string unescaped,
-// other scalars as they stand. It is valid until the next key.
-func (s *scanner) word() []byte {
-	switch s.peek() {
-	case '{', '[':
-		s.skip()
-		return nil
-	case '"':
-		t := s.str()
-		raw := s.body[t.start:t.end]
-		if t.escaped && len(raw) <= 6*longestKey {
-			raw, _ = appendUnescaped(s.keyBuf[:0], raw, longestKey)
-		}
-		return raw
-	}
-	return s.raw()
-}
-
-// int passes over a value and gives the whole number it is for vLLM, −1 when it is
-// none or negative.
-func (s *scanner) int() int {
-	n, ok := laxInt(s.word())
-	if !ok || n < 0 {
-		return -1
-	}
-	return n
-}
-
-// laxBool reads what pydantic takes for true where a model says bool, as vLLM's do
-// (docs.pydantic.dev, "Conversion Table"): a client that writes "stream": 1 gets a
-// stream.
-func laxBool(word []byte) bool {
-	switch string(word) {
-	case "true", "1":
-		return true
-	}
-	if len(word) > 4 {
-		return false
-	}
-	for _, yes := range [...]string{"true", "1.0", "on", "t", "y", "yes"} {
-		if bytes.EqualFold(word, []byte(yes)) {
-			return true
-		}
-	}
-	return false
-}
-
-// laxInt reads what pydantic takes for an int: 5, "5" and 5.0.
-func laxInt(word []byte) (n int, ok bool) {
-	if len(word) == 0 || len(word) > 32 {
-		return 0, false
-	}
-	f, err := strconv.ParseFloat(string(word), 64)
-	if err != nil || f != math.Trunc(f) || math.Abs(f) > 1<<53 {
-		return 0, false
-	}
-	return int(f), true
 }

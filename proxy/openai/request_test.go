@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 )
@@ -51,6 +52,9 @@ func TestPromptInTemplateOrder(t *testing.T) {
 		{"input", Responses, `{"input":"a","instructions":"i"}`, `i|a`},
 		{"input items", Responses, `{"input":[{"role":"user","content":[{"type":"input_text","text":"a"},{"type":"input_image","image_url":"u"}]}]}`, `user|a|<u>`},
 		{"system", Messages, `{"messages":[{"role":"user","content":"a"}],"system":"s","tools":[1]}`, `[1]|s|user|a`},
+		{"system blocks", Messages, `{"system":[{"text":"s"}],"messages":[]}`, `[{"text":"s"}]`},
+		{"system without the billing header", Messages, `{"system":[{"type":"text","text":"x-anthropic-billing-header: a=1"},{"text":"s"}],"messages":[]}`, `,{"text":"s"}]`},
+		{"cache_control moves about", Messages, `{"messages":[{"role":"user","content":[{"type":"text","text":"a","cache_control":{"type":"ephemeral"}}]}]}`, `user|a`},
 		{"tool result", Messages, `{"messages":[{"role":"user","content":[{"type":"tool_result","tool_use_id":"t","content":[{"type":"image","source":{"type":"base64","data":"D"}}]}]}]}`, `user|"tool_use_id":"t"|<D>`},
 		{"embeddings", Embeddings, `{"input":["a","b"]}`, `a|b`},
 		{"rerank", Rerank, `{"documents":["a"],"query":"q"}`, `q|["a"]`},
@@ -114,18 +118,237 @@ func TestCapturedRequestsRead(t *testing.T) {
 	}
 }
 
-func TestInjectUsage(t *testing.T) {
-	var r Request
-	body := []byte(`{"model":"m","stream":true} `)
-	if err := r.Read(Chat, body); err != nil {
-		t.Fatal(err)
+func TestOptions(t *testing.T) {
+	// What is compared: the exported fields that are not the prompt.
+	type options struct {
+		Stream, StreamOptions, IncludeUsage bool
+		MaxTokens, N, Priority              int
+		CacheSalt, User                     string
 	}
-	if !r.InjectUsage() {
-		t.Fatal("not injected")
+	tests := []struct {
+		name string
+		kind Kind
+		body string
+		want options
+	}{
+		{"nothing", Chat, `{}`, options{MaxTokens: -1, N: 1}},
+		{"all", Chat, `{"stream":true,"stream_options":{"include_usage":true},"max_tokens":5,"n":2,"priority":-3,"cache_salt":"s\n","user":"u"}`,
+			options{true, true, true, 5, 2, -3, `s\n`, "u"}},
+		{"nulls", Chat, `{"stream":null,"stream_options":null,"max_tokens":null,"n":null,"priority":null,"cache_salt":null,"user":null}`,
+			options{StreamOptions: true, MaxTokens: -1, N: 1}},
+		{"last wins", Chat, `{"stream":true,"max_tokens":5,"n":2,"stream":false,"max_tokens":6,"n":3}`, options{MaxTokens: 6, N: 3}},
+		{"the newer name wins", Chat, `{"max_completion_tokens":7,"max_tokens":5}`, options{MaxTokens: 7, N: 1}},
+		{"unless it is null", Chat, `{"max_completion_tokens":null,"max_tokens":5}`, options{MaxTokens: 5, N: 1}},
+		{"not for completions", Completions, `{"max_completion_tokens":7,"max_tokens":5}`, options{MaxTokens: 5, N: 1}},
+		{"responses", Responses, `{"max_output_tokens":7,"max_tokens":5}`, options{MaxTokens: 5, N: 1}},
+		{"as pydantic reads them", Chat, `{"stream":"YES","max_tokens":"12","n":2.0}`, options{Stream: true, MaxTokens: 12, N: 2}},
+		{"number for true", Chat, `{"stream":1}`, options{Stream: true, MaxTokens: -1, N: 1}},
+		{"escaped word", Chat, `{"stream":"\u0074rue"}`, options{Stream: true, MaxTokens: -1, N: 1}},
+		{"what it refuses", Chat, `{"stream":"maybe","max_tokens":1.5,"n":-2,"priority":[]}`, options{MaxTokens: -1, N: 1}},
+		{"beyond any limit", Chat, `{"max_tokens":1e300,"n":99999999999999999999999}`, options{MaxTokens: -1, N: 1}},
+		{"include_usage false", Chat, `{"stream_options":{"include_usage":false}}`, options{StreamOptions: true, MaxTokens: -1, N: 1}},
+		{"include_usage twice", Chat, `{"stream_options":{"include_usage":false,"include_usage":true}}`, options{StreamOptions: true, IncludeUsage: true, MaxTokens: -1, N: 1}},
 	}
-	r.ReplaceModel([]byte(`"other"`))
-	got := bytes.Join(r.AppendSegments(nil, body), nil)
-	if want := `{"model":"other","stream":true,"stream_options":{"include_usage":true}} `; string(got) != want || r.Len() != len(want) {
-		t.Errorf("got %s (%d)", got, r.Len())
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			var r Request
+			if err := r.Read(tt.kind, []byte(tt.body)); err != nil {
+				t.Fatal(err)
+			}
+			got := options{r.Stream, r.StreamOptions, r.IncludeUsage, r.MaxTokens, r.N, r.Priority, string(r.CacheSalt), string(r.User)}
+			if got != tt.want {
+				t.Errorf("\n got %+v\nwant %+v", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestSizeOfPrompt(t *testing.T) {
+	tests := []struct {
+		name                                          string
+		kind                                          Kind
+		body                                          string
+		text, tokens, prompts, images, audios, videos int
+	}{
+		{"text", Chat, `{"messages":[{"role":"user","content":"hi"}]}`, 6, -1, 1, 0, 0, 0},
+		{"media are not text", Chat, `{"messages":[{"role":"u","content":[{"image_url":{"url":"0123456789"}},{"input_audio":{"data":"x"}},{"video_url":null},{"video_url":"y"}]}]}`, 1, -1, 1, 1, 1, 1},
+		{"media of the last content", Chat, `{"messages":[{"content":[{"image_url":"x"}]},{"content":[{"image_url":"x"}],"content":[{"audio_url":"x"}]}]}`, 0, -1, 1, 1, 1, 0},
+		{"media of the last messages", Chat, `{"messages":[{"content":[{"image_url":"x"}]}],"messages":[]}`, 0, -1, 1, 0, 0, 0},
+		{"ids", Completions, `{"prompt":[1,23,456]}`, 8, 3, 1, 0, 0, 0},
+		{"lists of ids", Completions, `{"prompt":[[1, 23],[],[456]]}`, 8, 3, 3, 0, 0, 0},
+		{"no ids", Completions, `{"prompt":[]}`, 0, -1, 1, 0, 0, 0},
+		{"texts", Completions, `{"prompt":["ab","c"]}`, 3, -1, 2, 0, 0, 0},
+		{"texts and ids", Completions, `{"prompt":["ab",[1]]}`, 3, -1, 2, 0, 0, 0},
+		{"the last prompt", Completions, `{"prompt":[1,2,3],"prompt":"a"}`, 1, -1, 1, 0, 0, 0},
+	}
+	for _, tt := range tests {
+		var r Request
+		if err := r.Read(tt.kind, []byte(tt.body)); err != nil {
+			t.Fatal(err)
+		}
+		if r.TextBytes != tt.text || r.Tokens != tt.tokens || r.Prompts != tt.prompts || r.Images != tt.images || r.Audios != tt.audios || r.Videos != tt.videos {
+			t.Errorf("%s: %d bytes, %d tokens, %d prompts, media %+v", tt.name, r.TextBytes, r.Tokens, r.Prompts, r.Media)
+		}
+		if want := tt.images*ImageTokens + tt.audios*AudioTokens + tt.videos*VideoTokens; r.MediaTokens() != want {
+			t.Errorf("%s: media of %d tokens", tt.name, r.MediaTokens())
+		}
+	}
+}
+
+func TestEdits(t *testing.T) {
+	const ask = `"stream_options":{"include_usage":true}`
+	tests := []struct {
+		name      string
+		kind      Kind
+		body      string
+		model     string // empty: not replaced
+		want      string
+		withUsage bool
+	}{
+		{"nothing to edit", Chat, `{"model":"m"}`, "", `{"model":"m"}`, false},
+		{"usage", Chat, `{"model":"m","stream":true }  `, "", `{"model":"m","stream":true ,` + ask + `}  `, true},
+		{"usage of completions", Completions, `{"stream":true}`, "", `{"stream":true,` + ask + `}`, true},
+		{"responses say it anyway", Responses, `{"stream":true}`, "", `{"stream":true}`, false},
+		{"messages say it anyway", Messages, `{"stream":true}`, "", `{"stream":true}`, false},
+		{"no stream", Chat, `{"stream":false}`, "", `{"stream":false}`, false},
+		{"options as they are", Chat, `{"stream":true,"stream_options":{}}`, "", `{"stream":true,"stream_options":{}}`, false},
+		{"options null", Chat, `{"stream":true,"stream_options":null}`, "", `{"stream":true,"stream_options":null}`, false},
+		{"options escaped", Chat, `{"stream":true,"stream\u005foptions":null}`, "", `{"stream":true,"stream\u005foptions":null}`, false},
+		{"model", Chat, `{"a":1, "model" : "m" ,"b":2}`, "x", `{"a":1, "model" : "x" ,"b":2}`, false},
+		{"last model", Chat, `{"model":"m","model":"n"}`, "x", `{"model":"m","model":"x"}`, false},
+		{"model null", Chat, `{"model":null,"b":2}`, "x", `{"model":"x","b":2}`, false},
+		{"no model", Chat, `{"b":2}`, "x", `{"b":2,"model":"x"}`, false},
+		{"nothing at all", Chat, ` { } `, "x", ` { "model":"x"} `, false},
+		{"both", Chat, `{"model":"m","stream":true}`, "x", `{"model":"x","stream":true,` + ask + `}`, true},
+		{"both, no model", Chat, `{"stream":true}`, "x", `{"stream":true,"model":"x",` + ask + `}`, true},
+		{"byte order mark", Chat, "\ufeff" + `{"stream":true}`, "", "\ufeff" + `{"stream":true,` + ask + `}`, true},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			var r Request
+			if err := r.Read(tt.kind, []byte(tt.body)); err != nil {
+				t.Fatal(err)
+			}
+			if got := r.InjectUsage(); got != tt.withUsage {
+				t.Errorf("InjectUsage says %v", got)
+			}
+			if tt.model != "" {
+				r.ReplaceModel([]byte(`"a target tried before"`))
+				r.ReplaceModel(AppendQuoted(nil, tt.model))
+			}
+			got := bytes.Join(r.AppendSegments(nil, []byte(tt.body)), nil)
+			if string(got) != tt.want || r.Len() != len(tt.want) {
+				t.Errorf("\n got %s (%d)\nwant %s (%d)", got, r.Len(), tt.want, len(tt.want))
+			}
+		})
+	}
+}
+
+// A used Request says nothing of the body before.
+func TestRequestIsReusable(t *testing.T) {
+	var used Request
+	full := []byte(`{"model":"\u0061","messages":[{"role":"user","content":[{"image_url":"x"}]}],"tools":[1],"stream":true,"stream_options":{},"max_tokens":1,"n":2,"priority":3,"cache_salt":"s","user":"u"}`)
+	for _, reset := range []bool{false, true} {
+		if err := used.Read(Chat, full); err != nil {
+			t.Fatal(err)
+		}
+		used.ReplaceModel([]byte(`"x"`))
+		if reset {
+			used.Reset()
+		}
+		if err := used.Read(Completions, []byte(`{}`)); err != nil {
+			t.Fatal(err)
+		}
+		var fresh Request
+		if err := fresh.Read(Completions, []byte(`{}`)); err != nil {
+			t.Fatal(err)
+		}
+		used.spans, fresh.spans, used.rest, fresh.rest = nil, nil, nil, nil
+		used.modelBuf, fresh.modelBuf, used.scan, fresh.scan = nil, nil, scanner{}, scanner{}
+		if !reflect.DeepEqual(used, fresh) {
+			t.Errorf("reset=%v\n got %+v\nwant %+v", reset, used, fresh)
+		}
+	}
+}
+
+// The spans of a body of tiny messages take bounded memory, and still cover it.
+func TestSpansAreBounded(t *testing.T) {
+	many := func(of string) string { return strings.TrimSuffix(strings.Repeat(of+",", 30_000), ",") }
+	for _, body := range []string{
+		`{"messages":[` + many(`{}`) + `]}`,
+		`{"messages":[` + many(`{"role":"a","content":"b"}`) + `]}`,
+		`{"messages":[{"content":[` + many(`"a"`) + `]}]}`,
+		`{"messages":[{"content":[` + many(`{"image_url":"a"}`) + `],"role":"a"}]}`,
+		`{"messages":[{` + many(`"a":1`) + `}]}`,
+		`{"prompt":[` + many(`"a"`) + `]}`,
+		`{"prompt":[` + many(`[1]`) + `]}`,
+	} {
+		for _, kind := range []Kind{Chat, Completions} {
+			var r Request
+			if err := r.Read(kind, []byte(body)); err != nil {
+				t.Fatal(err)
+			}
+			if len(r.Spans) > maxSpans || cap(r.spans) > 2*maxSpans || cap(r.rest) > 2*maxRest {
+				t.Errorf("%.40s: %d spans, room for %d and %d", body, len(r.Spans), cap(r.spans), cap(r.rest))
+			}
+			if len(r.spans) == maxSpans && !strings.Contains(body, "{}") && r.TextBytes < len(body)/4 {
+				t.Errorf("%.40s: the spans have %d of %d bytes", body, r.TextBytes, len(body))
+			}
+			r.Reset()
+			if cap(r.spans) > 1024 {
+				t.Errorf("Reset keeps %d spans", cap(r.spans))
+			}
+		}
+	}
+}
+
+func TestReadAllocatesNothing(t *testing.T) {
+	bodies := map[string][]byte{
+		"prose": chatBody(16<<10, false), "code": chatBody(16<<10, true),
+		"parts":   []byte(`{"messages":[{"content":[{"text":"a"},{"image_url":{"url":"u"}}],"name":"n","role":"user"}],"tools":[{}],"mod\u0065l":"\u00e9","stream":"true","max_tokens":"7"}`),
+		"prompts": []byte(`{"prompt":["a","b"],"model":"m"}`),
+		"ids":     []byte(`{"prompt":[[1,2],[3]],"model":"m"}`),
+	}
+	for name, body := range bodies {
+		for _, kind := range []Kind{Chat, Completions} {
+			var r Request
+			dst := make([][]byte, 0, 8)
+			if n := testing.AllocsPerRun(100, func() {
+				if err := r.Read(kind, body); err != nil {
+					t.Fatal(err)
+				}
+				r.InjectUsage()
+				r.ReplaceModel(body[:1])
+				dst = r.AppendSegments(dst[:0], body)
+			}); n != 0 {
+				t.Errorf("%s: %v allocations", name, n)
+			}
+		}
+	}
+}
+
+func TestKindOf(t *testing.T) {
+	tests := []struct {
+		method, path string
+		want         Kind
+	}{
+		{"POST", "/v1/chat/completions", Chat},
+		{"POST", "/v1/chat/completions?a=b", Chat},
+		{"POST", "/v1/completions", Completions},
+		{"POST", "/v1/responses", Responses},
+		{"POST", "/v1/messages", Messages},
+		{"POST", "/v1/messages/count_tokens", CountTokens},
+		{"POST", "/v1/embeddings", Embeddings},
+		{"POST", "/v2/rerank", Rerank},
+		{"POST", "/tokenize", Tokenize},
+		{"GET", "/v1/chat/completions", Other},
+		{"POST", "/v1/chat/completions/", Other},
+		{"POST", "/v1/models", Other},
+		{"POST", "", Other},
+	}
+	for _, tt := range tests {
+		if got := KindOf([]byte(tt.method), []byte(tt.path)); got != tt.want {
+			t.Errorf("%s %s: got %v, want %v", tt.method, tt.path, got, tt.want)
+		}
 	}
 }
