@@ -449,3 +449,17 @@ func TestInterrupt(t *testing.T) {
 		}
 	})
 }
+
+// What the player spends on a token is what it takes from the rate it can offer.
+func BenchmarkReadEvent(b *testing.B) {
+	const event = `data: {"id":"chatcmpl-ab0d8700821db440","object":"chat.completion.chunk","created":1795391489,"model":"tiny","choices":` +
+		`[{"index":0,"delta":{"content":" con"},"logprobs":null,"finish_reason":null,"token_ids":null}]}` + "\n\n"
+	stream := strings.Repeat(event, b.N) + "data: [DONE]\n\n"
+	b.SetBytes(int64(len(event)))
+	b.ReportAllocs()
+	b.ResetTimer()
+	x := exchange{start: time.Now(), rec: new(Record), progress: new(Progress)}
+	if class, err := x.read(strings.NewReader(stream)); class != "" {
+		b.Fatal(err)
+	}
+}

@@ -6,18 +6,21 @@ import (
 	"slices"
 	"strconv"
 	"time"
+
+	"github.com/fairway-proxy/fairway/bench/workload"
 )
 
 // Result is what Run measured. Latencies are those of requests that have them: TTFT of all whose first token came, the others of all
 // that ended well; the requests that failed stand beside them.
 type Result struct {
-	Workload    string  `json:"workload"`
-	Target      string  `json:"target"`
-	Model       string  `json:"model"`
-	Seed        uint64  `json:"seed"`
-	Rate        float64 `json:"rate"`      // offered requests a second
-	Elapsed     float64 `json:"elapsed_s"` // from the start to the end of the last answer
-	Interrupted bool    `json:"interrupted"`
+	Workload    string          `json:"workload"`
+	Params      workload.Params `json:"params"` // its shape
+	Seed        uint64          `json:"seed"`
+	Rate        float64         `json:"rate"` // offered requests a second
+	Target      string          `json:"target"`
+	Model       string          `json:"model"`
+	Elapsed     float64         `json:"elapsed_s"` // from the start to the end of the last answer
+	Interrupted bool            `json:"interrupted"`
 
 	Requests  int                `json:"requests"`  // sent
 	OK        int                `json:"ok"`        // ended well
@@ -74,7 +77,7 @@ func distribution(samples []time.Duration) Distribution {
 func (p *player) result(interrupted bool) *Result {
 	w := p.cfg.Workload.Params()
 	r := &Result{
-		Workload: p.cfg.Workload.Name(), Target: p.cfg.URL, Model: p.cfg.Model, Seed: w.Seed, Rate: w.Rate, Interrupted: interrupted,
+		Workload: p.cfg.Workload.Name(), Params: w, Seed: w.Seed, Rate: w.Rate, Target: p.cfg.URL, Model: p.cfg.Model, Interrupted: interrupted,
 		Requests: len(p.records), Skipped: p.skipped, Errors: map[ErrorClass]int{}, Endpoints: map[string]int{}, Records: p.records,
 	}
 	var ttft, gaps, tpot, e2e, lag []time.Duration

@@ -21,8 +21,8 @@ import (
 
 // Params shape a workload. A zero field means what the named workload has; the fields' values then show in Workload.Params.
 type Params struct {
-	Seed uint64  `json:"seed"` // of arrivals, lengths and contents: no text is shared between two seeds
-	Rate float64 `json:"rate"` // requests a second, if answers take no time; conversations begin at Rate over their mean number of turns; 0: 1
+	Seed uint64  `json:"-"` // of arrivals, lengths and contents: no text is shared between two seeds
+	Rate float64 `json:"-"` // requests a second, if answers take no time; conversations begin at Rate over their mean number of turns; 0: 1
 
 	Groups       int           `json:"groups"`        // distinct system prompts
 	Users        int           `json:"users"`         // fixed users in a group, each always opening with the same message; 0: every conversation is new

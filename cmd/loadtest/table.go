@@ -32,7 +32,7 @@ func writeTable(w io.Writer, r *load.Result, slo load.SLO) error {
 		fmt.Fprintf(&b, ", %d not sent because the turn before failed", r.Skipped)
 	}
 	fmt.Fprintf(&b, "\nthroughput  %.2f requests/s, %.0f tokens/s\n", r.RequestsPerS, r.TokensPerSecond)
-	fmt.Fprintf(&b, "goodput     %.2f requests/s: %s with first token ≤ %v, each further ≤ %v\n",
+	fmt.Fprintf(&b, "goodput     %.2f requests/s: %s had the first token within %v and %v a token after it\n",
 		r.Goodput, percent(r.Good, r.Requests-r.Cancelled), slo.TTFT, slo.TPOT)
 	if r.HitRate != nil {
 		fmt.Fprintf(&b, "cache       %s of %d prompt tokens\n", percent(r.CachedTokens, r.PromptTokens), r.PromptTokens)
