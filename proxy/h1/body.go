@@ -24,7 +24,6 @@ func (in *inbound) begin(h *head) {
 	in.chunks.reset()
 	*in = inbound{chunked: h.chunked, expects: h.expects, left: max(h.length, 0), chunks: in.chunks}
 	in.ended = !in.chunked && in.left == 0
-	in.expects = in.expects && !in.ended
 }
 
 // Read reads the request's body, decoded, straight into p when nothing lies
@@ -148,10 +147,11 @@ func (s *Stream) receive(p []byte) (int, error) {
 	}
 }
 
-// proceed asks for the body, if the final answer has not begun.
+// proceed asks for the body. Once the final answer has begun it is sent
+// instead, for the client waits for either.
 func (s *Stream) proceed() error {
 	if s.reply.headed {
-		return nil
+		return s.Flush()
 	}
 	started := s.out.started
 	err := s.out.send(continueHead)

@@ -42,6 +42,7 @@ func TestChunked(t *testing.T) {
 		{"3\r\nabcd\r\n", "", "", errChunkEnd},
 		{"3\r\nabc\n", "", "", errChunkEnd},
 		{"3\r\nabc\rx", "", "", errChunkEnd},
+		{"3\r\nabcx\n0\r\n\r\n", "", "", errChunkEnd},
 		{"0\r\n\n", "", "", errBareLF},
 		{"0\r\nA: b\n\r\n", "", "", errBareLF},
 		{"0\r\nA b\r\n\r\n", "", "", errName},

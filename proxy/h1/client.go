@@ -194,7 +194,7 @@ func (c *ClientConn) recycle() {
 		putBuffer(c.over)
 		c.over = nil
 	}
-	if c.buf != nil && len(c.buf) > small {
+	if len(c.buf) > small {
 		putBuffer(c.buf)
 		c.buf = nil
 	}

@@ -330,6 +330,25 @@ func TestLargeResponse(t *testing.T) {
 	}
 }
 
+func TestPiecesGrow(t *testing.T) {
+	c, _ := scripted("HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n"+strings.Repeat("x", 100000), 1<<20)
+	defer c.Close()
+	c.Send(request("GET"))
+	var resp message.Response
+	if err := c.ReadHead(&resp); err != nil {
+		t.Fatal(err)
+	}
+	pieces := 0
+	for ; ; pieces++ {
+		if _, err := c.Next(); err != nil {
+			break
+		}
+	}
+	if pieces > 4 {
+		t.Errorf("100,000 bytes came in %d pieces", pieces)
+	}
+}
+
 func TestUsed(t *testing.T) {
 	c, _ := scripted("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", 4096)
 	defer c.Close()

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -56,6 +57,14 @@ func TestClientGone(t *testing.T) {
 		phase    func(*Stream, func()) error // calls its argument when the client may go, and then waits
 	}{
 		{"waiting", get, func(s *Stream, ready func()) error {
+			ready()
+			<-s.Context().Done()
+			return context.Cause(s.Context())
+		}},
+		{"waiting, large body read", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n" + strings.Repeat("x", 100000), func(s *Stream, ready func()) error {
+			if n, err := io.Copy(io.Discard, s); n != 100000 || err != nil {
+				return err
+			}
 			ready()
 			<-s.Context().Done()
 			return context.Cause(s.Context())
@@ -179,13 +188,16 @@ func TestUnbindWhileClientGoes(t *testing.T) {
 
 // An answer that was cut does not look whole.
 func TestTruncationShows(t *testing.T) {
-	for _, version := range []string{"1.0", "1.1"} {
+	for _, version := range []string{"1.0", "1.1", "1.0 forgotten"} {
+		version, forgotten := strings.CutSuffix(version, " forgotten")
 		for _, length := range []int64{message.Unknown, 1000} {
 			addr := listen(t, &Server{Handler: func(s *Stream) {
 				s.WriteHead(&message.Response{Status: 200, ContentLength: length})
 				s.Write([]byte("abc"))
 				s.Flush()
-				s.Abort()
+				if !forgotten {
+					s.Abort()
+				}
 			}})
 			c := dial(t, addr)
 			fmt.Fprintf(c.Sock(), "GET / HTTP/%s\r\nHost: a\r\n\r\n", version)
@@ -222,6 +234,9 @@ func TestAnswerReachesClientThatStillSends(t *testing.T) {
 		}
 		if got := readAll(t, c); got != "too large" || c.Reusable() {
 			t.Fatalf("got %q, reusable %v", got, c.Reusable())
+		}
+		if _, err := c.Sock().Read(make([]byte, 1)); err != io.EOF {
+			t.Fatalf("the connection did not end in order: %v", err)
 		}
 	}
 }

@@ -66,7 +66,8 @@ func timeout(d, otherwise time.Duration) time.Duration {
 }
 
 // ServeConn serves the requests of a connection until it ends, and closes it.
-// The streams' Context descends from ctx.
+// The streams' Context descends from ctx; that ctx is done cuts nothing by
+// itself.
 func (s *Server) ServeConn(ctx context.Context, c net.Conn) {
 	stream := newStream(ctx, s, sock.New(c))
 	if s.add(stream) {

@@ -71,6 +71,8 @@ func TestAnswers(t *testing.T) {
 		{"pipelined", plain, get + get + get, plainAnswer + plainAnswer + plainAnswer},
 		{"chunked", unknown, get + get, chunkedAnswer + chunkedAnswer},
 		{"until close for 1.0", unknown, old, "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nabc0123456789"},
+		{"until close though 1.0 would keep it", unknown, "GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n" + old,
+			"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nabc0123456789"},
 		{"close for 1.0", plain, old + old, "HTTP/1.1 200 OK\r\ncontent-length: 3\r\nconnection: close\r\n\r\nabc"},
 		{"keep-alive for 1.0", plain, "GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n" + old,
 			"HTTP/1.1 200 OK\r\ncontent-length: 3\r\nconnection: keep-alive\r\n\r\nabc" +
@@ -107,6 +109,11 @@ func TestAnswers(t *testing.T) {
 		{"body left unread", plain, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello" + get, plainAnswer + plainAnswer},
 		{"chunked body left unread", plain, "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n" + get, plainAnswer + plainAnswer},
 		{"malformed body left unread", plain, "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nx\r\nabc\r\n0\r\n\r\n" + get, plainAnswer},
+		{"malformed body answered", func(s *Stream) {
+			_, err := io.ReadAll(s)
+			answer(s, err.(*ProtocolError).Status, "")
+		}, "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nx\r\nabc\r\n0\r\n\r\n" + get,
+			"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"},
 		{"huge body left unread", plain, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 50000000\r\n\r\nhello",
 			"HTTP/1.1 200 OK\r\ncontent-length: 3\r\nconnection: close\r\n\r\nabc"},
 		{"expectation, body left unread", plain, "POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n",
@@ -273,6 +280,25 @@ func TestContinue(t *testing.T) {
 	}
 }
 
+// A client that waits for 100 Continue gets the answer's head instead if that
+// has begun.
+func TestAnswerInsteadOfContinue(t *testing.T) {
+	c, err := net.Dial("tcp", listen(t, &Server{Handler: echo}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	fmt.Fprint(c, "POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n")
+	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil || resp.StatusCode != 200 {
+		t.Fatal(resp, err)
+	}
+	fmt.Fprint(c, "abc")
+	if b, err := io.ReadAll(resp.Body); string(b) != "abc" || err != nil {
+		t.Errorf("%q, %v", b, err)
+	}
+}
+
 func TestTimeouts(t *testing.T) {
 	server := &Server{
 		IdleTimeout: 3 * time.Second, HeaderTimeout: 2 * time.Second, BodyTimeout: time.Second, WriteTimeout: 4 * time.Second,
@@ -381,6 +407,7 @@ func TestWritesAreGathered(t *testing.T) {
 		want    int
 	}{
 		{"known length", func(s *Stream) { answer(s, 200, "hello") }, 1},
+		{"more than the first buffer holds", func(s *Stream) { answer(s, 200, strings.Repeat("x", copyLimit)) }, 1},
 		{"three events", func(s *Stream) {
 			s.WriteHead(&message.Response{Status: 200, ContentLength: message.Unknown})
 			for range 3 {
@@ -455,6 +482,37 @@ func TestShutdown(t *testing.T) {
 	late := dial(t, addr)
 	if _, err := late.Sock().Read(make([]byte, 1)); err == nil {
 		t.Error("a connection was taken after the shutdown")
+	}
+}
+
+// An answer that had begun when the server was drained cannot say that it is
+// the last, but it is.
+func TestDrainDuringAnswer(t *testing.T) {
+	began, finish := make(chan struct{}), make(chan struct{})
+	server := &Server{Handler: func(s *Stream) {
+		s.WriteHead(&message.Response{Status: 200, ContentLength: 3})
+		s.Flush()
+		began <- struct{}{}
+		<-finish
+		s.Write([]byte("abc"))
+		s.Finish(nil)
+	}}
+	c := dial(t, listen(t, server))
+	if err := c.Send(&message.Request{Method: []byte("GET"), Target: []byte("/"), Authority: []byte("a")}); err != nil {
+		t.Fatal(err)
+	}
+	<-began
+	server.Drain()
+	close(finish)
+	var resp message.Response
+	if err := c.ReadHead(&resp); err != nil {
+		t.Fatal(err)
+	}
+	if got := readAll(t, c); got != "abc" {
+		t.Errorf("got %q", got)
+	}
+	if _, err := c.Sock().Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("the connection stayed: %v", err)
 	}
 }
 
