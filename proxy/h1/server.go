@@ -38,7 +38,7 @@ type Server struct {
 	// BodyTimeout is how long a read of the body waits for a byte. Default: 1
 	// minute.
 	BodyTimeout time.Duration
-	// WriteTimeout is how long a write waits for the client to take 64 KiB.
+	// WriteTimeout is how long a write waits for the client to take 128 KiB.
 	// Default: 1 minute.
 	WriteTimeout time.Duration
 

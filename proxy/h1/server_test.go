@@ -389,7 +389,7 @@ func TestSlowReaderIsServed(t *testing.T) {
 			if total += n; err != nil {
 				break
 			}
-			time.Sleep(100 * time.Millisecond) // 64 KiB take 0.4 s
+			time.Sleep(100 * time.Millisecond) // 128 KiB take 0.8 s
 		}
 		<-wait
 		if total < 1<<20 {

@@ -16,7 +16,7 @@ const (
 	copyLimit = 16 << 10
 	// pieceLimit is how much is written at a time under a time-out: the peer's
 	// progress is seen piece by piece.
-	pieceLimit = 64 << 10
+	pieceLimit = 128 << 10
 )
 
 // output gathers what is to be written to one connection, so that a head and

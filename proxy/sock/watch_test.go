@@ -231,3 +231,27 @@ func TestReadAhead(t *testing.T) {
 		}
 	})
 }
+
+// After Unguard the read that had begun is the last: what it got is kept, and
+// what comes after it is left to the reader.
+func TestUnguard(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		near, far := net.Pipe()
+		c := New(near)
+		defer c.Close()
+		h := newTold()
+		c.Watch(h)
+		c.Guard()
+		synctest.Wait()
+		c.Unguard()
+		far.Write([]byte("next"))
+		far.Close()
+		synctest.Wait()
+		if h.n.Load() != 0 {
+			t.Error("read ahead without a guard")
+		}
+		if all, err := io.ReadAll(c); string(all) != "next" || err != nil {
+			t.Errorf("got %q, %v", all, err)
+		}
+	})
+}
