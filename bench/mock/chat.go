@@ -30,7 +30,7 @@ func (x *exchange) chatCompletions() {
 	}
 	g, e := x.readChat()
 	if e != nil {
-		x.s.count(&x.s.counts.Refused)
+		x.s.count(&x.s.counts.Refused, 1)
 		x.fail(e)
 		return
 	}

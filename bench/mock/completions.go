@@ -13,7 +13,7 @@ func (x *exchange) completions() {
 	}
 	g, e := x.readCompletion()
 	if e != nil {
-		x.s.count(&x.s.counts.Refused)
+		x.s.count(&x.s.counts.Refused, 1)
 		x.fail(e)
 		return
 	}

@@ -49,8 +49,8 @@ func (s *Server) countReceived(id string) {
 	s.counts.ids[id]++
 }
 
-func (s *Server) count(n *uint64) {
+func (s *Server) count(n *uint64, by int) {
 	s.mu.Lock()
-	*n++
+	*n += uint64(by)
 	s.mu.Unlock()
 }

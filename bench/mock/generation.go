@@ -8,6 +8,9 @@ import (
 	"github.com/fairway-proxy/fairway/bench/engine"
 )
 
+// maxChoices bounds n.
+const maxChoices = 128
+
 // generation is a request for an answer, whatever API it came through: what it asks for, and how it goes.
 type generation struct {
 	x      *exchange
@@ -88,6 +91,8 @@ func (g *generation) check() *apiError {
 			g.limitName, g.limit, longest, g.limitName, g.limit)
 	case g.params.n < 1:
 		return badRequest("n", "n must be at least 1, got %d. (parameter=n, value=%d)", g.params.n, g.params.n)
+	case g.params.n > maxChoices:
+		return badRequest("n", "n must be at most %d, got %d. (parameter=n, value=%d)", maxChoices, g.params.n, g.params.n)
 	case len(g.prompts) == 0:
 		return badRequest("prompt", "You must provide at least one prompt.")
 	}
@@ -167,17 +172,22 @@ func (g *generation) run(d dialect) {
 }
 
 func (g *generation) refuse(e *apiError) {
-	g.x.s.count(&g.x.s.counts.Refused)
+	g.x.s.count(&g.x.s.counts.Refused, 1)
 	g.x.fail(e)
 }
 
 // await waits for output, and returns false when the client has gone.
 func (g *generation) await(buf []delta) ([]delta, bool) {
-	select {
-	case <-g.call.notify:
-		return g.call.take(buf), true
-	case <-g.x.c.in.gone:
-		return nil, false
+	for {
+		select {
+		case <-g.call.notify:
+			// What a signal stands for may have been taken with the one before.
+			if buf = g.call.take(buf); len(buf) > 0 {
+				return buf, true
+			}
+		case <-g.x.c.in.gone:
+			return nil, false
+		}
 	}
 }
 
@@ -201,8 +211,7 @@ func (g *generation) runWhole(d dialect) {
 	for i, p := range parts {
 		texts[i] = string(p)
 	}
-	g.x.answerJSON(d.whole(texts))
-	g.done()
+	g.finish(func() { g.x.answerJSON(d.whole(texts)) })
 }
 
 func (g *generation) runStream(d dialect) {
@@ -226,9 +235,13 @@ func (g *generation) runStream(d dialect) {
 				left--
 			}
 		}
-		if left == 0 {
+		if left == 0 && !w.cut {
 			d.end(w)
+		}
+		if left == 0 && !w.cut {
 			x.c.out = append(x.c.out, "0\r\n\r\n"...)
+			g.finish(x.write)
+			return
 		}
 		x.write()
 		if w.cut {
@@ -240,21 +253,21 @@ func (g *generation) runStream(d dialect) {
 			return
 		}
 	}
-	g.done()
 }
 
-// done and lost count how it went.
-func (g *generation) done() {
-	if g.x.err != nil {
+// finish writes the end of an answer, and counts it first, so that whoever has the whole answer finds it counted.
+func (g *generation) finish(write func()) {
+	g.x.s.count(&g.x.s.counts.Answered, 1)
+	if write(); g.x.err != nil {
+		g.x.s.count(&g.x.s.counts.Answered, -1)
 		g.lost()
-		return
 	}
-	g.x.s.count(&g.x.s.counts.Answered)
 }
 
+// lost counts an answer whose client has gone.
 func (g *generation) lost() {
 	g.x.keepAlive = false
-	g.x.s.count(&g.x.s.counts.Aborted)
+	g.x.s.count(&g.x.s.counts.Aborted, 1)
 }
 
 // events writes a stream's events, each in a chunk of its own.
@@ -312,7 +325,7 @@ func (x *exchange) begin() (Faults, bool) {
 		case <-t.C:
 		case <-x.c.in.gone:
 			x.keepAlive = false
-			x.s.count(&x.s.counts.Aborted)
+			x.s.count(&x.s.counts.Aborted, 1)
 			return f, false
 		}
 	}
@@ -323,7 +336,7 @@ func (x *exchange) begin() (Faults, bool) {
 		x.write()
 		return f, false
 	case f.Status != 0:
-		x.s.count(&x.s.counts.Refused)
+		x.s.count(&x.s.counts.Refused, 1)
 		x.fail(&apiError{Message: "fault", Type: http.StatusText(f.Status), Code: f.Status})
 		return f, false
 	}
