@@ -43,6 +43,15 @@ func run(t *testing.T, cfg Config) *Result {
 	return r
 }
 
+// show writes a result without its records.
+func show(r *Result) string {
+	b, err := json.Marshal(r)
+	if err != nil {
+		return err.Error()
+	}
+	return string(b)
+}
+
 // request is what an engine is asked.
 type request struct {
 	Model         string    `json:"model"`
@@ -110,13 +119,13 @@ func TestConversation(t *testing.T) {
 	})
 
 	if r.Model != "first" || r.Requests != 4 || r.OK != r.Requests || r.Failed+r.Cancelled+r.Skipped != 0 {
-		t.Fatalf("%+v", r)
+		t.Fatal(show(r))
 	}
 	if *r.HitRate != 0.6 || r.CompletionTokens != 3*r.Requests || r.Good != r.Requests || r.Goodput == 0 {
-		t.Errorf("%+v", r)
+		t.Error(show(r))
 	}
 	if len(r.Endpoints) != 2 || r.TTFT.N != r.Requests || r.InterToken.N != 2*r.Requests || r.TPOT.N != r.Requests || r.E2E.N != r.Requests {
-		t.Errorf("%+v", r)
+		t.Error(show(r))
 	}
 	if !reflect.DeepEqual(seen, r.Records) || progress.Sent.Load() != int64(r.Requests) || progress.Done.Load() != int64(r.Requests) ||
 		progress.Tokens.Load() != int64(3*r.Requests) || progress.CachedTokens.Load() != int64(60*r.Requests) {
@@ -177,7 +186,7 @@ func TestUsageNotAskedFor(t *testing.T) {
 		URL: srv.URL, Model: "m", Workload: traffic(t, "unshared", workload.Params{Rate: 200}), Duration: 50 * time.Millisecond, OmitUsage: true,
 	})
 	if r.OK == 0 || r.HitRate != nil || r.CompletionTokens != 2*r.OK || r.PromptTokens != 0 {
-		t.Errorf("%+v", r)
+		t.Error(show(r))
 	}
 }
 
@@ -259,7 +268,7 @@ func TestErrorClasses(t *testing.T) {
 				t.Errorf("detail %q", d)
 			}
 			if (r.Refused > 0) != c.refused || r.E2E.N != 0 {
-				t.Errorf("%+v", r)
+				t.Error(show(r))
 			}
 		})
 	}
@@ -275,7 +284,7 @@ func TestNobodyThere(t *testing.T) {
 	}
 	r := run(t, Config{URL: url, Workload: w, Model: "m", Duration: 50 * time.Millisecond})
 	if r.Requests == 0 || r.Errors[ErrConnect] != r.Requests {
-		t.Errorf("%+v", r)
+		t.Error(show(r))
 	}
 }
 
@@ -369,7 +378,7 @@ func TestOpenLoop(t *testing.T) {
 				}
 			}
 			if r.TTFT.P50 != stall || r.TTFT.Max != stall || r.E2E.P90 != stall+4*gap || r.InterToken.P99 != gap || r.TPOT.Mean != gap || r.SendLag.Max != 0 {
-				t.Errorf("stall %v: %+v", stall, r)
+				t.Errorf("stall %v: %s", stall, show(r))
 			}
 			if good := r.Good == r.OK; good != (stall == 0) {
 				t.Errorf("stall %v: %d good", stall, r.Good)
@@ -416,7 +425,7 @@ func TestThinkTime(t *testing.T) {
 		}
 		for id, list := range turns {
 			for i, rec := range list {
-				if rec.Turn != list[0].Turn+i || rec.Error != "" || i > 0 && rec.Intended != list[i-1].End+10*time.Second || rec.Intended >= 2*time.Minute {
+				if rec.Turn != list[0].Turn+i || rec.Sent != rec.Intended || rec.Error != "" || i > 0 && rec.Intended != list[i-1].End+10*time.Second || rec.Intended >= 2*time.Minute {
 					t.Fatalf("conversation %d, turn %d: %+v", id, i, rec)
 				}
 			}
@@ -439,7 +448,7 @@ func TestInterrupt(t *testing.T) {
 			t.Fatal(err)
 		}
 		if !r.Interrupted || r.OK < 100 || r.Cancelled < 20 || r.Failed != 0 || r.Skipped != 0 || r.OK+r.Cancelled != r.Requests {
-			t.Errorf("%+v", r)
+			t.Error(show(r))
 		}
 		if r.Elapsed != 20 {
 			t.Errorf("it took %v s to stop", r.Elapsed)

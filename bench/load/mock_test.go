@@ -35,11 +35,11 @@ func TestAgainstMockEngine(t *testing.T) {
 	})
 	r := run(t, Config{URL: url, Workload: w, Duration: 2 * time.Second, IgnoreEOS: true})
 	if r.OK != r.Requests || r.OK < 40 || r.Model != "mock" {
-		t.Fatalf("%+v", r)
+		t.Fatal(show(r))
 	}
-	if st := srv.Stats(); st.Answered != uint64(r.OK) || st.Engine.GenerationTokens != uint64(r.CompletionTokens) ||
+	if st := srv.Stats(); st.Received != uint64(r.OK) || st.Engine.GenerationTokens != uint64(r.CompletionTokens) ||
 		st.Engine.PromptTokensCached != uint64(r.CachedTokens) || st.Engine.PromptTokens != uint64(r.PromptTokens) {
-		t.Errorf("the engine counted %+v\nthe player %+v", st, r)
+		t.Errorf("the engine counted %+v\nthe player %s", st, show(r))
 	}
 
 	described := map[uint64]workload.Session{}
@@ -66,6 +66,8 @@ func TestAgainstMockEngine(t *testing.T) {
 			if want := last.PromptTokens + last.CompletionTokens - 2*block; *rec.CachedTokens < want {
 				t.Errorf("turn %d of %d: %d tokens cached, want %d of the turn before", rec.Turn, rec.Session, *rec.CachedTokens, want)
 			}
+		} else if rec.Turn != s.Resume {
+			t.Errorf("%d begins with turn %d, want %d", rec.Session, rec.Turn, s.Resume)
 		}
 		before[rec.Session] = rec
 	}

@@ -87,7 +87,7 @@ func TestHelpNamesTheWorkloads(t *testing.T) {
 func TestFailures(t *testing.T) {
 	closed := httptest.NewServer(nil)
 	closed.Close()
-	full := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { http.Error(w, "full up", 503) }))
+	full := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { http.Error(w, "full up", http.StatusServiceUnavailable) }))
 	defer full.Close()
 	for _, c := range []struct {
 		name, args, want string
