@@ -90,7 +90,7 @@ func TestScan(t *testing.T) {
 		"not a number":   {"vllm:num_requests_running NaN\nvllm:num_requests_waiting +Inf\nvllm:kv_cache_usage_perc -1\nvllm:generation_tokens_total 1e999\n", nil},
 		"not numbers":    {"vllm:num_requests_running 0x10\nvllm:num_requests_waiting 1_0\nvllm:kv_cache_usage_perc\nvllm:generation_tokens_total \nvllm:prefix_cache_hits_total 1,0\n", nil},
 		"broken labels":  {"vllm:num_requests_running{a=\"b} 3\nvllm:num_requests_running{a} 3\nvllm:num_requests_running{=\"b\"} 3\nvllm:num_requests_running{\nvllm:num_requests_running{a=\"b\\\n", nil},
-		"shared prefix":  {"vllm:num_requests_waiting_by_reason{reason=\"capacity\"} 9\nvllm:generation_tokens_created 9\nvllm:prompt_tokens_totals 9\nvllm:num_requests_runnin 9\n", nil},
+		"shared prefix":  {"vllm:num_requests_waiting_by_reason{reason=\"capacity\"} 9\nvllm:generation_tokens_created 9\nvllm:prompt_tokens_totals 9\nvllm:num_requests_runnin 9\nvllm:num_requests_running2 9\n", nil},
 		"other prefix":   {"vllm_num_requests_running 9\nxvllm:num_requests_running 9\nVLLM:num_requests_running 9\nsglang:num_requests_running 9\n", nil},
 		"other initial":  {"vllm:\xffx 9\nvllm:{} 9\nvllm:Z 9\n", nil},
 		"start time":     {"process_start_time_seconds 1.79538831126e+09\n", known{picker.StartTime: 1795388311.26}},

@@ -343,6 +343,14 @@ func TestEjectedEndpointIsProbedBack(t *testing.T) {
 		if len(asked) < 2 || asked[0].path != "/health" || asked[1] != (ask{asked[0].at, "/metrics"}) {
 			t.Errorf("asked %v, want a probe and a scrape in the same turn", asked)
 		}
+
+		// The next time begins with short pauses again.
+		e.answers(func(context.Context, string) (int, string, error) { return 503, "", nil })
+		ep.Eject(now())
+		pass(900 * ms)
+		if got := pauses(e.since()); len(got) < 2 || got[0] != 200*ms || got[1] != 400*ms {
+			t.Errorf("pauses after another ejection: %v", got)
+		}
 	})
 }
 
@@ -364,7 +372,8 @@ func TestEjectionIsNoticedWhateverTheInterval(t *testing.T) {
 				pass(100 * ms)
 			}
 		}
-		if asked := e.since(); len(asked) == 0 || asked[0].path != "/health" {
+		// Probed back, and looked at: it may have started anew.
+		if asked := e.since(); len(asked) < 2 || asked[0].path != "/health" || asked[1] != (ask{asked[0].at, "/metrics"}) {
 			t.Errorf("asked %v", asked)
 		}
 	})
@@ -375,9 +384,12 @@ func TestSync(t *testing.T) {
 		eps := endpoints(2)
 		a, b, other := newEngine(), newEngine(), newEngine()
 		var cut error
+		var ended int
 		b.answers(func(ctx context.Context, _ string) (int, string, error) {
 			<-ctx.Done()
 			cut = context.Cause(ctx)
+			time.Sleep(ms) // its connection takes its time to close
+			ended++
 			return 0, "", ctx.Err()
 		})
 		log := &logged{}
@@ -414,6 +426,9 @@ func TestSync(t *testing.T) {
 			t.Errorf("asked %d times after it was back", n)
 		}
 		s.Close() // in the middle of a scrape
+		if ended != 2 {
+			t.Errorf("%d scrapes have ended when Close returns, want 2", ended)
+		}
 		s.Sync([]Target{{eps[0], a.get}})
 		pass(time.Second)
 		if n := len(a.since()); n != 0 {
