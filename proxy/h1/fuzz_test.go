@@ -91,11 +91,13 @@ func likeNetHTTP(t *testing.T, in []byte, p *parser, r *message.Request, fields 
 	}
 	target, authority := h.RequestURI, h.Host
 	if h.URL.Host != "" {
-		if target = h.URL.RequestURI(); h.Method == "OPTIONS" && h.URL.Path == "" {
+		// URL.RequestURI would spell the path anew.
+		_, after, _ := strings.Cut(h.RequestURI, "://")
+		target = after[len(h.URL.Host):]
+		if target == "" && h.Method == "OPTIONS" {
 			target = "*"
-		}
-		if strings.Contains(h.RequestURI, "%") || h.URL.Opaque != "" {
-			target = string(r.Target) // it is spelled anew
+		} else if target == "" {
+			target = "/"
 		}
 	}
 	length := h.ContentLength
@@ -192,6 +194,61 @@ func FuzzResponseHead(f *testing.F) {
 				!strings.EqualFold(string(f.Name), "cache-control") {
 				t.Fatalf("net/http does not read %s: %q of %q", f.Name, f.Value, in)
 			}
+		}
+	})
+}
+
+// FuzzClient: a response that is read to its end is what net/http reads,
+// however it arrives.
+func FuzzClient(f *testing.F) {
+	for _, s := range []string{
+		"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nabc",
+		"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\nx: y\r\n\r\n",
+		"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n\r\nabc",
+		"HTTP/1.0 204 No Content\r\nconnection: keep-alive\r\n\r\nabc",
+	} {
+		f.Add([]byte(s), uint16(0), true)
+		f.Add([]byte(s), uint16(4096), false)
+	}
+	f.Fuzz(func(t *testing.T, in []byte, step uint16, pending bool) {
+		c, _ := scripted(string(in), int(step)+1)
+		defer c.Close()
+		if err := c.Send(request("GET")); err != nil {
+			t.Fatal(err)
+		}
+		var r message.Response
+		if c.ReadHead(&r) != nil || r.Status == 101 {
+			return
+		}
+		if pending {
+			c.Pending()
+		}
+		got, err := body(c)
+		if err != nil {
+			if c.Reusable() {
+				t.Fatalf("reusable after %v", err)
+			}
+			return
+		}
+		theirs := bufio.NewReader(bytes.NewReader(in))
+		for {
+			h, err := http.ReadResponse(theirs, nil)
+			if err != nil {
+				if bytes.Contains(bytes.ToLower(in), []byte("trailer")) {
+					return
+				}
+				t.Fatalf("net/http refuses %q: %v", in, err)
+			}
+			if h.StatusCode < 200 {
+				continue
+			}
+			if b, err := io.ReadAll(h.Body); err != nil || string(b) != got || h.StatusCode != r.Status {
+				t.Fatalf("net/http reads %d %q, %v of %q; not %d %q", h.StatusCode, b, err, in, r.Status, got)
+			}
+			if h.Close && c.Reusable() {
+				t.Fatalf("net/http would close after %q", in)
+			}
+			return
 		}
 	})
 }
