@@ -183,6 +183,9 @@ func accept(l net.Listener) (net.Conn, error) {
 	}
 }
 
+// cutTime bounds the wait for exchanges that were cut: they have only to notice.
+const cutTime = 5 * time.Second
+
 // Shutdown stops taking connections, closes those that wait for a request, and
 // returns when the last exchange has ended, or cuts what is left when ctx is
 // done and returns its error.
@@ -195,6 +198,12 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Unlock()
 
 	err := s.http1.Shutdown(ctx)
+	if err != nil {
+		s.http1.Close()
+		cut, cancel := context.WithTimeout(context.Background(), cutTime)
+		defer cancel()
+		s.http1.Wait(cut)
+	}
 
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -115,21 +115,22 @@ func TestRestartedPodGetsNoAffinityFromItsFormerLife(t *testing.T) {
 	if again := f.mustAsk(t, chat); again.receipt.CachedTokens == 0 {
 		t.Fatal("nothing was cached to begin with: this test shows nothing")
 	}
-	entries := func() int {
+	state := func() (v endpointView) {
 		for _, e := range describeEndpoints(f.server) {
 			if e.Address == first.endpoint {
-				return e.IndexEntries
+				v = e
 			}
 		}
-		return -1
+		return v
 	}
+	waitFor(t, "a scrape of the first process", func() bool { return state().ScrapeAge >= 0 })
 	for _, p := range pods {
 		if p.address == first.endpoint {
 			p.stop()
 			startPod(t, p.address, quick)
 		}
 	}
-	waitFor(t, "a scrape of the new process", func() bool { return entries() == 0 })
+	waitFor(t, "a scrape of the new process", func() bool { return state().IndexEntries == 0 })
 	if a := f.mustAsk(t, chat); a.receipt.CachedTokens != 0 {
 		t.Errorf("%d tokens are believed to be in a cache that is empty", a.receipt.CachedTokens)
 	}

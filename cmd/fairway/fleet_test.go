@@ -29,7 +29,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type pod struct {
 	*mock.Server
 	address string
-	served  chan error
+	served  chan struct{} // closed when Serve has returned
 }
 
 // startPod starts an engine, at address if it is not empty.
@@ -42,20 +42,19 @@ func startPod(t testing.TB, address string, c mock.Config) *pod {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &pod{mock.New(c), l.Addr().String(), make(chan error, 1)}
-	go func() { p.served <- p.Serve(l) }()
+	p := &pod{mock.New(c), l.Addr().String(), make(chan struct{})}
+	go func() {
+		p.Serve(l)
+		close(p.served)
+	}()
 	t.Cleanup(p.stop)
 	return p
 }
 
-// stop ends the engine as SIGKILL would; a second call does nothing.
+// stop ends the engine as SIGKILL would. It may be called again.
 func (p *pod) stop() {
 	p.Close()
-	select {
-	case <-p.served:
-		close(p.served)
-	default:
-	}
+	<-p.served
 }
 
 func startPods(t testing.TB, n int, c mock.Config) []*pod {

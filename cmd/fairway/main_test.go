@@ -1,0 +1,242 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/fairway-proxy/fairway/bench/mock"
+)
+
+// call runs a command line to its end.
+func call(t *testing.T, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	var out, err bytes.Buffer
+	code = execute(t.Context(), args, &out, &err)
+	return code, out.String(), err.String()
+}
+
+func writeFile(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestExitCodes(t *testing.T) {
+	good := filepath.Join(t.TempDir(), "good.yaml")
+	writeFile(t, good, "pools: [{name: a, endpoints: [http://127.0.0.1:1]}]\n")
+	bad := filepath.Join(t.TempDir(), "bad.yaml")
+	writeFile(t, bad, "pools:\n  - name: a\n    endpoint: [http://127.0.0.1:1]\n")
+	for _, test := range []struct {
+		args string
+		code int
+		says string
+	}{
+		{"version", 0, "fairway"},
+		{"version --json", 0, `"go"`},
+		{"check -f " + good, 0, "http://127.0.0.1:1"},
+		{"check --json -f " + good, 0, `"ok": true`},
+		{"check -f " + bad, 1, "bad.yaml:3"},
+		{"check --json -f " + bad, 1, `"ok": false`},
+		{"check -f /nowhere/fairway.yaml", 1, "/nowhere/fairway.yaml"},
+		{"check", 2, "-f FILE"},
+		{"serve", 2, "--endpoint"},
+		{"serve --endpoint 10.0.0.1", 2, "--endpoint"},
+		{"serve --endpoint http://a:1 --config " + good, 2, "exclude"},
+		{"serve --listen nonsense --endpoint http://a:1", 2, "--listen"},
+		{"serve --nonsense", 2, "--nonsense"},
+		{"serve extra", 2, "extra"},
+		{"serve --config " + bad, 1, "bad.yaml:3"},
+		{"demo --pods 0", 2, "--pods"},
+		{"nonsense", 2, "nonsense"},
+		{"--help", 0, "serve"},
+		{"serve --help", 0, "--endpoint"},
+	} {
+		t.Run(test.args, func(t *testing.T) {
+			code, out, err := call(t, strings.Fields(test.args)...)
+			if code != test.code || !strings.Contains(out+err, test.says) {
+				t.Errorf("exit code %d, want %d; it said\n%s%s", code, test.code, out, err)
+			}
+		})
+	}
+}
+
+// running is a `fairway serve` in this process.
+type running struct {
+	code   chan int
+	stop   context.CancelFunc // as SIGTERM does
+	stderr *lockedBuffer
+}
+
+func serve(t *testing.T, args ...string) *running {
+	t.Helper()
+	ctx, stop := context.WithCancel(context.Background())
+	r := &running{make(chan int, 1), stop, new(lockedBuffer)}
+	go func() { r.code <- execute(ctx, append([]string{"serve"}, args...), io.Discard, r.stderr) }()
+	t.Cleanup(stop)
+	return r
+}
+
+// lockedBuffer is a buffer that a running command writes to.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+// freeAddresses are loopback addresses that nobody listens on.
+func freeAddresses(t *testing.T, n int) []string {
+	var addresses []string
+	for range n {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		addresses = append(addresses, l.Addr().String())
+	}
+	return addresses
+}
+
+// get fetches a page; the status is 0 while nobody answers.
+func get(url string) (status int, body string) {
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 5 * time.Second}
+	resp, err := client.Get(url)
+	if err != nil {
+		return 0, err.Error()
+	}
+	defer resp.Body.Close()
+	raw, _ := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(raw)
+}
+
+// TestServe takes a proxy through its life: a file, readiness, requests, a
+// change of the file, a bad change, and an end that lets a stream finish.
+func TestServe(t *testing.T) {
+	first, second := startPod(t, "", mock.Config{Speed: 5}), startPod(t, "", mock.Config{Speed: 5})
+	at := freeAddresses(t, 3)
+	path := filepath.Join(t.TempDir(), "fairway.yaml")
+	config := func(endpoint string) string {
+		return fmt.Sprintf("listen: {http: %q, metrics: %q, admin: %q}\npools: [{name: a, endpoints: [http://%s]}]\ntimeouts: {drain: 30s}\n", at[0], at[1], at[2], endpoint)
+	}
+	writeFile(t, path, config(first.address))
+	r := serve(t, "--config", path, "--json")
+	waitFor(t, "readiness", func() bool { status, _ := get("http://" + at[1] + "/healthz/ready"); return status == 200 })
+
+	f := &fleet{url: "http://" + at[0], client: &http.Client{Transport: &http.Transport{}}}
+	defer f.client.CloseIdleConnections()
+	hello := request{Messages: []message{{"user", "hello"}}, MaxTokens: 3}
+	if a := f.mustAsk(t, hello); a.endpoint != first.address {
+		t.Errorf("answered by %s", a.endpoint)
+	}
+	if status, page := get("http://" + at[1] + "/metrics"); status != 200 || !strings.Contains(page, `fairway_requests_total{code="200",model="mock",pool="a",reason=""} 1`) {
+		t.Errorf("%d %s", status, page)
+	}
+	for _, path := range []string{"/endpoints", "/config", "/debug/pprof/", "/healthz/live", "/stats/prometheus"} {
+		if status, page := get("http://" + at[2] + path); status != 200 {
+			t.Errorf("%s: %d %s", path, status, page)
+		}
+	}
+
+	// A stream that is under way goes on through both changes and the end.
+	streamed := make(chan error, 1)
+	go func() {
+		a, err := f.ask(context.Background(), request{Messages: []message{{"user", "at length"}}, MaxTokens: 4000})
+		if err == nil && (!a.done || a.err != "") {
+			err = fmt.Errorf("done %v, error event %q", a.done, a.err)
+		}
+		streamed <- err
+	}()
+	waitFor(t, "the long stream", func() bool { return first.Stats().Engine.Running == 1 })
+
+	writeFile(t, path, config(second.address))
+	waitFor(t, "the changed file in force", func() bool { return strings.Contains(r.stderr.String(), "configuration in force") })
+	if a := f.mustAsk(t, hello); a.endpoint != second.address {
+		t.Errorf("after the change, answered by %s", a.endpoint)
+	}
+	writeFile(t, path, "pools: 7\n")
+	waitFor(t, "the bad file is told", func() bool { return strings.Contains(r.stderr.String(), "the last good one stays in force") })
+	if a := f.mustAsk(t, hello); a.endpoint != second.address {
+		t.Errorf("after the bad change, answered by %s", a.endpoint)
+	}
+
+	r.stop()
+	waitFor(t, "not ready", func() bool { status, _ := get("http://" + at[1] + "/healthz/ready"); return status == 503 })
+	if _, err := net.Dial("tcp", at[0]); err == nil {
+		t.Error("a stopping proxy takes connections")
+	}
+	select {
+	case err := <-streamed:
+		if err != nil {
+			t.Errorf("the stream was not let finish: %v", err)
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("the stream did not end")
+	}
+	if code := <-r.code; code != 0 {
+		t.Errorf("exit code %d: %s", code, r.stderr)
+	}
+}
+
+func TestServeEndsStreamsWhenDrainIsOver(t *testing.T) {
+	pod := startPod(t, "", mock.Config{})
+	at := freeAddresses(t, 3)
+	path := filepath.Join(t.TempDir(), "fairway.yaml")
+	writeFile(t, path, fmt.Sprintf("listen: {http: %q, metrics: %q, admin: %q}\npools: [{name: a, endpoints: [http://%s]}]\ntimeouts: {drain: 100ms}\n", at[0], at[1], at[2], pod.address))
+	r := serve(t, "--config", path)
+	waitFor(t, "readiness", func() bool { status, _ := get("http://" + at[1] + "/healthz/ready"); return status == 200 })
+	f := &fleet{url: "http://" + at[0], client: &http.Client{Transport: &http.Transport{}}}
+	defer f.client.CloseIdleConnections()
+	streamed := make(chan answer, 1)
+	go func() {
+		a, _ := f.ask(context.Background(), request{Messages: []message{{"user", "at length"}}, MaxTokens: 100_000})
+		streamed <- a
+	}()
+	waitFor(t, "the stream", func() bool { return pod.Stats().Engine.GenerationTokens > 3 })
+	r.stop()
+	if code := <-r.code; code != 1 || !strings.Contains(r.stderr.String(), "before all requests had ended") {
+		t.Errorf("exit code %d: %s", code, r.stderr)
+	}
+	if a := <-streamed; a.done {
+		t.Error("the stream ended as if it were whole")
+	}
+}
+
+func TestDemo(t *testing.T) {
+	at := freeAddresses(t, 3)
+	code, out, err := call(t, "demo", "--for", "6s", "--pods", "2", "--json", "--listen", at[0], "--metrics", at[1], "--admin", at[2])
+	var report demoReport
+	if jerr := json.Unmarshal([]byte(out), &report); code != 0 || jerr != nil {
+		t.Fatalf("exit code %d, %v\n%s\n%s", code, jerr, out, err)
+	}
+	for name, side := range map[string]demoSide{"fairway": report.Fairway, "round robin": report.RoundRobin} {
+		if side.Requests == 0 || side.Failed != 0 || len(side.Pods) != 2 || side.TTFTp90 <= 0 {
+			t.Errorf("%s: %+v", name, side)
+		}
+	}
+	if report.Fairway.HitRate <= report.RoundRobin.HitRate {
+		t.Errorf("hit rates: fairway %.2f, round robin %.2f", report.Fairway.HitRate, report.RoundRobin.HitRate)
+	}
+}
