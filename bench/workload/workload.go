@@ -22,7 +22,7 @@ import (
 // Params shape a workload. A zero field means what the named workload has; the fields' values then show in Workload.Params.
 type Params struct {
 	Seed uint64  `json:"-"` // of arrivals, lengths and contents: no text is shared between two seeds
-	Rate float64 `json:"-"` // requests a second, if answers take no time; conversations begin at Rate over their mean number of turns; 0: 1
+	Rate float64 `json:"-"` // requests a second in the long run: conversations begin at Rate over their mean number of turns; 0: 1
 
 	Groups       int           `json:"groups"`        // distinct system prompts
 	Users        int           `json:"users"`         // fixed users in a group, each always opening with the same message; 0: every conversation is new
@@ -175,6 +175,10 @@ const (
 // past is the first ID of the conversations that began before the workload.
 const past = 1 << 32
 
+// pace is how long a token of the answers before the workload is taken to have lasted. An engine that is faster or slower answers a
+// little more or less than the rate at first.
+const pace = 10 * time.Millisecond
+
 // Sessions yields the conversations in the order of Start, without end. They begin at random, independently of each other and of how
 // anything is answered (a Poisson process), and have done so forever: those that are under way at the beginning are resumed, so that
 // the rate is the long run's from the first second. A conversation is the same at every rate but for its Start and Resume.
@@ -207,11 +211,11 @@ func (w *Workload) starts() float64 { return w.params.Rate / float64(w.params.Tu
 
 func duration(seconds float64) time.Duration { return time.Duration(seconds * float64(time.Second)) }
 
-// resumed makes the conversations that are under way at the beginning, as if all answers before had come at once, in the order of
-// Start.
+// resumed makes the conversations that are under way at the beginning, in the order of Start.
 func (w *Workload) resumed(order []int) []Session {
 	p := w.params
-	longest := 4 * float64(p.Turns) * p.Think.Seconds() // all but never does a conversation take longer
+	turn := p.Think + time.Duration(p.AnswerTokens)*pace
+	longest := 4 * float64(p.Turns-1) * turn.Seconds() // hardly ever does a conversation take longer
 	gaps := rand.New(rand.NewPCG(p.Seed, identity(p.Seed, arrivals, 1)))
 	var list []Session
 	before := 0.0 // seconds before the beginning
@@ -222,6 +226,7 @@ func (w *Workload) resumed(order []int) []Session {
 		s := w.session(id, order)
 		s.Start = -duration(before)
 		for s.Start < 0 && s.Resume < len(s.Turns) {
+			s.Start += time.Duration(s.Turns[s.Resume].Answer.Tokens) * pace
 			if s.Resume++; s.Resume < len(s.Turns) {
 				s.Start += s.Turns[s.Resume].Think
 			}

@@ -114,7 +114,7 @@ func TestBeginsInTheMiddle(t *testing.T) {
 			due := s.Start
 			for i := s.Resume; i < len(s.Turns); i++ {
 				if i > s.Resume {
-					due += s.Turns[i].Think
+					due += time.Duration(s.Turns[i-1].Answer.Tokens)*pace + s.Turns[i].Think
 				}
 				if due < window {
 					requests++
