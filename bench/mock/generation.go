@@ -193,7 +193,7 @@ func (g *generation) await(buf []delta) ([]delta, bool) {
 
 func (g *generation) runWhole(d dialect) {
 	texts := make([]string, len(g.call.jobs))
-	var parts [][]byte = make([][]byte, len(g.call.jobs))
+	parts := make([][]byte, len(g.call.jobs))
 	var buf []delta
 	for left := len(g.call.jobs); left > 0; {
 		var ok bool
@@ -211,7 +211,7 @@ func (g *generation) runWhole(d dialect) {
 	for i, p := range parts {
 		texts[i] = string(p)
 	}
-	g.finish(func() { g.x.answerJSON(d.whole(texts)) })
+	g.finish(func() { g.x.answerJSON(d.whole(texts), g.x.orca()...) })
 }
 
 func (g *generation) runStream(d dialect) {

@@ -237,6 +237,7 @@ func TestShutdown(t *testing.T) {
 		for range 3 {
 			stream.readEvent()
 		}
+		synctest.Wait()
 		done := make(chan error, 1)
 		go func() { done <- s.Shutdown(t.Context()) }()
 
@@ -276,6 +277,7 @@ func TestShutdownGivesUp(t *testing.T) {
 		go s.Serve(ln)
 		stuck := connect(t, ln)
 		stuck.send("POST /v1/chat/completions HTTP/1.1\r\nHost: mock\r\nContent-Length: 60\r\n\r\n")
+		synctest.Wait()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		if err := s.Shutdown(ctx); err != context.DeadlineExceeded {
