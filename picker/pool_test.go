@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -274,32 +275,44 @@ func TestOnlyNewAnswersReadmit(t *testing.T) {
 	after.End(3*time.Second, Done)
 }
 
+// together is a policy whose first calls wait for each other: picks at the same instant.
+type together struct {
+	Fairway
+	calls atomic.Int32
+	all   sync.WaitGroup
+}
+
+func (p *together) Choose(c []Candidate, r *Request) int {
+	if p.calls.Add(1) <= attempts {
+		p.all.Done()
+		p.all.Wait()
+	}
+	return p.Fairway.Choose(c, r)
+}
+
 // Picks that happen at the same instant do not all find the same pod idle.
 func TestSimultaneousPicksSeeEachOther(t *testing.T) {
-	for round := range 200 {
-		p := newTestPool(attempts, Config{})
-		requests := make([]*Request, attempts)
-		for i := range requests {
-			requests[i] = prompt(prose(round*attempts+i, 8000))
-		}
+	for hash := range uint64(20) {
+		policy := &together{}
+		policy.all.Add(attempts)
+		p := newTestPool(attempts, Config{Policy: policy})
 		leases := make([]Lease, attempts)
 		var wg sync.WaitGroup
-		start := make(chan struct{})
 		for i := range leases {
 			wg.Go(func() {
-				<-start
-				leases[i], _ = p.Pick(requests[i], 0)
+				leases[i], _ = p.Pick(&Request{Tokens: 2000, Hash: hash, Stream: true}, 0)
 			})
 		}
-		close(start)
 		wg.Wait()
 		at := map[*Endpoint]int{}
 		for i := range leases {
 			at[leases[i].Endpoint()]++
+			leases[i].End(0, Done)
 		}
 		if len(at) != attempts {
 			t.Fatalf("%d requests went to %d of as many idle pods", attempts, len(at))
 		}
+		idle(t, p.Endpoints(), 0)
 	}
 }
 

@@ -238,6 +238,30 @@ func TestLostSlotDoesNotCutTheMatch(t *testing.T) {
 	}
 }
 
+// In a table too small for what is alive, matches still do not break at the chunks that were lost here and there.
+func TestCrowdedTable(t *testing.T) {
+	x := Index{}
+	x.Grow(200) // 512 slots
+	var chains [][]uint64
+	for id := range uint64(10) {
+		c := numbered(id, 40)
+		serve(&x, c, id)
+		chains = append(chains, c)
+	}
+	lost, cut := 0, 0
+	for _, c := range chains {
+		for _, key := range c {
+			if _, ok := x.table.Load().load(key); !ok {
+				lost++
+			}
+		}
+		cut += len(c) - x.Match(c, 10, wide, 0)
+	}
+	if lost == 0 || cut > lost {
+		t.Errorf("%d chunks lost their slots, matches are short by %d of 400", lost, cut)
+	}
+}
+
 func TestPinCountIsBounded(t *testing.T) {
 	var x Index
 	c := numbered(1, 3)
