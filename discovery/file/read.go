@@ -145,7 +145,11 @@ func (r *reader) mapping(n *yaml.Node, path string, fields map[string]field) {
 		read, known := fields[key.Value]
 		if !known {
 			r.lines[at] = key.Line
-			r.problem(at, "unknown key%s (keys: %s)", didYouMean(key.Value, slices.Sorted(maps.Keys(fields))), keys(fields))
+			hint := ""
+			if len(r.problems) < maxProblems { // while anyone reads it
+				hint = didYouMean(key.Value, slices.Sorted(maps.Keys(fields)))
+			}
+			r.problem(at, "unknown key%s (keys: %s)", hint, keys(fields))
 			continue
 		}
 		r.lines[at] = key.Line
