@@ -62,10 +62,9 @@ func (x *Exchange) run() {
 	if err == nil {
 		err = x.route()
 	}
-	for err == nil {
-		var again bool
-		if again, err = x.attempt(); !again {
-			break
+	for again := true; again && err == nil; {
+		if err = x.waitToRetry(); err == nil {
+			again, err = x.attempt()
 		}
 	}
 	if err != nil {
@@ -265,10 +264,10 @@ func (x *Exchange) unanswered(e *picker.Endpoint, conn *upstream.Conn, reused bo
 		return false, x.timeout()
 	}
 	x.failure = fmt.Errorf("%s: %w", e.Address(), err)
-	if x.resent || !x.server.retries.begin(x.server.live.Load()) {
+	if x.resent {
 		return false, errUpstream(x.failure)
 	}
-	x.resent, x.retrying = true, true
+	x.resent = true
 	if reused {
 		// Engines close idle connections, now and then in the very moment one
 		// is used: the same endpoint may be asked again, on a new connection.
@@ -283,6 +282,22 @@ func (x *Exchange) tryElsewhere(e *picker.Endpoint, why error) {
 	x.tried = append(x.tried, e)
 	x.failure = why
 	x.record.Retries++
+}
+
+// waitToRetry takes a place in the retry budget for a request that was sent
+// before. Nothing is held meanwhile but the body.
+func (x *Exchange) waitToRetry() error {
+	if !x.resent || x.retrying {
+		return nil
+	}
+	x.retrying = x.server.retries.begin(x.stream.Context(), &x.server.live)
+	switch {
+	case x.retrying:
+		return nil
+	case x.gone():
+		return errGone
+	}
+	return errUpstream(x.failure)
 }
 
 // settled is for an answer that has begun: nothing is retried from here on.

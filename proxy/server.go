@@ -49,7 +49,7 @@ type Server struct {
 
 	serving   atomic.Pointer[serving]
 	buffers   budget
-	retries   retryBudget
+	retries   *retryBudget
 	live      atomic.Int64 // exchanges under way
 	exchanges sync.Pool    // of *Exchange
 
@@ -67,6 +67,7 @@ func New(c Config) *Server {
 		config:    c,
 		log:       or(c.Log, slog.Default()),
 		account:   c.Account,
+		retries:   newRetryBudget(),
 		listeners: make(map[net.Listener]bool),
 	}
 	s.exchanges.New = func() any { return &Exchange{server: s} }

@@ -151,25 +151,29 @@ var churn = flag.Duration("churn", 5*time.Second, "how long TestStreamsWhilePods
 // TestStreamsWhilePodsComeAndGo keeps 300 streams going while pods are killed
 // and started again on their addresses. One of the four is left alone at any
 // time, so every request has a live pod: each must be answered to its end, or,
-// if its pod was killed in the middle of its answer, be told so.
+// if its pod was killed in the middle of its answer, be told so. A request is
+// sent twice at most, so one that lived through two kills may be refused. The engines are
+// slow, so that two cores can carry all of it with the race detector on.
 func TestStreamsWhilePodsComeAndGo(t *testing.T) {
-	config := mock.Config{Speed: 5}
+	config := mock.Config{Speed: 0.3}
 	pods := startPods(t, 4, config)
 	f := startFleet(t, pods...)
 	ctx, cancel := context.WithTimeout(t.Context(), *churn)
 	defer cancel()
 
-	var whole, cut, refused atomic.Int64
+	var whole, cut, refused, kills atomic.Int64
 	var wg sync.WaitGroup
 	for client := range 300 {
 		wg.Go(func() {
 			random := rand.New(rand.NewPCG(1, uint64(client)))
 			for ctx.Err() == nil {
-				r := request{Messages: []message{{"system", prose(client%20, 200)}, {"user", prose(random.IntN(1e6), 50)}}, MaxTokens: 20 + random.IntN(200)}
+				r := request{Messages: []message{{"system", prose(client%20, 200)}, {"user", prose(random.IntN(1e6), 50)}}, MaxTokens: 5 + random.IntN(50)}
+				before := kills.Load()
 				a, err := f.ask(context.Background(), r)
 				switch {
-				case errors.Is(err, errRefused):
+				case errors.Is(err, errRefused) && kills.Load()-before >= 2:
 					refused.Add(1)
+				case errors.Is(err, errRefused):
 					t.Error(err)
 				case err != nil || !a.done:
 					t.Errorf("broken without a word: done %v, %v", a.done, err)
@@ -181,12 +185,12 @@ func TestStreamsWhilePodsComeAndGo(t *testing.T) {
 			}
 		})
 	}
-	kills := 0
-	for random := rand.New(rand.NewPCG(1, 2)); ctx.Err() == nil; kills++ {
+	for random := rand.New(rand.NewPCG(1, 2)); ctx.Err() == nil; {
 		select {
 		case <-ctx.Done():
-		case <-time.After(time.Duration(200+random.IntN(300)) * time.Millisecond):
+		case <-time.After(time.Duration(300+random.IntN(700)) * time.Millisecond):
 			i := random.IntN(len(pods))
+			kills.Add(1)
 			pods[i].stop()
 			select {
 			case <-ctx.Done():
@@ -196,7 +200,7 @@ func TestStreamsWhilePodsComeAndGo(t *testing.T) {
 		}
 	}
 	wg.Wait()
-	t.Logf("%d answered whole, %d cut with an error event, %d refused, over %d kills", whole.Load(), cut.Load(), refused.Load(), kills)
+	t.Logf("%d answered whole, %d cut with an error event, %d killed twice, over %d kills", whole.Load(), cut.Load(), refused.Load(), kills.Load())
 	if whole.Load() == 0 || cut.Load() == 0 {
 		t.Error("too little happened for this test to show anything")
 	}

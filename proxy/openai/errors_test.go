@@ -27,6 +27,7 @@ func TestAppendError(t *testing.T) {
 
 func FuzzError(f *testing.F) {
 	f.Add(400, "fairway_bad_request", "a\"b\\c\u2028<&>\x7f", "model")
+	f.Add(0, "\t\r\n\b\f", "\x00\x01\x1e\x1f\x20\x7f", "\x1f")
 	f.Add(-1, "", "\xff\xed\xa0\x80", "")
 	f.Fuzz(func(t *testing.T, status int, typ, message, param string) {
 		var got struct {

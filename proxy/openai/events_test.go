@@ -147,6 +147,7 @@ func TestCapturedStreams(t *testing.T) {
 
 func TestEventsUnderstood(t *testing.T) {
 	done := "data: [DONE]\n\n"
+	token := `data: {"choices":[{"delta":{"content":"a"},"finish_reason":null}]}` + "\n\n"
 	tests := []struct {
 		name, stream string
 		want         seen
@@ -178,6 +179,11 @@ func TestEventsUnderstood(t *testing.T) {
 		{"not JSON", "data: hello\n\ndata: {\"usage\":\n\n", seen{Usage: unsaid, Count: 2}, ""},
 		{"cached tokens of messages", `data: {"type":"message_delta","usage":{"input_tokens":5,"output_tokens":2,"cache_read_input_tokens":32,"cache_creation_input_tokens":3}}` + "\n\n",
 			seen{Usage: Usage{40, 2, -1, 32}, Count: 1}, ""},
+		{"usage behind a choice that goes on", token + `data: {"id":"x","choices":[{"delta":{"content":"b"},"finish_reason":null}],"usage":{"prompt_tokens":3}}` + "\n\n", seen{Usage: Usage{3, -1, -1, -1}, Count: 2, FirstToken: true}, ""},
+		{"usage before a choice that goes on", token + `data: {"usage":{"prompt_tokens":3},"choices":[{"delta":{"content":"b"},"finish_reason":null}]}` + "\n\n", seen{Usage: Usage{3, -1, -1, -1}, Count: 2, FirstToken: true}, ""},
+		{"error behind a choice that goes on", token + `data: {"id":"x","choices":[{"delta":{"content":""},"finish_reason":null}],"error":{"code":1}}` + "\n\n", seen{Usage: unsaid, Count: 2, FirstToken: true, Failed: true}, ""},
+		{"second choice aborted", token + `data: {"choices":[{"index":0,"finish_reason":null},{"index":1,"finish_reason":"abort"}]}` + "\n\n", seen{Usage: unsaid, Count: 2, FirstToken: true, Aborted: true}, ""},
+		{"text that says it goes on", token + `data: {"choices":[{"delta":{"content":"\"finish_reason\":null"},"finish_reason":"abort"}]}` + "\n\n", seen{Usage: unsaid, Count: 2, FirstToken: true, Aborted: true}, ""},
 		{"cut short", `data: {"choices":[{"text":"a"}]}` + "\n\ndata: {\"cho", seen{Usage: unsaid, Count: 1, FirstToken: true, Open: true}, ""},
 	}
 	for _, tt := range tests {

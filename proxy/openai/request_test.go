@@ -56,6 +56,7 @@ func TestPromptInTemplateOrder(t *testing.T) {
 		{"system without the billing header", Messages, `{"system":[{"type":"text","text":"x-anthropic-billing-header: a=1"},{"text":"s"}],"messages":[]}`, `,{"text":"s"}]`},
 		{"cache_control moves about", Messages, `{"messages":[{"role":"user","content":[{"type":"text","text":"a","cache_control":{"type":"ephemeral"}}]}]}`, `user|a`},
 		{"tool result", Messages, `{"messages":[{"role":"user","content":[{"type":"tool_result","tool_use_id":"t","content":[{"type":"image","source":{"type":"base64","data":"D"}}]}]}]}`, `user|"tool_use_id":"t"|<D>`},
+		{"null messages beside an input", Embeddings, `{"input":"a","messages":null}`, `a`},
 		{"embeddings", Embeddings, `{"input":["a","b"]}`, `a|b`},
 		{"rerank", Rerank, `{"documents":["a"],"query":"q"}`, `q|["a"]`},
 	}
