@@ -9,6 +9,9 @@ GOBUILD := CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w -X m
 # The tests run without it where one of them is missing.
 RACE := $(shell [ "$$(go env CGO_ENABLED)" = 1 ] && echo '\#include <stdlib.h>' | $$(go env CC) -E - >/dev/null 2>&1 && echo -race)
 
+# Pools forget things under the race detector, so the tests with Alloc in their names run once more without it.
+ALLOCATING = $(shell grep -rl AllocsPerRun --include='*_test.go' . | xargs -n 1 dirname | sort -u)
+
 .DEFAULT_GOAL := help
 .PHONY: help demo build test check bench image-context image e2e-compose clean
 
@@ -24,6 +27,7 @@ build: ## every command into bin/, static
 test: ## the tests, under the race detector where there is a C compiler; TESTFLAGS adds flags
 	@$(if $(RACE),,echo 'make test: no C compiler with headers found, so the race detector is off' >&2)
 	go test $(RACE) $(TESTFLAGS) ./...
+	$(if $(RACE),go test $(TESTFLAGS) -run Alloc $(ALLOCATING))
 
 check: ## format, vet, staticcheck, go.mod's tidiness, import rules
 	@unformatted=$$(gofmt -l . .ci | sort -u); [ -z "$$unformatted" ] || { echo "not formatted (run gofmt -w):"; echo "$$unformatted"; exit 1; }

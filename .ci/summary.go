@@ -11,7 +11,9 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"time"
 )
@@ -106,8 +108,16 @@ func (t *tally) endPackage(e event, output *strings.Builder) {
 	if e.Action == "fail" && !t.failedIn[e.Package] {
 		t.failed++
 	}
-	if e.Action == "fail" && output != nil {
-		fmt.Print(output)
+	if e.Action == "fail" {
+		for _, key := range slices.Sorted(maps.Keys(t.output)) { // tests that did not end: a time-out, a panic
+			if strings.HasPrefix(key, e.Package+" ") && t.output[key] != output {
+				fmt.Print(t.output[key])
+				delete(t.output, key)
+			}
+		}
+		if output != nil {
+			fmt.Print(output)
+		}
 	}
 	if !t.verbose && e.Action != "skip" { // skip: a package without tests
 		fmt.Printf("%-4s %s %.1fs\n", e.Action, e.Package, e.Elapsed)
