@@ -1,7 +1,7 @@
 # Fairway's house: everything a person or the CI does here is one of these targets.
 # `make help` lists them. Only Go and make are needed, except where a target says otherwise.
 
-STATICCHECK := honnef.co/go/tools/cmd/staticcheck@2026.2.2
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 GOBUILD := CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)'
 
