@@ -147,10 +147,10 @@ func (s *Stream) receive(p []byte) (int, error) {
 	}
 }
 
-// proceed asks for the body. Once the final answer has begun it is sent
-// instead, for the client waits for either.
+// proceed asks for the body: before the final head, even if that was written and
+// still waits. Once the final head has left it is too late to ask.
 func (s *Stream) proceed() error {
-	if s.reply.headed {
+	if s.out.started {
 		return s.Flush()
 	}
 	started := s.out.started

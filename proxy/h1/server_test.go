@@ -280,22 +280,43 @@ func TestContinue(t *testing.T) {
 	}
 }
 
-// A client that waits for 100 Continue gets the answer's head instead if that
-// has begun.
-func TestAnswerInsteadOfContinue(t *testing.T) {
-	c, err := net.Dial("tcp", listen(t, &Server{Handler: echo}))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	fmt.Fprint(c, "POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n")
-	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
-	if err != nil || resp.StatusCode != 200 {
-		t.Fatal(resp, err)
-	}
-	fmt.Fprint(c, "abc")
-	if b, err := io.ReadAll(resp.Body); string(b) != "abc" || err != nil {
-		t.Errorf("%q, %v", b, err)
+// The client is asked even if the answer has begun, unless its head has left.
+// The connection closes then, for the head says that the body may never come.
+func TestContinueBesideAnswer(t *testing.T) {
+	addr := listen(t, &Server{Handler: func(s *Stream) {
+		s.WriteHead(&message.Response{Status: 200, ContentLength: 3})
+		if string(s.Head().Target) == "/flush" {
+			s.Flush()
+		}
+		body, err := io.ReadAll(s)
+		if err != nil {
+			s.Abort()
+			return
+		}
+		s.Write(body)
+		s.Finish(nil)
+	}})
+	for _, target := range []string{"/", "/flush"} {
+		c, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		r := bufio.NewReader(c)
+		fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n", target)
+		resp, err := http.ReadResponse(r, nil)
+		if err != nil || (resp.StatusCode == 100) != (target == "/") {
+			t.Fatal(target, resp, err)
+		}
+		fmt.Fprint(c, "abc")
+		if target == "/" {
+			if resp, err = http.ReadResponse(r, nil); err != nil || resp.StatusCode != 200 {
+				t.Fatal(target, resp, err)
+			}
+		}
+		if b, err := io.ReadAll(resp.Body); string(b) != "abc" || err != nil || !resp.Close {
+			t.Fatalf("%s: %q, %v, close %v", target, b, err, resp.Close)
+		}
 	}
 }
 
