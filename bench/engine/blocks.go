@@ -10,6 +10,7 @@ type blockPool struct {
 	blocks    []block
 	buckets   []int32 // hash → first block of its chain; 0: none; the length is a power of two
 	available int     // blocks in the free list
+	hits      []int32 // lookup's result
 }
 
 type block struct {
@@ -50,32 +51,34 @@ func (p *blockPool) find(h BlockHash) int32 {
 	return id
 }
 
-// lookup counts the leading blocks of s that are cached, and how many of them are free at present. The last token is never a hit,
-// because the engine must compute something to have an output.
-func (p *blockPool) lookup(s *Sequence) (hits, revived int) {
+// lookup returns the leading blocks of s that are cached, and how many of them are free at present. The last token is never a hit,
+// because the engine must compute something to have an output. The result is valid until the next call.
+func (p *blockPool) lookup(s *Sequence) (hits []int32, revived int) {
+	hits = p.hits[:0]
 	most := min((s.tokens()-1)/BlockSize, len(s.Hashes))
 	for _, h := range s.Hashes[:most] {
 		id := p.find(h)
 		if id == 0 {
 			break
 		}
-		hits++
+		hits = append(hits, id)
 		if p.blocks[id].refs == 0 {
 			revived++
 		}
 	}
+	p.hits = hits
 	return hits, revived
 }
 
-// take adds a user to the block that has this hash.
-func (p *blockPool) take(h BlockHash) int32 {
-	id := p.find(h)
-	b := &p.blocks[id]
-	if b.refs == 0 {
-		p.unlink(b)
+// take adds a user to each of these blocks.
+func (p *blockPool) take(ids []int32) {
+	for _, id := range ids {
+		b := &p.blocks[id]
+		if b.refs == 0 {
+			p.unlink(b)
+		}
+		b.refs++
 	}
-	b.refs++
-	return id
 }
 
 // allocate takes the free block that is to be reused first, and forgets what it held. There must be one.

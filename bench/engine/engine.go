@@ -230,7 +230,7 @@ func (e *Engine) admit(w *work, now time.Duration) {
 			continue
 		}
 		hits, revived := e.kv.lookup(s)
-		if blocksFor(s.tokens())-hits+revived > e.kv.available {
+		if blocksFor(s.tokens())-len(hits)+revived > e.kv.available {
 			return
 		}
 		e.waiting.removeAt(e.deferred)
@@ -247,15 +247,14 @@ func (e *Engine) admit(w *work, now time.Duration) {
 	}
 }
 
-// start makes s a running sequence whose first hits blocks are found in the cache.
-func (e *Engine) start(s *Sequence, hits int, now time.Duration) {
+// start makes s a running sequence whose first blocks are those found in the cache.
+func (e *Engine) start(s *Sequence, hits []int32, now time.Duration) {
 	if k := len(e.spare); k > 0 {
 		s.blocks, e.spare = e.spare[k-1], e.spare[:k-1]
 	}
-	for _, h := range s.Hashes[:hits] {
-		s.blocks = append(s.blocks, e.kv.take(h))
-	}
-	s.computed, s.hashed = hits*BlockSize, hits
+	e.kv.take(hits)
+	s.blocks = append(s.blocks, hits...)
+	s.computed, s.hashed = len(hits)*BlockSize, len(hits)
 	s.state = running
 	if s.Preemptions == 0 {
 		s.Scheduled, s.Cached = now, s.computed
