@@ -73,7 +73,7 @@ func TestPipelining(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, ln := start(t, tiny())
 		c := connect(t, ln)
-		go c.send(post("/v1/chat/completions", userSays("one", `,"max_tokens":5,"stream":true`)) + get("/version") + get("/nothing"))
+		go io.WriteString(c.nc, post("/v1/chat/completions", userSays("one", `,"max_tokens":5,"stream":true`))+get("/version")+get("/nothing"))
 		for _, want := range []string{"[DONE]", "0.32.0", "Not Found"} {
 			if _, body := c.read(); !strings.Contains(body, want) {
 				t.Errorf("got %q, want %s", body, want)

@@ -26,10 +26,10 @@ type driver struct {
 	killed bool               // what is submitted from now on ends at once
 }
 
-func newDriver(cfg engine.Config, maxModelLen int) *driver {
+func newDriver(eng *engine.Engine, maxModelLen int) *driver {
 	return &driver{
 		start: time.Now(), wake: make(chan struct{}, 1), quit: make(chan struct{}), done: make(chan struct{}),
-		eng: engine.New(cfg), calls: map[*call]struct{}{}, page: newHistograms(maxModelLen),
+		eng: eng, calls: map[*call]struct{}{}, page: newHistograms(maxModelLen),
 	}
 }
 

@@ -90,7 +90,7 @@ func TestTwoClocksAgree(t *testing.T) {
 			all := arrivals()
 			want := inVirtualTime(cfg, all)
 
-			d := newDriver(cfg, 10_000)
+			d := newDriver(engine.New(cfg), 10_000)
 			go d.run()
 			var calls []*call
 			for _, a := range all {

@@ -63,6 +63,11 @@ func appendFloat(b []byte, v float64) []byte {
 	return append(b, s...)
 }
 
+// escapeLabel escapes a label's value.
+func escapeLabel(s string) string {
+	return strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`).Replace(s)
+}
+
 // series is a sample of a family that has several.
 type series struct {
 	labels string
@@ -125,7 +130,7 @@ func (p *page) buckets(name string, h *histogram, withLE func(le string) string,
 // page renders the whole metrics page.
 func (s *Server) page() []byte {
 	created := float64(s.started.UnixNano()) / 1e9
-	p := &page{b: make([]byte, 0, 80<<10), created: created, engine: `engine="0"`, model: `model_name="` + s.cfg.Model + `"`}
+	p := &page{b: make([]byte, 0, 80<<10), created: created, engine: `engine="0"`, model: `model_name="` + escapeLabel(s.cfg.Model) + `"`}
 	p.process(created)
 	s.driver.mu.Lock()
 	st := s.driver.eng.Stats()
@@ -305,7 +310,7 @@ func (l *loraInfo) write(p *page, maxLoras int) {
 	}
 	p.family("vllm:lora_requests_info", "Running stats on lora requests.", "gauge")
 	for _, names := range l.names {
-		p.sample("vllm:lora_requests_info", `max_lora="`+strconv.Itoa(maxLoras)+`",running_lora_adapters="`+names+
-			`",waiting_lora_adapters="`+names+`"`, l.at[names])
+		p.sample("vllm:lora_requests_info", `max_lora="`+strconv.Itoa(maxLoras)+`",running_lora_adapters="`+escapeLabel(names)+
+			`",waiting_lora_adapters="`+escapeLabel(names)+`"`, l.at[names])
 	}
 }

@@ -25,7 +25,7 @@ type Config struct {
 	Profile          engine.Profile // model and hardware; zero: the first of engine.Profiles
 	Speed            float64        // divides every duration of the engine; 0: 1
 	Seed             uint64         // of the answers' text and length
-	MaxModelLen      int            // longest prompt and answer together; 0: the profile's, or what the KV cache holds
+	MaxModelLen      int            // longest prompt and answer together; 0: the profile's; what the KV cache holds at most
 	MaxQueued        int            // answer 503 when more requests wait or run; 0: no limit
 	APIKey           string         // demand it under /v1; "": none
 	HideCachedTokens bool           // as without vLLM's --enable-prompt-tokens-details
@@ -36,7 +36,7 @@ func (c Config) withDefaults() Config {
 	if c.Model == "" {
 		c.Model = "mock"
 	}
-	if c.Profile.Name == "" {
+	if c.Profile == (engine.Profile{}) {
 		c.Profile = engine.Profiles[0]
 	}
 	if c.KeepAlive == 0 {
@@ -45,14 +45,11 @@ func (c Config) withDefaults() Config {
 	if c.Speed != 0 {
 		c.Profile.Engine.Speed = c.Speed
 	}
-	if len(c.Loras) > 0 && c.Profile.Engine.MaxLoras == 0 {
-		c.Profile.Engine.MaxLoras = 1
-	}
 	if c.MaxModelLen == 0 {
 		c.MaxModelLen = c.Profile.MaxModelLen
 	}
-	if blocks := c.Profile.Engine.Blocks; blocks > 0 {
-		c.MaxModelLen = min(c.MaxModelLen, (blocks-1)*engine.BlockSize)
+	if c.MaxModelLen == 0 {
+		c.MaxModelLen = 131_072
 	}
 	return c
 }
@@ -82,8 +79,10 @@ var ErrClosed = errors.New("mock: server closed")
 // New returns a server whose engine is running. It must be ended with Close or Shutdown.
 func New(cfg Config) *Server {
 	cfg = cfg.withDefaults()
+	eng := engine.New(cfg.Profile.Engine)
+	cfg.MaxModelLen = min(cfg.MaxModelLen, eng.MaxTokens())
 	s := &Server{
-		cfg: cfg, driver: newDriver(cfg.Profile.Engine, cfg.MaxModelLen), started: time.Now(),
+		cfg: cfg, driver: newDriver(eng, cfg.MaxModelLen), started: time.Now(),
 		listeners: map[net.Listener]struct{}{}, conns: map[*conn]struct{}{}, http: newHTTPMetrics(),
 	}
 	s.driver.loras.enabled = len(cfg.Loras) > 0

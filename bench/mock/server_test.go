@@ -11,6 +11,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/fairway-proxy/fairway/bench/engine"
 )
 
 func TestSameRequestSameAnswer(t *testing.T) {
@@ -33,6 +35,19 @@ func TestSameRequestSameAnswer(t *testing.T) {
 		} {
 			if other == first {
 				t.Errorf("another %s gave the same answer", what)
+			}
+		}
+	})
+}
+
+// A zero Config works, and so does a profile of which only the engine is given.
+func TestDefaults(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, cfg := range []Config{{}, {Profile: engine.Profile{Engine: engine.Config{Blocks: 100}}}} {
+			_, ln := start(t, cfg)
+			a := connect(t, ln).chat(`{"messages":[{"role":"user","content":"hi"}],"max_tokens":3}`)
+			if a.Usage.CompletionTokens != 3 || a.Model != "mock" {
+				t.Errorf("%+v: %+v", cfg, a)
 			}
 		}
 	})
