@@ -54,6 +54,7 @@ func TestPromptInTemplateOrder(t *testing.T) {
 		{"system", Messages, `{"messages":[{"role":"user","content":"a"}],"system":"s","tools":[1]}`, `[1]|s|user|a`},
 		{"system blocks", Messages, `{"system":[{"text":"s"}],"messages":[]}`, `[{"text":"s"}]`},
 		{"system without the billing header", Messages, `{"system":[{"type":"text","text":"x-anthropic-billing-header: a=1"},{"text":"s"}],"messages":[]}`, `,{"text":"s"}]`},
+		{"billing header behind text", Messages, `{"system":[{"text":"s"},{"text":"x-anthropic-billing-header"}]}`, `[{"text":"s"},{"text":"x-anthropic-billing-header"}]`},
 		{"cache_control moves about", Messages, `{"messages":[{"role":"user","content":[{"type":"text","text":"a","cache_control":{"type":"ephemeral"}}]}]}`, `user|a`},
 		{"tool result", Messages, `{"messages":[{"role":"user","content":[{"type":"tool_result","tool_use_id":"t","content":[{"type":"image","source":{"type":"base64","data":"D"}}]}]}]}`, `user|"tool_use_id":"t"|<D>`},
 		{"null messages beside an input", Embeddings, `{"input":"a","messages":null}`, `a`},
