@@ -14,6 +14,12 @@ skip() {
 	exit 0
 }
 
+fail() {
+	echo "e2e-compose: $*"
+	echo "0 passed, 1 failed, 0 skipped"
+	exit 1
+}
+
 have() {
 	command -v dockerd docker ip unshare >/dev/null && { docker compose version || docker-compose version; } >/dev/null 2>&1
 }
@@ -21,16 +27,17 @@ have() {
 install() {
 	local try
 	for try in 1 2 3; do
-		apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -q install -y docker.io docker-compose iproute2 iptables && return
+		apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -q install -y docker.io docker-compose iproute2 && return
 		sleep $((try * 5))
 	done
+	return 1
 }
 
 engine=()
 if [ "$(uname)" = Linux ] && [ "$(id -u)" -eq 0 ]; then
 	if ! have && command -v apt-get >/dev/null; then
 		echo "e2e-compose: installing Docker from Debian's packages"
-		install
+		install || fail "apt-get could not install docker.io and docker-compose"
 	fi
 	if have && unshare --net --mount --pid --fork --mount-proc true; then
 		engine=(../../deploy/compose/engine.sh)
