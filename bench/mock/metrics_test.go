@@ -9,6 +9,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/fairway-proxy/fairway/bench/engine"
 )
 
 var (
@@ -190,5 +192,37 @@ func BenchmarkPage(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		s.page()
+	}
+}
+
+func TestHistogramBoundsAreInclusive(t *testing.T) {
+	h := newHistogram([]float64{1, 2})
+	for _, v := range []float64{1, 1.5, 2, 3} {
+		h.observe(v)
+	}
+	if !slices.Equal(h.counts, []uint64{1, 2, 1}) || h.sum != 7.5 {
+		t.Errorf("counts %v, sum %v", h.counts, h.sum)
+	}
+}
+
+// A token costs no allocation on its way from the engine to the wire.
+func TestTokenAllocatesNothing(t *testing.T) {
+	g := &generation{id: "chatcmpl-x", model: "tiny", params: params{n: 1}, prompts: [][]uint32{{1}}, call: newCall()}
+	g.x = &exchange{c: &conn{}}
+	j := &job{call: g.call, gen: newGenerator(1)}
+	j.seq.Hashes = make([]engine.BlockHash, 0, 10_000)
+	w, d := &events{g: g}, &chatDialect{g: g}
+	var buf []delta
+	token := func() {
+		j.produce(false)
+		buf = g.call.take(buf)
+		g.x.c.out = g.x.c.out[:0]
+		d.delta(w, &buf[0])
+	}
+	for range 100 {
+		token()
+	}
+	if n := testing.AllocsPerRun(1000, token); n != 0 {
+		t.Errorf("%v allocations a token", n)
 	}
 }
