@@ -45,6 +45,10 @@ func (x *Exchange) relay(conn *upstream.Conn, lease *picker.Lease) (whole bool, 
 		if x.stream.Finish(conn.Trailers()) != nil {
 			return x.left()
 		}
+		if streamed && x.events.Aborted { // it ended in order, and is a failure all the same
+			x.record.Reason = account.UpstreamAborted
+			return true, picker.Failed
+		}
 		return true, picker.Done
 	case x.gone() || err == errGone:
 		return x.left()
@@ -74,7 +78,7 @@ func (x *Exchange) relayBody(conn *upstream.Conn) error {
 		piece, err := x.next(conn)
 		if len(piece) > 0 {
 			x.plain.Pass(piece)
-			if x.send(piece) != nil {
+			if x.send(conn, piece) != nil {
 				return errGone
 			}
 		}
@@ -101,17 +105,20 @@ func (x *Exchange) relayEvents(conn *upstream.Conn, lease *picker.Lease) error {
 			x.record.TTFT = now - x.start
 			lease.FirstToken(now)
 		}
-		if x.send(x.segments...) != nil {
+		if x.send(conn, x.segments...) != nil {
 			return errGone
 		}
 		switch {
 		case err == nil:
 			continue
-		case err == io.EOF || x.events.Done: // cut after [DONE], the client has it all
-			x.note(x.events.Usage)
-			return nil
+		case err != io.EOF && !x.events.Done: // cut after [DONE], the client has it all
+			return err
 		}
-		return err
+		x.note(x.events.Usage)
+		if x.send(conn, x.events.Rest()) != nil {
+			return errGone
+		}
+		return nil
 	}
 }
 
@@ -121,13 +128,16 @@ func (x *Exchange) next(conn *upstream.Conn) ([]byte, error) {
 	return conn.Next()
 }
 
-// send passes on what came, at once.
-func (x *Exchange) send(pieces ...[]byte) error {
+// send passes on what came, at once; what has arrived behind it leaves with it.
+func (x *Exchange) send(conn *upstream.Conn, pieces ...[]byte) error {
 	for _, p := range pieces {
 		if _, err := x.stream.Write(p); err != nil {
 			return err
 		}
 		x.record.BytesOut += int64(len(p))
+	}
+	if conn.Pending() {
+		return nil
 	}
 	return x.stream.Flush()
 }
@@ -146,7 +156,7 @@ func (x *Exchange) endBrokenStream() {
 	}
 	tail = openai.AppendErrorEvents(tail, 502, "fairway_upstream_failed", "The engine failed in the middle of this answer.", "")
 	x.scratch = tail
-	if x.send(tail) != nil || x.stream.Finish(nil) != nil {
+	if _, err := x.stream.Write(tail); err != nil || x.stream.Finish(nil) != nil {
 		x.stream.Abort()
 	}
 }

@@ -31,8 +31,8 @@ type Record struct {
 	Remote   string
 
 	Status int
-	// Reason is the word for what went wrong: the type of our error answer, or
-	// "client_gone", "upstream_cut" for an answer that broke off.
+	// Reason is the word for what went wrong: the type of our error answer,
+	// or one of the constants below.
 	Reason string
 
 	Start    time.Time
@@ -54,8 +54,9 @@ type Record struct {
 
 // Reasons that are not the type of an error answer.
 const (
-	ClientGone  = "client_gone"
-	UpstreamCut = "upstream_cut"
+	ClientGone      = "client_gone"
+	UpstreamCut     = "upstream_cut"     // the answer broke off
+	UpstreamAborted = "upstream_aborted" // the engine gave it up, as vLLM does when it is told to end
 )
 
 // maxModels bounds the values of the model label; further names count as
