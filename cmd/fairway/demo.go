@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"sort"
 	"strings"
 	"text/tabwriter"
@@ -36,7 +37,7 @@ const (
 // time.
 var demoWorkload = workload.Params{
 	Seed: 1, Rate: 24,
-	Groups: 12, SystemTokens: 3000, TurnTokens: 150, AnswerTokens: 60, Turns: 5, Think: time.Second,
+	Groups: 20, SystemTokens: 5000, TurnTokens: 200, AnswerTokens: 60, Turns: 5, Think: time.Second,
 }
 
 func newDemo() *cobra.Command {
@@ -175,8 +176,12 @@ func (o *demoOptions) compare(ctx context.Context, progress io.Writer, ours, riv
 	var a, b outcome
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
+	onTerminal := isTerminal(progress)
+	if !quiet && !onTerminal {
+		fmt.Fprintf(progress, "playing %s of conversations\n", traffic)
+	}
 	bar := progressbar.NewOptions64(traffic.Milliseconds(), progressbar.OptionSetWriter(progress), progressbar.OptionSetWidth(30),
-		progressbar.OptionSetVisibility(!quiet), progressbar.OptionSetPredictTime(false), progressbar.OptionClearOnFinish())
+		progressbar.OptionSetVisibility(!quiet && onTerminal), progressbar.OptionSetPredictTime(false), progressbar.OptionClearOnFinish())
 	for start := time.Now(); a.result == nil && a.err == nil; {
 		select {
 		case a = <-mine:
@@ -191,6 +196,16 @@ func (o *demoOptions) compare(ctx context.Context, progress io.Writer, ours, riv
 		return nil, err
 	}
 	return newDemoReport(ours, a.result, rival, b.result), nil
+}
+
+// isTerminal tells whether a progress bar would be seen as one.
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
 }
 
 // stack is a proxy with engines of its own behind it.

@@ -1,0 +1,112 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/fairway-proxy/fairway/discovery/file"
+)
+
+var fence = regexp.MustCompile("(?s)```(\\w*)\n(.*?)```")
+
+// blocks are the fenced blocks of that language in README and docs, by page.
+func blocks(t *testing.T, language string) map[string][]string {
+	pages, err := filepath.Glob("../../docs/*.md")
+	if err != nil || len(pages) == 0 {
+		t.Fatalf("%v, %v", pages, err)
+	}
+	found := make(map[string][]string)
+	for _, page := range append(pages, "../../README.md", "../../CONTRIBUTING.md") {
+		text, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range fence.FindAllStringSubmatch(string(text), -1) {
+			if m[1] == language {
+				found[filepath.Base(page)] = append(found[filepath.Base(page)], m[2])
+			}
+		}
+	}
+	return found
+}
+
+// Every fairway.yaml in the documentation is one that can be served.
+func TestDocumentedFilesAreGood(t *testing.T) {
+	n := 0
+	for page, texts := range blocks(t, "yaml") {
+		for _, text := range texts {
+			if !strings.HasPrefix(text, "# fairway.yaml") {
+				continue
+			}
+			n++
+			if _, err := file.Parse(page, []byte(text)); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	if n < 2 {
+		t.Errorf("%d files found: this test shows little", n)
+	}
+}
+
+// Every command line in the documentation is one that the commands and the
+// Makefile know.
+func TestDocumentedCommandsExist(t *testing.T) {
+	makefile, err := os.ReadFile("../../Makefile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for page, texts := range blocks(t, "sh") {
+		for _, line := range strings.Split(strings.Join(texts, "\n"), "\n") {
+			line, _, _ = strings.Cut(line, "#")
+			words := strings.Fields(line)
+			if len(words) < 2 {
+				continue
+			}
+			switch words[0] {
+			case "make":
+				n++
+				for _, target := range words[1:] {
+					if !strings.Contains(target, "=") && !regexp.MustCompile("(?m)^"+target+":").Match(makefile) {
+						t.Errorf("%s: the Makefile has no target %s", page, target)
+					}
+				}
+			case "fairway", "bin/fairway":
+				n++
+				if code, _, says := call(t, append(words[1:], "--help")...); code != 0 {
+					t.Errorf("%s: %s: %s", page, line, says)
+				}
+			}
+		}
+	}
+	if n < 3 {
+		t.Errorf("%d commands found: this test shows little", n)
+	}
+}
+
+// Every flag of serve is documented, and every documented one exists.
+func TestDocumentedFlags(t *testing.T) {
+	page, err := os.ReadFile("../../docs/configuration.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, help, _ := call(t, "serve", "--help")
+	flag := regexp.MustCompile(`--[a-z][a-z-]+`)
+	documented := make(map[string]bool)
+	for _, row := range regexp.MustCompile("(?m)^\\| `(--[^`]*)`").FindAllStringSubmatch(string(page), -1) {
+		documented[flag.FindString(row[1])] = true
+	}
+	for _, f := range flag.FindAllString(help[strings.Index(help, "Flags:"):], -1) {
+		if f != "--help" && !documented[f] {
+			t.Errorf("%s is not documented", f)
+		}
+		delete(documented, f)
+	}
+	for f := range documented {
+		t.Errorf("%s is documented and does not exist", f)
+	}
+}
