@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"net/http"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -400,6 +402,36 @@ func TestStreamCutByItsEngineEndsWithAnErrorEvent(t *testing.T) {
 	}
 	if !m.finished || p.Stats().Received != 1 {
 		t.Errorf("finished %v after %d requests", m.finished, p.Stats().Received)
+	}
+}
+
+// A vLLM that is told to end ends its streams in order, with finish_reason
+// "abort": the client sees that, and it counts as a failure.
+func TestStreamAbortedByItsEngineCountsAsAFailure(t *testing.T) {
+	p := startPod(t, "", mock.Config{})
+	registry := prometheus.NewRegistry()
+	s := New(Config{Account: account.New(registry, nil), Log: slog.New(slog.DiscardHandler)})
+	s.SetWorld(&World{Pools: []Pool{{Name: "pool", Endpoints: []Endpoint{{Address: p.address}}}}})
+	defer s.Shutdown(t.Context())
+	m := post("/v1/chat/completions", chat(true, 100_000, "hello"))
+	var once sync.Once
+	ended := make(chan struct{})
+	m.onWrite = func() {
+		once.Do(func() {
+			go func() {
+				p.Shutdown(context.Background())
+				close(ended)
+			}()
+		})
+	}
+	s.Handle(m)
+	<-ended
+	if !strings.Contains(m.seen(), `"finish_reason":"abort"`) || !strings.HasSuffix(m.seen(), "data: [DONE]\n\n") || strings.Contains(m.seen(), `"error"`) {
+		t.Errorf("it ended with\n%s", m.seen()[max(0, len(m.seen())-600):])
+	}
+	families, err := registry.Gather()
+	if err != nil || !strings.Contains(fmt.Sprint(families), account.UpstreamAborted) {
+		t.Errorf("the failure was not counted: %v, %v", families, err)
 	}
 }
 
