@@ -13,7 +13,7 @@ RACE := $(shell [ "$$(go env CGO_ENABLED)" = 1 ] && echo '\#include <stdlib.h>' 
 ALLOCATING = $(shell grep -rl AllocsPerRun --include='*_test.go' . | xargs -n 1 dirname | sort -u)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test check bench image-context image e2e-compose clean
+.PHONY: help demo build test check bench churn image-context image e2e-compose clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -39,6 +39,9 @@ check: ## format, vet, staticcheck, go.mod's tidiness, import rules
 
 bench: ## every Go benchmark once, with allocations
 	go test -run '^$$' -bench . -benchmem -count=1 -p 1 ./...
+
+churn: ## 300 streams for a minute while engines are killed and started again
+	go test $(RACE) $(TESTFLAGS) -count=1 -timeout 5m -run '^TestStreamsWhilePodsComeAndGo$$' ./cmd/fairway -churn 1m
 
 # The binaries an image is made of are built outside of it, so that building one pulls nothing.
 image-context: # every command for Linux into bin/image/
