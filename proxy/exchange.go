@@ -53,22 +53,32 @@ type Exchange struct {
 func (x *Exchange) run() {
 	defer x.account()
 	defer x.contain()
-
-	err := x.begin()
-	if err == nil {
-		defer x.body.release()
-		err = x.readBody()
-	}
-	if err == nil {
-		err = x.route()
-	}
-	for again := true; again && err == nil; {
-		if err = x.waitToRetry(); err == nil {
-			again, err = x.attempt()
-		}
-	}
-	if err != nil {
+	defer x.body.release()
+	if err := x.serve(); err != nil {
 		x.refuse(err)
+	}
+}
+
+func (x *Exchange) serve() error {
+	if err := x.begin(); err != nil {
+		return err
+	}
+	if err := x.readBody(); err != nil {
+		return err
+	}
+	if done, err := x.fanOut(); done || err != nil {
+		return err
+	}
+	if err := x.route(); err != nil {
+		return err
+	}
+	for {
+		if err := x.waitToRetry(); err != nil {
+			return err
+		}
+		if again, err := x.attempt(); !again {
+			return err
+		}
 	}
 }
 

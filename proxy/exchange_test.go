@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -329,6 +330,39 @@ func TestOtherPathsPassThrough(t *testing.T) {
 		if !strings.Contains(m.seen(), want) {
 			t.Errorf("%s: %d %s", path, m.answer.Status, m.seen())
 		}
+	}
+}
+
+func TestModelsAreListedOverAllEndpoints(t *testing.T) {
+	a := startPod(t, "", mock.Config{Speed: 100, Model: "a", Loras: []string{"shared"}})
+	b := startPod(t, "", mock.Config{Speed: 100, Model: "b", Loras: []string{"shared"}})
+	dead := startPod(t, "", quick)
+	dead.Close()
+	list := func(s *Server) (ids []string) {
+		m := post("/v1/models", "")
+		m.head.Method = []byte("GET")
+		s.Handle(m)
+		var list struct{ Data []struct{ ID string } }
+		if err := json.Unmarshal([]byte(m.seen()), &list); err != nil || m.answer.Status != 200 {
+			t.Fatalf("%d %s: %v", m.answer.Status, m.seen(), err)
+		}
+		for _, d := range list.Data {
+			ids = append(ids, d.ID)
+		}
+		return ids
+	}
+	if ids := list(startServer(t, World{}, dead, a, b)); !slices.Equal(ids, []string{"a", "shared", "b"}) {
+		t.Errorf("listed %v", ids)
+	}
+	configured := World{Models: []Model{{Name: "users-name", Pool: "pool", Targets: []Target{{Name: "a", Weight: 1}}}}}
+	if ids := list(startServer(t, configured, a)); !slices.Equal(ids, []string{"users-name"}) {
+		t.Errorf("listed %v", ids)
+	}
+	m := post("/v1/models", "")
+	m.head.Method = []byte("GET")
+	startServer(t, World{}, dead).Handle(m)
+	if typ, _ := ours(t, m); m.answer.Status != 502 || typ != "fairway_upstream_failed" {
+		t.Errorf("%d %s", m.answer.Status, typ)
 	}
 }
 

@@ -203,7 +203,7 @@ func writeError(s Stream, e *Error, id string) error {
 	text := openai.AppendError(nil, e.Status, e.Type, e.Message, e.Param)
 	fields := []message.Field{
 		{Name: []byte("content-type"), Value: []byte("application/json")},
-		{Name: []byte("date"), Value: []byte(time.Now().UTC().Format("Mon, 02 Jan 2006 15:04:05 GMT"))},
+		{Name: []byte("date"), Value: httpDate(time.Now())},
 	}
 	if id != "" {
 		fields = append(fields, message.Field{Name: fieldRequestID, Value: []byte(id)})
@@ -220,4 +220,9 @@ func writeError(s Stream, e *Error, id string) error {
 		return err
 	}
 	return s.Finish(nil)
+}
+
+// httpDate is a Date field's value (RFC 9110 section 5.6.7).
+func httpDate(t time.Time) []byte {
+	return t.UTC().AppendFormat(nil, "Mon, 02 Jan 2006 15:04:05 GMT")
 }

@@ -121,6 +121,15 @@ func (s *Server) updatePool(w *Pool, connect time.Duration) *pool {
 	return p
 }
 
+// endpoints are the ways to the pool's present endpoints.
+func (p *pool) endpoints() []*upstream.Transport {
+	var all []*upstream.Transport
+	for _, e := range p.picker.Endpoints() {
+		all = append(all, e.Owner().(*upstream.Transport))
+	}
+	return all
+}
+
 // close lets go of a pool that no World names any more. Requests under way
 // keep their connections until they end.
 func (p *pool) close() {

@@ -15,6 +15,17 @@ const MaxPage = 4 << 20
 // Fetch gets a small page, such as /metrics or /health, by the way that
 // requests take, appending its body to buf.
 func (t *Transport) Fetch(ctx context.Context, path string, buf []byte) (status int, page []byte, err error) {
+	return t.Ask(ctx, &message.Request{
+		Method:    []byte("GET"),
+		Target:    []byte(path),
+		Authority: []byte(t.Address),
+		Fields:    []message.Field{{Name: []byte("user-agent"), Value: []byte("fairway")}},
+	}, nil, buf)
+}
+
+// Ask sends a request and takes in the whole of a small answer, appending its
+// body to buf.
+func (t *Transport) Ask(ctx context.Context, r *message.Request, body, buf []byte) (status int, answer []byte, err error) {
 	c, err := t.Get(ctx)
 	if err != nil {
 		return 0, buf, err
@@ -23,26 +34,20 @@ func (t *Transport) Fetch(ctx context.Context, path string, buf []byte) (status 
 		c.Sock().SetTimeout(time.Until(deadline))
 	}
 	stop := context.AfterFunc(ctx, c.Sock().Interrupt)
-	status, page, err = c.fetch(t.Address, path, buf)
+	status, answer, err = c.ask(r, body, buf)
 	if !stop() || err != nil {
 		c.Close()
 		if err == nil {
 			err = context.Cause(ctx)
 		}
-		return status, page, fmt.Errorf("get %s from %s: %w", path, t.Address, err)
+		return status, answer, fmt.Errorf("%s %s at %s: %w", r.Method, r.Target, t.Address, err)
 	}
 	t.Put(c)
-	return status, page, nil
+	return status, answer, nil
 }
 
-func (c *Conn) fetch(authority, path string, buf []byte) (int, []byte, error) {
-	req := message.Request{
-		Method:    []byte("GET"),
-		Target:    []byte(path),
-		Authority: []byte(authority),
-		Fields:    []message.Field{{Name: []byte("user-agent"), Value: []byte("fairway")}},
-	}
-	if err := c.Send(&req); err != nil {
+func (c *Conn) ask(r *message.Request, body, buf []byte) (int, []byte, error) {
+	if err := c.Send(r, body); err != nil {
 		return 0, buf, err
 	}
 	var resp message.Response
@@ -58,7 +63,7 @@ func (c *Conn) fetch(authority, path string, buf []byte) (int, []byte, error) {
 		case err != nil:
 			return resp.Status, buf, err
 		case len(buf)-start > MaxPage:
-			return resp.Status, buf[:start], fmt.Errorf("the page is larger than %d bytes", MaxPage)
+			return resp.Status, buf[:start], fmt.Errorf("the answer is larger than %d bytes", MaxPage)
 		}
 	}
 }

@@ -1,0 +1,187 @@
+package proxy
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/fairway-proxy/fairway/proxy/message"
+	"github.com/fairway-proxy/fairway/proxy/upstream"
+)
+
+// Some requests are for every endpoint rather than for one: what there is to
+// list stands on all of them, and an adapter that is to be served by a pool has
+// to be loaded by each.
+
+// fanOutTimeout bounds the wait for the slowest endpoint of a list.
+const fanOutTimeout = 5 * time.Second
+
+// reply is what one endpoint said.
+type reply struct {
+	address string
+	status  int
+	body    []byte
+	err     error
+}
+
+// fanOut answers the requests that are for every endpoint. It tells whether
+// this was one.
+func (x *Exchange) fanOut() (done bool, err error) {
+	path := string(x.head.Path())
+	switch method := string(x.head.Method); {
+	case method == "GET" && path == "/v1/models":
+		return true, x.listModels()
+	case method == "POST" && (path == "/v1/load_lora_adapter" || path == "/v1/unload_lora_adapter"):
+		return true, x.tellPool()
+	}
+	return false, nil
+}
+
+// askAll sends the request to these endpoints at once and gives their answers
+// in the same order. A bound of 0 is none.
+func (x *Exchange) askAll(transports []*upstream.Transport, bound time.Duration) []reply {
+	ctx := x.stream.Context()
+	if bound > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, bound)
+		defer cancel()
+	}
+	replies := make([]reply, len(transports))
+	var wg sync.WaitGroup
+	for i, t := range transports {
+		wg.Go(func() {
+			head := *x.head
+			status, body, err := t.Ask(ctx, &head, x.body.bytes, nil)
+			replies[i] = reply{t.Address, status, body, err}
+		})
+	}
+	wg.Wait()
+	return replies
+}
+
+// listModels answers with what the pools serve: the names that are configured,
+// or else all that their endpoints list, each once.
+func (x *Exchange) listModels() error {
+	list := struct {
+		Object string            `json:"object"`
+		Data   []json.RawMessage `json:"data"`
+	}{Object: "list", Data: []json.RawMessage{}}
+	if models := x.serving.world.Models; len(models) > 0 {
+		for _, m := range models {
+			entry, err := json.Marshal(map[string]any{"id": m.Name, "object": "model", "created": processStart.Unix(), "owned_by": "fairway"})
+			if err != nil {
+				return err
+			}
+			list.Data = append(list.Data, entry)
+		}
+		return x.answerJSON(list)
+	}
+
+	var transports []*upstream.Transport
+	for _, p := range x.serving.pools {
+		transports = append(transports, p.endpoints()...)
+	}
+	replies := x.askAll(transports, fanOutTimeout)
+	if x.gone() {
+		return errGone
+	}
+	seen := make(map[string]bool)
+	listed := false
+	for _, r := range replies {
+		var theirs struct {
+			Data []json.RawMessage `json:"data"`
+		}
+		if r.err != nil || r.status != 200 || json.Unmarshal(r.body, &theirs) != nil {
+			continue
+		}
+		listed = true
+		for _, entry := range theirs.Data {
+			var named struct {
+				ID string `json:"id"`
+			}
+			if json.Unmarshal(entry, &named) == nil && !seen[named.ID] {
+				seen[named.ID] = true
+				list.Data = append(list.Data, entry)
+			}
+		}
+	}
+	if !listed {
+		return x.passFirst(replies)
+	}
+	return x.answerJSON(list)
+}
+
+// tellPool has every endpoint of the pool do the same. The answer is that of
+// the first, unless some did and others did not: then it says which.
+func (x *Exchange) tellPool() error {
+	if len(x.serving.pools) != 1 {
+		return errNoPool(string(x.head.Path()))
+	}
+	x.pool = x.serving.pools[0]
+	x.record.Pool = x.pool.name
+	replies := x.askAll(x.pool.endpoints(), 0)
+	if x.gone() {
+		return errGone
+	}
+	var failed []string
+	for _, r := range replies {
+		switch {
+		case r.err != nil:
+			failed = append(failed, r.err.Error())
+		case r.status/100 != 2:
+			failed = append(failed, fmt.Sprintf("%s: %d %s", r.address, r.status, bytes.TrimSpace(r.body[:min(len(r.body), 300)])))
+		}
+	}
+	if n := len(failed); n > 0 && n < len(replies) {
+		return &Error{Status: 502, Type: "fairway_partly_done",
+			Message: fmt.Sprintf("%d of %d endpoints of pool %s did not do it: %s", n, len(replies), x.pool.name, strings.Join(failed, "; "))}
+	}
+	return x.passFirst(replies)
+}
+
+// passFirst gives the client the first answer there is.
+func (x *Exchange) passFirst(replies []reply) error {
+	if len(replies) == 0 {
+		return errNoEndpoint(x.record.Pool)
+	}
+	for _, r := range replies {
+		if r.err == nil {
+			kind := "application/json"
+			if !json.Valid(r.body) {
+				kind = "text/plain; charset=utf-8"
+			}
+			return x.answerBytes(r.status, kind, r.body)
+		}
+	}
+	return errUpstream(replies[0].err)
+}
+
+func (x *Exchange) answerJSON(v any) error {
+	text, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return x.answerBytes(200, "application/json", text)
+}
+
+// answerBytes is a whole answer of status and body.
+func (x *Exchange) answerBytes(status int, kind string, body []byte) error {
+	x.record.Status = status
+	x.record.BytesOut = int64(len(body))
+	head := message.Response{Status: status, ContentLength: int64(len(body)), Fields: []message.Field{
+		{Name: []byte("date"), Value: httpDate(time.Now())},
+		{Name: []byte("content-type"), Value: []byte(kind)},
+		{Name: fieldRequestID, Value: []byte(x.record.ID)},
+	}}
+	if x.stream.WriteHead(&head) != nil {
+		return errGone
+	}
+	if _, err := x.stream.Write(body); err != nil || x.stream.Finish(nil) != nil {
+		return errGone
+	}
+	return nil
+}
