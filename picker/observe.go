@@ -77,6 +77,25 @@ func (e *Endpoint) Observe(s Sample, now time.Duration) {
 	e.compare(&v.sample)
 }
 
+// ObserveAnswer takes in the load that an answer reported of its pod (ORCA): what of the KV cache is in use, 0 to 1, and how many
+// requests wait. It refreshes those two between scrapes, and is all there is where the pod has no metrics page. A value that
+// cannot be is ignored.
+func (e *Endpoint) ObserveAnswer(kv, waiting float64, now time.Duration) {
+	if !(kv >= 0 && kv <= 1) || !(waiting >= 0 && waiting <= limits[Waiting]) {
+		return
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	v := *e.view.Load()
+	if !v.fresh(now, e.pool.cfg.StaleAfter) {
+		v.at, v.scraped, v.hasClock, v.foreign = now, true, false, 0
+	}
+	v.kv, v.hasKV, v.sent = kv, true, e.sent.Load()
+	v.foreignWaiting = max(waiting-float64(e.awaiting.Load()), 0)
+	v.foreign = max(v.foreign, v.foreignWaiting)
+	e.view.Store(&v)
+}
+
 // ScrapeFailed notes that a scrape found nothing. It takes no endpoint out: once the last scrape is stale, our own counts
 // stand alone.
 func (e *Endpoint) ScrapeFailed(time.Duration) { e.scrapeFailures.Add(1) }

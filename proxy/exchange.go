@@ -37,6 +37,7 @@ type Exchange struct {
 	plain         openai.Body // watches an answer that is no stream
 	withholdUsage bool        // the usage event is there because we asked for it
 	explain       bool        // the answer names its endpoint
+	loadAsked     bool        // the client wants the load report for itself
 
 	start, until time.Duration      // on Now's clock; until 0: no bound
 	tried        []*picker.Endpoint // that failed before they answered
@@ -108,6 +109,8 @@ func (x *Exchange) takeFields() {
 				continue
 			}
 			x.record.ID = string(f.Value)
+		case message.EqualFold(f.Name, fieldLoadFormat):
+			x.loadAsked = true
 		case message.EqualFold(f.Name, "x-fairway-explain"):
 			x.explain = string(f.Value) == "1" && x.serving.explain == ExplainOnRequest
 			continue
@@ -164,6 +167,7 @@ func (x *Exchange) route() error {
 	}
 	x.withholdUsage = x.serving.usage == UsageInject && x.read.InjectUsage()
 	x.segments = x.read.AppendSegments(x.segments[:0], x.body.bytes)
+	x.askLoad()
 
 	seed := prefix.ExtendSeed(prefix.Seed(target), x.read.CacheSalt)
 	x.chain, x.want.Hash, x.want.Bytes = prefix.AppendChain(x.chain[:0], seed, x.read.Spans)

@@ -333,6 +333,47 @@ func TestOtherPathsPassThrough(t *testing.T) {
 	}
 }
 
+func TestLoadReportIsThePickersUnlessTheClientAsked(t *testing.T) {
+	p := startPod(t, "", quick)
+	s := startServer(t, World{}, p)
+	endpoint := s.Endpoints()[0].Endpoint
+	for _, stream := range []bool{false, true} {
+		m := post("/v1/chat/completions", chat(stream, 1, "hi"))
+		s.Handle(m)
+		if got := m.field(fieldLoad); m.answer.Status != 200 || got != "" {
+			t.Errorf("stream %v: status %d, report %q", stream, m.answer.Status, got)
+		}
+	}
+	if age := endpoint.Load(Now()).ScrapeAge; age < 0 {
+		t.Error("the picker heard nothing")
+	}
+	for _, format := range []string{"TEXT", "JSON"} {
+		m := post("/v1/chat/completions", chat(false, 1, "hi"), "Endpoint-Load-Metrics-Format", format)
+		s.Handle(m)
+		if got := m.field(fieldLoad); !strings.HasPrefix(got, format) {
+			t.Errorf("asked for %s, got %q", format, got)
+		}
+	}
+}
+
+func TestLoadValue(t *testing.T) {
+	for _, test := range []struct {
+		report string
+		value  float64
+		ok     bool
+	}{
+		{"TEXT named_metrics.num_requests_waiting=3.0, named_metrics.kv_cache_usage_perc=0.25", 0.25, true},
+		{`JSON {"named_metrics": {"num_requests_waiting": 3.0, "kv_cache_usage_perc": 0.25}}`, 0.25, true},
+		{"TEXT named_metrics.kv_cache_usage_perc=", 0, false},
+		{"TEXT named_metrics.kv_cache_usage_perc=x", 0, false},
+		{"", 0, false},
+	} {
+		if v, ok := loadValue([]byte(test.report), "kv_cache_usage_perc"); v != test.value || ok != test.ok {
+			t.Errorf("%q: %v, %v", test.report, v, ok)
+		}
+	}
+}
+
 func TestModelsAreListedOverAllEndpoints(t *testing.T) {
 	a := startPod(t, "", mock.Config{Speed: 100, Model: "a", Loras: []string{"shared"}})
 	b := startPod(t, "", mock.Config{Speed: 100, Model: "b", Loras: []string{"shared"}})
@@ -466,6 +507,23 @@ func TestStreamAbortedByItsEngineCountsAsAFailure(t *testing.T) {
 	families, err := registry.Gather()
 	if err != nil || !strings.Contains(fmt.Sprint(families), account.UpstreamAborted) {
 		t.Errorf("the failure was not counted: %v, %v", families, err)
+	}
+}
+
+func TestClientThatLeavesIsNotAnswered(t *testing.T) {
+	p := startPod(t, "", mock.Config{})
+	s := startServer(t, World{}, p)
+	m := post("/v1/chat/completions", chat(true, 100_000, "hello"))
+	m.onWrite = m.leave
+	s.Handle(m)
+	if !m.aborted || m.finished {
+		t.Errorf("aborted %v, finished %v", m.aborted, m.finished)
+	}
+	left := post("/v1/chat/completions", chat(true, 5, "hello"))
+	left.leave()
+	s.Handle(left)
+	if left.started || !left.aborted {
+		t.Errorf("a client that had left before: started %v, aborted %v", left.started, left.aborted)
 	}
 }
 

@@ -25,6 +25,7 @@ var (
 func (x *Exchange) relay(conn *upstream.Conn, lease *picker.Lease) (whole bool, outcome picker.Outcome) {
 	streamed := isEventStream(&x.answer)
 	x.record.Status = x.answer.Status
+	x.takeLoad(lease.Endpoint())
 	x.addFields(lease)
 	if streamed && x.withholdUsage {
 		x.answer.ContentLength = message.Unknown

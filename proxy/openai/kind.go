@@ -72,6 +72,11 @@ func KindOf(method, path []byte) Kind {
 	return Other
 }
 
+// Generates tells whether the answer is generated text.
+func (k Kind) Generates() bool {
+	return k == Chat || k == Completions || k == Responses || k == Messages
+}
+
 // usageOnRequest tells whether a stream of this kind says its usage only when
 // stream_options asks for it. Responses and messages always say it.
 func (k Kind) usageOnRequest() bool { return k == Chat || k == Completions }
