@@ -1,6 +1,7 @@
 package h1
 
 import (
+	"bytes"
 	"io"
 
 	"github.com/fairway-proxy/fairway/proxy/message"
@@ -25,8 +26,9 @@ type ClientConn struct {
 	over []byte // pooled, for a body that comes faster than the window holds
 	r, w int    // win[r:w] is read and not consumed; before the head is, buf[:w]
 
-	sent    int  // requests begun
-	noBody  bool // the request was a HEAD
+	sent    int    // requests begun
+	noBody  bool   // the request was a HEAD
+	upgrade []byte // the protocol it asked to switch to
 	sending framing
 	owed    int64 // of the request's body, when it is fixed
 
@@ -148,11 +150,11 @@ func (c *ClientConn) head(r *message.Request, length int64) error {
 	if c.err == ErrState || c.sending != noBody || c.sent > 0 && !c.Reusable() {
 		return ErrState
 	}
-	if !validToken(r.Method) || !validTarget(r.Target) || len(r.Target) == 0 || !validValue(r.Authority) {
+	if !validToken(r.Method) || !validTarget(r.Target) || len(r.Target) == 0 || !validValue(r.Authority) || !validValue(r.Upgrade) {
 		return ErrField
 	}
 	c.recycle()
-	if err := c.out.headRoom(r.Fields, len(r.Method)+len(r.Target)+len(r.Authority)+32); err != nil {
+	if err := c.out.headRoom(r.Fields, len(r.Method)+len(r.Target)+len(r.Authority)+len(r.Upgrade)+32); err != nil {
 		return err
 	}
 	b := append(c.out.buf, r.Method...)
@@ -165,6 +167,9 @@ func (c *ClientConn) head(r *message.Request, length int64) error {
 		c.out.drop()
 		return err
 	}
+	if r.Upgrade != nil {
+		c.out.upgrade(r.Upgrade)
+	}
 	switch {
 	case length < 0:
 		c.out.buf = append(c.out.buf, "transfer-encoding: chunked\r\n"...)
@@ -174,6 +179,7 @@ func (c *ClientConn) head(r *message.Request, length int64) error {
 	c.out.buf = append(c.out.buf, "\r\n"...)
 	c.sent++
 	c.noBody = string(r.Method) == "HEAD"
+	c.upgrade = append(c.upgrade[:0], r.Upgrade...)
 	c.headed, c.err = false, nil
 	return nil
 }
@@ -203,8 +209,9 @@ func (c *ClientConn) recycle() {
 }
 
 // ReadHead reads the final response's head, which is valid until the next Send
-// or Close; interim ones are skipped, but for 101. io.EOF means that the
-// connection ended before a byte of the response came.
+// or Close; interim ones are skipped, but for a 101 to the protocol that was asked
+// for: what follows it is Tunnel's. io.EOF means that the connection ended before
+// a byte of the response came.
 func (c *ClientConn) ReadHead(r *message.Response) error {
 	if c.headed || c.sent == 0 || c.err != nil {
 		return ErrState
@@ -274,14 +281,17 @@ func (c *ClientConn) frame(r *message.Response) error {
 		r.ContentLength = h.length
 	}
 	switch {
+	case r.Status == 101:
+		if len(c.upgrade) == 0 || !bytes.EqualFold(c.upgrade, r.Upgrade) {
+			return errSwitch
+		}
+		c.body = tunnel
 	case c.noBody || r.Status == 204 || r.Status == 304:
 		c.body = noBody
 		if r.Status != 204 && r.Status != 304 {
 			break
 		}
 		r.ContentLength = max(h.length, 0)
-	case r.Status == 101:
-		c.body = untilClose
 	case h.chunked:
 		c.body = chunked
 	case h.length >= 0:
@@ -292,6 +302,21 @@ func (c *ClientConn) frame(r *message.Response) error {
 	return nil
 }
 
+// Tunnel gives the connection itself after a 101: what comes on it, from the
+// first byte behind the head, and what is sent are no longer HTTP. Its bytes are
+// the caller's to read and write, each side from one goroutine, until Close.
+func (c *ClientConn) Tunnel() (*sock.Conn, error) {
+	if !c.headed || c.body != tunnel || c.err != nil {
+		return nil, ErrState
+	}
+	if c.r < c.w {
+		c.sock.Unread(c.win[c.r:c.w])
+		c.r = c.w
+	}
+	c.err = ErrState
+	return c.sock, nil
+}
+
 // Next gives the next piece of the body as soon as there is one, all that has
 // arrived of it, valid until the next call. io.EOF is the body's end,
 // io.ErrUnexpectedEOF that the connection ended before it.
@@ -299,7 +324,7 @@ func (c *ClientConn) Next() ([]byte, error) {
 	if c.err != nil {
 		return nil, c.err
 	}
-	if !c.headed {
+	if !c.headed || c.body == tunnel {
 		return nil, ErrState
 	}
 	if piece := c.piece; piece != nil {

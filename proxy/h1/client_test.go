@@ -65,7 +65,6 @@ func TestResponses(t *testing.T) {
 		{"head, chunked", "HEAD", "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", 200, -1, "", nil, true},
 		{"204", "GET", "HTTP/1.1 204 No Content\r\n\r\n", 204, 0, "", nil, true},
 		{"304", "GET", "HTTP/1.1 304 Not Modified\r\ncontent-length: 3\r\n\r\n", 304, 3, "", nil, true},
-		{"101", "GET", "HTTP/1.1 101 Switching Protocols\r\n\r\nabc", 101, -1, "abc", nil, false},
 		{"more than declared", "GET", "HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nabcd", 200, 3, "abc", nil, false},
 		{"body of a head", "HEAD", "HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nabc", 200, 3, "", nil, false},
 		{"cut length", "GET", "HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nab", 200, 3, "ab", io.ErrUnexpectedEOF, false},

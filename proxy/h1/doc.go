@@ -11,6 +11,10 @@
 // never repaired. Hop-by-hop fields and those that Connection names are taken
 // out, framing is consumed, and each end writes its own.
 //
+// A switch of protocols (RFC 9110 section 7.8) is the callers' to ask for, to grant
+// and to carry: each end tells of it, writes it, and then gives the connection
+// itself. A switch to anything that is HTTP is never asked for.
+//
 // Nothing that a peer sends grows without bound: heads, field counts, targets,
 // chunk extensions and trailers have limits, and every wait has a time-out. A
 // request and its answer allocate nothing in the steady state; heads are slices

@@ -45,6 +45,7 @@ var (
 	errChunkEnd        = bad("no CRLF after chunk data")
 	errStatusLine      = bad("malformed status line")
 	errInterim         = bad("too many interim responses")
+	errSwitch          = bad("a switch to a protocol that was not asked for")
 )
 
 // What the methods of Stream and ClientConn return, besides ProtocolError and

@@ -1,6 +1,8 @@
 package h1
 
 import (
+	"bytes"
+
 	"github.com/fairway-proxy/fairway/proxy/message"
 )
 
@@ -15,6 +17,7 @@ const (
 	connection
 	expect
 	trailer
+	upgrade
 	hopByHop // taken out: RFC 9110 section 7.6.1
 )
 
@@ -37,7 +40,7 @@ func kindOf(name []byte) kind {
 		switch name[0] | 0x20 {
 		case 'u':
 			if foldEqual(name, "upgrade") {
-				return hopByHop
+				return upgrade
 			}
 		case 't':
 			if foldEqual(name, "trailer") {
@@ -84,11 +87,13 @@ type head struct {
 	count     int      // field lines seen, those consumed included
 	nominated [][]byte // names in Connection other than close, keep-alive and upgrade
 	host      []byte
-	length    int64 // the Content-Length, -1 without one
+	upgrade   []byte // the protocol asked for, or switched to, if Connection says upgrade
+	length    int64  // the Content-Length, -1 without one
 	hasHost   bool
 	chunked   bool
 	close     bool // Connection says close
 	keepAlive bool // Connection says keep-alive
+	upgrades  bool // Connection says upgrade
 	expects   bool // Expect is 100-continue
 	response  bool
 }
@@ -157,6 +162,10 @@ func (h *head) add(line []byte) *ProtocolError {
 		if h.expects = foldEqual(value, "100-continue"); !h.expects && !h.response {
 			return errExpect
 		}
+	case upgrade:
+		if h.upgrade == nil {
+			h.upgrade = protocol(value)
+		}
 	case trailer:
 		// A response's is passed on with its trailers; a request's body may be
 		// sent on with a Content-Length, which leaves no place for them.
@@ -182,10 +191,36 @@ func (h *head) nominate(value []byte) *ProtocolError {
 			h.close = true
 		case foldEqual(option, "keep-alive"):
 			h.keepAlive = true
+		case foldEqual(option, "upgrade"):
+			h.upgrades = true
 		case !validToken(option) || len(h.nominated) == maxNominated:
 			return errConnection
 		case kindOf(option) == endToEnd:
 			h.nominated = append(h.nominated, option)
+		}
+	}
+	return nil
+}
+
+// protocol gives the first of the protocols in an Upgrade field that a tunnel of
+// bytes may carry, nil without one. Nothing that is HTTP may, such as h2c: its
+// requests would pass unread. A name that is malformed ends the list.
+func protocol(value []byte) []byte {
+	for len(value) > 0 {
+		option := value
+		if i := bytes.IndexByte(value, ','); i >= 0 {
+			option, value = value[:i], value[i+1:]
+		} else {
+			value = nil
+		}
+		option = trimSpace(option)
+		name, version, versioned := bytes.Cut(option, []byte("/"))
+		switch {
+		case len(option) == 0:
+		case !validToken(name) || versioned && !validToken(version):
+			return nil
+		case !foldEqual(name, "h2c") && !foldEqual(name, "h2") && !foldEqual(name, "http"):
+			return option
 		}
 	}
 	return nil
@@ -201,6 +236,9 @@ func (h *head) finish(minor int) *ProtocolError {
 		if minor == 0 {
 			return errCodingOld
 		}
+	}
+	if !h.upgrades || minor == 0 { // RFC 9110 section 7.8
+		h.upgrade = nil
 	}
 	if len(h.nominated) == 0 {
 		return nil

@@ -63,7 +63,7 @@ func (p *parser) request(buf []byte, r *message.Request) (done bool, err *Protoc
 		return false, err
 	}
 	h := &p.head
-	r.Fields = h.fields
+	r.Fields, r.Upgrade = h.fields, h.upgrade
 	if !h.hasHost && p.minor >= 1 {
 		return false, errHostMissing
 	}
@@ -101,6 +101,9 @@ func (p *parser) response(buf []byte, r *message.Response) (done bool, err *Prot
 	}
 	done, err = p.fieldLines(buf)
 	r.Fields = p.head.fields
+	if r.Status == 101 {
+		r.Upgrade = p.head.upgrade
+	}
 	return done && err == nil, err
 }
 

@@ -2,6 +2,7 @@ package h1
 
 import (
 	"github.com/fairway-proxy/fairway/proxy/message"
+	"github.com/fairway-proxy/fairway/proxy/sock"
 )
 
 // framing is how the end of a body is known: RFC 9112 section 6.3.
@@ -12,6 +13,7 @@ const (
 	fixed
 	chunked
 	untilClose
+	tunnel // there is no body: the connection is no longer HTTP
 )
 
 // reply is where the answer to a request stands.
@@ -26,26 +28,32 @@ type reply struct {
 
 // WriteHead begins the answer. What is written waits for Flush, Finish or more
 // than a buffer can hold. Fields that are not end-to-end are left out. An interim
-// head (status 1xx) may come before the final one and is flushed at once.
+// head (status 1xx) may come before the final one and is flushed at once. A 101 is
+// final: it answers a request that asked for an Upgrade and whose body was read,
+// and what follows goes through Tunnel.
 func (s *Stream) WriteHead(r *message.Response) error {
 	a := &s.reply
 	if a.err != nil {
 		return a.err
 	}
-	if a.headed || r.Status == 101 {
+	switching := r.Status == 101
+	if a.headed || switching && (s.req.Upgrade == nil || r.Upgrade == nil || !s.in.ended) {
 		return ErrState
 	}
-	interim := r.Status < 200
+	interim := r.Status < 200 && !switching
 	if interim && s.parse.minor == 0 {
 		return nil
 	}
-	if err := s.out.headRoom(r.Fields, 64); err != nil {
+	if err := s.out.headRoom(r.Fields, 64+len(r.Upgrade)); err != nil {
 		return s.broke()
 	}
 	mark := len(s.out.buf)
 	err := s.out.statusLine(r.Status)
 	if err == nil {
 		err = s.out.fields(r.Fields)
+	}
+	if err == nil && switching && !validValue(r.Upgrade) {
+		err = ErrField
 	}
 	if err != nil {
 		s.out.buf = s.out.buf[:mark]
@@ -59,8 +67,38 @@ func (s *Stream) WriteHead(r *message.Response) error {
 		return err
 	}
 	a.headed = true
+	if switching {
+		return s.switchProtocols(r)
+	}
 	s.frame(r)
 	return nil
+}
+
+// switchProtocols ends HTTP on the connection with a 101.
+func (s *Stream) switchProtocols(r *message.Response) error {
+	s.reply.framing, s.reply.close = tunnel, true
+	s.out.upgrade(r.Upgrade)
+	s.out.buf = append(s.out.buf, "\r\n"...)
+	s.conn.Unguard()
+	s.switched.Store(true) // from here on, the end of what the client sends is not its leaving
+	return s.Flush()
+}
+
+// Tunnel gives the connection itself after WriteHead wrote a 101: what comes on
+// it, from the first byte behind the request, and what is sent are no longer
+// HTTP. Its bytes are the handler's to read and write, each side from one
+// goroutine, until it calls Finish or Abort: Finish for a tunnel that both sides
+// have ended, Abort to have the client see it broken. That the client closes it
+// ends neither the Context nor what is bound; reading tells.
+func (s *Stream) Tunnel() (*sock.Conn, error) {
+	if s.reply.framing != tunnel || s.reply.err != nil || s.reply.finished {
+		return nil, ErrState
+	}
+	if s.r < s.w {
+		s.conn.Unread(s.win[s.r:s.w])
+		s.r = s.w
+	}
+	return s.conn, nil
 }
 
 // frame says how the body ends and whether the connection does.
@@ -102,7 +140,7 @@ func (s *Stream) Write(p []byte) (int, error) {
 	switch {
 	case a.err != nil:
 		return 0, a.err
-	case !a.headed || a.finished:
+	case !a.headed || a.finished || a.framing == tunnel:
 		return 0, ErrState
 	case a.framing == noBody || len(p) == 0:
 		return len(p), nil
@@ -181,7 +219,7 @@ func (s *Stream) Started() bool { return s.out.started }
 func (s *Stream) cut(err error) {
 	s.reply.err = err
 	s.out.drop()
-	if s.reply.framing == untilClose {
+	if s.reply.framing >= untilClose {
 		s.conn.Reset()
 	} else {
 		s.conn.Close()

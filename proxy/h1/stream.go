@@ -34,6 +34,8 @@ type Stream struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	phase  atomic.Uint32
+	// switched: the connection is a tunnel, whose halves end apart.
+	switched atomic.Bool
 
 	// What follows belongs to the connection's goroutine.
 
@@ -113,7 +115,11 @@ func (s *Stream) lose(cause error) {
 // hangup is a Stream as the watcher of its connection sees it.
 type hangup Stream
 
-func (h *hangup) Hangup() { (*Stream)(h).lose(ErrClientGone) }
+func (h *hangup) Hangup() {
+	if s := (*Stream)(h); !s.switched.Load() {
+		s.lose(ErrClientGone)
+	}
+}
 
 // serve takes requests until there are no more.
 func (s *Stream) serve() {
@@ -137,7 +143,7 @@ func (s *Stream) serve() {
 func (s *Stream) end() {
 	s.phase.Store(phaseEnded)
 	s.cancel(ErrConnClosed)
-	if s.reply.framing == untilClose && !s.reply.finished {
+	if s.reply.framing >= untilClose && !s.reply.finished {
 		s.conn.Reset() // an orderly close would look like the body's end
 	} else {
 		s.conn.Close()

@@ -151,6 +151,14 @@ func (o *output) fields(fields []message.Field) error {
 	return nil
 }
 
+// upgrade appends the fields of a switch of protocols, for which headRoom has
+// room if the protocol's name was counted in.
+func (o *output) upgrade(protocol []byte) {
+	o.buf = append(o.buf, "connection: upgrade\r\nupgrade: "...)
+	o.buf = append(o.buf, protocol...)
+	o.buf = append(o.buf, "\r\n"...)
+}
+
 func (o *output) contentLength(n int64) {
 	o.buf = append(o.buf, "content-length: "...)
 	o.buf = strconv.AppendInt(o.buf, n, 10)

@@ -7,7 +7,9 @@
 //
 // What a head holds is end to end: the codec has taken framing (RFC 9112
 // section 6) and hop-by-hop fields (RFC 9110 section 7.6.1) out, and puts its own
-// in when it writes.
+// in when it writes. Of a switch of protocols (RFC 9110 section 7.8), which is hop
+// by hop too, Upgrade is what is left: whoever is between decides whether to ask
+// for it in turn.
 //
 // All byte slices lie in memory owned by whoever filled the head and are valid
 // until its exchange ends. Nothing here is safe for concurrent use.
@@ -35,6 +37,9 @@ type Request struct {
 	// ContentLength is the length of the body in bytes: 0 none, Unknown when
 	// the framing alone ends it. No Content-Length field is among Fields.
 	ContentLength int64
+	// Upgrade is the protocol that the client asks to switch to, such as
+	// "websocket"; nil for none. No Upgrade field is among Fields.
+	Upgrade []byte
 }
 
 // Response is the head of a response.
@@ -44,6 +49,8 @@ type Response struct {
 	// ContentLength as in Request. A response that has no body by rule (to
 	// HEAD, 204, 304) may carry the length the body would have had; see NoBody.
 	ContentLength int64
+	// Upgrade is the protocol that a 101 switches to; nil in any other.
+	Upgrade []byte
 }
 
 // NoBody tells whether a response of this status to this method never has a

@@ -33,8 +33,10 @@ func (t *Transport) Ask(ctx context.Context, r *message.Request, body, buf []byt
 	if deadline, ok := ctx.Deadline(); ok {
 		c.Sock().SetTimeout(time.Until(deadline))
 	}
+	plain := *r
+	plain.Upgrade = nil // a tunnel has no small answer
 	stop := context.AfterFunc(ctx, c.Sock().Interrupt)
-	status, answer, err = c.ask(r, body, buf)
+	status, answer, err = c.ask(&plain, body, buf)
 	if !stop() || err != nil {
 		c.Close()
 		if err == nil {
