@@ -22,16 +22,24 @@ type route struct {
 
 // table lists the API. A family of endpoints is a file.
 func (s *Server) table() map[string]route {
-	return map[string]route{
-		"/v1/chat/completions": {http.MethodPost, (*exchange).chatCompletions, true},
-		"/v1/completions":      {http.MethodPost, (*exchange).completions, true},
-		"/v1/models":           {http.MethodGet, (*exchange).models, true},
-		"/health":              {http.MethodGet, (*exchange).health, false},
-		"/ping":                {http.MethodGet, (*exchange).health, true},
-		"/version":             {http.MethodGet, (*exchange).version, false},
-		"/load":                {http.MethodGet, (*exchange).load, false},
-		"/metrics":             {http.MethodGet, (*exchange).metrics, false},
+	table := map[string]route{
+		"/v1/chat/completions":      {http.MethodPost, (*exchange).chatCompletions, true},
+		"/v1/completions":           {http.MethodPost, (*exchange).completions, true},
+		"/v1/responses":             {http.MethodPost, (*exchange).responses, true},
+		"/v1/messages":              {http.MethodPost, (*exchange).messages, true},
+		"/v1/messages/count_tokens": {http.MethodPost, (*exchange).countTokens, true},
+		"/v1/models":                {http.MethodGet, (*exchange).models, true},
+		"/health":                   {http.MethodGet, (*exchange).health, false},
+		"/ping":                     {http.MethodGet, (*exchange).health, true},
+		"/version":                  {http.MethodGet, (*exchange).version, false},
+		"/load":                     {http.MethodGet, (*exchange).load, false},
+		"/metrics":                  {http.MethodGet, (*exchange).metrics, false},
 	}
+	if s.cfg.LoraUpdates {
+		table["/v1/load_lora_adapter"] = route{http.MethodPost, (*exchange).loadAdapter, true}
+		table["/v1/unload_lora_adapter"] = route{http.MethodPost, (*exchange).unloadAdapter, true}
+	}
+	return table
 }
 
 // serve answers one request.
@@ -77,13 +85,28 @@ func (x *exchange) fail(e *apiError) {
 	x.answer(e.Code, "application/json", body)
 }
 
+// failAnthropic answers with an error body of Anthropic's API.
+func (x *exchange) failAnthropic(e *apiError) {
+	body, _ := marshal(struct {
+		Type  string `json:"type"`
+		Error any    `json:"error"`
+	}{"error", struct {
+		Type    string `json:"type"`
+		Message string `json:"message"`
+	}{e.Type, e.Message}})
+	x.answer(e.Code, "application/json", body)
+}
+
 func badRequest(param, format string, args ...any) *apiError {
 	return &apiError{Message: fmt.Sprintf(format, args...), Type: "BadRequestError", Param: &param, Code: http.StatusBadRequest}
 }
 
 func (s *Server) unknownModel(name string) *apiError {
 	param := "model"
-	aliases := strings.Join(append([]string{s.cfg.Model}, s.cfg.Loras...), ", ")
+	aliases := s.cfg.Model
+	for _, a := range s.loaded() {
+		aliases += ", " + a.name
+	}
 	return &apiError{
 		Message: fmt.Sprintf("The model `%s` does not exist. Valid aliases: %s.", name, aliases),
 		Type:    "NotFoundError", Param: &param, Code: http.StatusNotFound,

@@ -57,6 +57,7 @@ type job struct {
 	params   params
 	siblings *siblings // the answers to the same prompt
 	natural  bool      // it ends by itself ("stop") and not by its limit ("length")
+	tool     *toolCall // the call its text is the arguments of; nil: it is text
 
 	partial [engine.BlockSize]uint32 // the tokens after the last full block
 	filled  int

@@ -50,7 +50,15 @@ func (x *exchange) readChat() (*generation, *apiError) {
 		f.add("messages", "list_type", "Input should be a valid list", pythonValue(raw))
 	}
 	g := x.sampling(f, "chatcmpl-")
+	g.completionFields(f)
+	g.tools.tools = f.readTools()
+	f.readToolChoice(&g.tools)
+	g.tools.settled = len(messages) > 0 && messages[len(messages)-1].Role == "tool"
+	g.format = f.readFormat()
 	if e := f.err(); e != nil {
+		return nil, e
+	}
+	if e := g.tools.check(f.get("tool_choice") != nil); e != nil {
 		return nil, e
 	}
 	g.prompts = [][]uint32{chatTemplate(f.get("tools"), messages)}
@@ -130,13 +138,15 @@ func eventPrefix(g *generation, object string) []byte {
 		`,"model":` + quote(g.model) + `,"choices":[`)
 }
 
+func (c *chatDialect) open(*events) {}
+
 func (c *chatDialect) start(w *events) {
 	for _, j := range c.g.call.jobs {
 		c.event(w)
 		w.data = append(w.data, `{"index":`...)
 		w.data = strconv.AppendInt(w.data, int64(j.index), 10)
 		w.data = append(w.data, `,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]`...)
-		w.appendRunningUsage(0)
+		w.appendRunningUsage(0, true)
 		w.data = append(w.data, `,"prompt_token_ids":`...)
 		w.appendTokens(c.g.tokenIDs, c.g.prompts[0]...)
 		w.data = append(w.data, `,"prompt_text":null}`...)
@@ -148,17 +158,26 @@ func (c *chatDialect) delta(w *events, d *delta) {
 	c.event(w)
 	w.data = append(w.data, `{"index":`...)
 	w.data = strconv.AppendInt(w.data, int64(d.job.index), 10)
-	w.data = append(w.data, `,"delta":{"content":`...)
-	w.data = appendJSON(w.data, d.text)
-	w.data = append(w.data, `},"logprobs":null,"finish_reason":`...)
-	w.appendFinish(d)
+	if d.job.tool == nil {
+		w.data = append(w.data, `,"delta":{"content":`...)
+		w.data = appendJSON(w.data, d.text)
+		w.data = append(w.data, '}')
+	} else {
+		w.appendToolDelta(d)
+	}
+	w.data = append(w.data, `,"logprobs":null,"finish_reason":`...)
+	if d.finish == "stop" && d.job.tool != nil && !d.job.tool.named {
+		w.data = append(w.data, `"tool_calls"`...)
+	} else {
+		w.appendFinish(d)
+	}
 	if d.finish != "" {
 		w.appendStopReason(d)
 	}
 	w.data = append(w.data, `,"token_ids":`...)
 	w.appendTokens(c.g.tokenIDs, d.token)
 	w.data = append(w.data, "}]"...)
-	w.appendRunningUsage(d.tokens)
+	w.appendRunningUsage(d.tokens, true)
 	if d.finish != "" && !c.g.includeUsage {
 		w.appendFingerprint()
 	}
@@ -190,19 +209,44 @@ type chatChoice struct {
 }
 
 type chatAnswer struct {
-	Role         string    `json:"role"`
-	Content      string    `json:"content"`
-	Refusal      *string   `json:"refusal"`
-	Annotations  *struct{} `json:"annotations"`
-	Audio        *struct{} `json:"audio"`
-	FunctionCall *struct{} `json:"function_call"`
-	Reasoning    *string   `json:"reasoning"`
+	Role         string         `json:"role"`
+	Content      string         `json:"content"`
+	Refusal      *string        `json:"refusal"`
+	Annotations  *struct{}      `json:"annotations"`
+	Audio        *struct{}      `json:"audio"`
+	FunctionCall *struct{}      `json:"function_call"`
+	ToolCalls    []chatToolCall `json:"tool_calls,omitempty"`
+	Reasoning    *string        `json:"reasoning"`
+}
+
+type chatToolCall struct {
+	ID       string           `json:"id"`
+	Type     string           `json:"type"`
+	Function chatFunctionCall `json:"function"`
+}
+
+type chatFunctionCall struct {
+	Name      string `json:"name"`
+	Arguments string `json:"arguments"`
+}
+
+// choice is the answer of a job whose text is given. A call that was cut short is one only if the client named the tool.
+func (j *job) choice(text string) chatChoice {
+	c := chatChoice{Index: j.index, Message: chatAnswer{Role: "assistant", Content: text}, FinishReason: j.finish, StopReason: j.stopReason()}
+	if t := j.tool; t != nil && (t.named || j.finish == "stop") {
+		c.Message.Content = ""
+		c.Message.ToolCalls = []chatToolCall{{t.id, "function", chatFunctionCall{t.name, text}}}
+		if !t.named {
+			c.FinishReason = "tool_calls"
+		}
+	}
+	return c
 }
 
 func (c *chatDialect) whole(texts []string) any {
 	choices := make([]chatChoice, len(texts))
 	for i, j := range c.g.call.jobs {
-		choices[i] = chatChoice{Index: i, Message: chatAnswer{Role: "assistant", Content: texts[i]}, FinishReason: j.finish, StopReason: j.stopReason()}
+		choices[i] = j.choice(texts[i])
 	}
 	return struct {
 		ID                string       `json:"id"`

@@ -27,6 +27,7 @@ func (x *exchange) readCompletion() (*generation, *apiError) {
 		return nil, e
 	}
 	g := x.sampling(f, "cmpl-")
+	g.completionFields(f)
 	if raw := f.get("prompt"); raw == nil {
 		f.missing("prompt")
 	} else if prompts, ok := readPrompts(raw); ok {
@@ -76,6 +77,7 @@ func (c *completionDialect) event(w *events) {
 	w.data = append(w.data[:0], c.prefix...)
 }
 
+func (c *completionDialect) open(*events)  {}
 func (c *completionDialect) start(*events) {}
 
 func (c *completionDialect) delta(w *events, d *delta) {
@@ -92,7 +94,7 @@ func (c *completionDialect) delta(w *events, d *delta) {
 	w.data = append(w.data, `,"token_ids":`...)
 	w.appendTokens(c.g.tokenIDs, d.token)
 	w.data = append(w.data, "}]"...)
-	w.appendRunningUsage(d.tokens)
+	w.appendRunningUsage(d.tokens, false)
 	if d.finish != "" && !c.g.includeUsage {
 		w.appendFingerprint()
 	}

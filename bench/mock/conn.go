@@ -164,6 +164,21 @@ func (x *exchange) head(status int, fields ...field) {
 	x.c.out = b
 }
 
+// lastFields adds what the outermost middleware and uvicorn itself say.
+func (x *exchange) lastFields(fields []field) []field {
+	if x.s.cfg.RequestIDHeaders {
+		id := x.req.Header.Get("X-Request-Id")
+		if id == "" {
+			id = randomID() + randomID()
+		}
+		fields = append(fields, field{"x-request-id", id})
+	}
+	if !x.keepAlive {
+		fields = append(fields, field{"connection", "close"})
+	}
+	return fields
+}
+
 // answer sends a whole response. extra fields come before content-length, as those of vLLM's handlers do.
 func (x *exchange) answer(status int, contentType string, body []byte, extra ...field) {
 	x.sent = len(body)
@@ -174,10 +189,7 @@ func (x *exchange) answer(status int, contentType string, body []byte, extra ...
 	if status != http.StatusUnauthorized { // said by a middleware outside the one that adds vary
 		fields = append(fields, field{"vary", "Origin"})
 	}
-	if !x.keepAlive {
-		fields = append(fields, field{"connection", "close"})
-	}
-	x.head(status, fields...)
+	x.head(status, x.lastFields(fields)...)
 	x.c.out = append(x.c.out, "\r\n"...)
 	if x.req.Method != http.MethodHead {
 		x.c.out = append(x.c.out, body...)
@@ -187,10 +199,7 @@ func (x *exchange) answer(status int, contentType string, body []byte, extra ...
 
 // startStream sends the head of a stream of events. Even HTTP/1.0 clients get chunks.
 func (x *exchange) startStream() {
-	fields := []field{{"content-type", "text/event-stream; charset=utf-8"}, {"vary", "Origin"}}
-	if !x.keepAlive {
-		fields = append(fields, field{"connection", "close"})
-	}
+	fields := x.lastFields([]field{{"content-type", "text/event-stream; charset=utf-8"}, {"vary", "Origin"}})
 	x.head(http.StatusOK, append(fields, field{"transfer-encoding", "chunked"})...)
 	x.c.out = append(x.c.out, "\r\n"...)
 	x.write()

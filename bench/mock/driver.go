@@ -12,6 +12,10 @@ const maxLag = 250 * time.Millisecond
 
 // driver runs an engine against the wall clock: one goroutine plans a step, sleeps until its end, which is reckoned from the last
 // step's end and not from when the sleep was over, and hands out the tokens.
+//
+// Go's timers wake a sleeping process about once a millisecond at best, so steps that are shorter come in bursts of a millisecond's
+// worth: their number in any longer time is right, the gaps between tokens are not. Such are the steps of a profile at a Speed of
+// some dozens. A finer clock would need a system call a step, and with several engines on a machine most of a core.
 type driver struct {
 	start time.Time // the engine's time 0
 	wake  chan struct{}

@@ -26,6 +26,21 @@ func (w *events) appendFinish(d *delta) {
 	w.data = append(w.data, '"')
 }
 
+// appendToolDelta appends a chat delta of a tool's arguments; the first has the call's id and name.
+func (w *events) appendToolDelta(d *delta) {
+	w.data = append(w.data, `,"delta":{"tool_calls":[{`...)
+	if d.tokens == 1 {
+		w.data = append(w.data, `"id":"`...)
+		w.data = append(w.data, d.job.tool.id...)
+		w.data = append(w.data, `","type":"function","index":0,"function":{"name":`...)
+		w.data = append(appendJSON(w.data, d.job.tool.name), ',')
+	} else {
+		w.data = append(w.data, `"index":0,"function":{`...)
+	}
+	w.data = append(w.data, `"arguments":`...)
+	w.data = append(appendJSON(w.data, d.text), `}}]}`...)
+}
+
 func (w *events) appendStopReason(d *delta) {
 	w.data = append(w.data, `,"stop_reason":`...)
 	if d.finish == "stop" && d.job.stoppedBy != "" {
@@ -67,11 +82,14 @@ func (w *events) appendCounts(prompt, completion int) {
 	w.data = strconv.AppendInt(w.data, int64(completion), 10)
 }
 
-// appendRunningUsage is the usage on every event, if it was asked for: without details.
-func (w *events) appendRunningUsage(completion int) {
+// appendRunningUsage is the usage on every event, if it was asked for. Chat completions mention that there are no details.
+func (w *events) appendRunningUsage(completion int, details bool) {
 	if w.g.everyUsage {
 		w.appendCounts(len(w.g.prompts[0]), completion)
-		w.data = append(w.data, `,"completion_tokens_details":null}`...)
+		if details {
+			w.data = append(w.data, `,"completion_tokens_details":null`...)
+		}
+		w.data = append(w.data, '}')
 	}
 }
 

@@ -168,6 +168,18 @@ func (f *fields) integer(name string, absent int) int {
 	return int(number)
 }
 
+func (f *fields) number(name string, absent float64) float64 {
+	raw := f.get(name)
+	if raw == nil {
+		return absent
+	}
+	var number float64
+	if json.Unmarshal(raw, &number) != nil {
+		f.add(name, "float_type", "Input should be a valid number", pythonValue(raw))
+	}
+	return number
+}
+
 func (f *fields) boolean(name string) bool {
 	var b bool
 	if raw := f.get(name); raw != nil && json.Unmarshal(raw, &b) != nil {

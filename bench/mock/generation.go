@@ -1,6 +1,7 @@
 package mock
 
 import (
+	"encoding/json"
 	"net/http"
 	"time"
 
@@ -28,6 +29,11 @@ type generation struct {
 	includeUsage bool // a last event with the usage
 	everyUsage   bool // and on every event
 	tokenIDs     bool // return_token_ids
+	orca         bool // the answer may carry a load report
+
+	tools  toolUse
+	format json.RawMessage // schema of a JSON answer; nil: prose
+	fail   func(*apiError) // how the API says what is wrong
 
 	prompts [][]uint32
 	call    *call
@@ -37,6 +43,7 @@ type generation struct {
 
 // dialect is how an API says what a generation does.
 type dialect interface {
+	open(w *events)            // the head of a stream is sent, and nothing has been produced
 	start(w *events)           // its first output is there
 	delta(w *events, d *delta) // a job has produced
 	end(w *events)             // all jobs have ended
@@ -45,31 +52,42 @@ type dialect interface {
 
 // sampling reads the fields that all APIs share.
 func (x *exchange) sampling(f *fields, idPrefix string) *generation {
-	g := &generation{x: x, params: params{n: f.integer("n", 1), stop: f.texts("stop")}}
+	g := &generation{x: x, fail: x.fail, created: x.begun.Unix(), params: params{n: 1}}
 	g.seed = uint64(f.integer("seed", 0))
 	g.salt = f.text("cache_salt")
 	g.model = f.text("model")
 	g.stream = f.boolean("stream")
-	g.tokenIDs = f.boolean("return_token_ids")
-	g.limitName = "max_tokens"
-	if f.get("max_completion_tokens") != nil {
-		g.limitName = "max_completion_tokens"
-	}
-	g.limit = f.integer(g.limitName, 0)
-	if f.get(g.limitName) == nil {
-		g.limitName = ""
-	}
-	if o := f.object("stream_options"); o != nil {
-		g.includeUsage = o.boolean("include_usage")
-		g.everyUsage = g.includeUsage && o.boolean("continuous_usage_stats")
-	}
 	id := x.req.Header.Get("X-Request-Id")
 	if id == "" {
 		id = randomID()
 	}
 	g.id = idPrefix + id
-	g.created = x.begun.Unix()
 	return g
+}
+
+// limits reads how long the answer may be from the first of the named fields that is given.
+func (g *generation) limits(f *fields, names ...string) {
+	for _, name := range names {
+		if f.get(name) != nil {
+			g.limitName, g.limit = name, f.integer(name, 0)
+			return
+		}
+	}
+}
+
+// completionFields reads the fields that OpenAI's two completion APIs share.
+func (g *generation) completionFields(f *fields) {
+	g.params.n, g.params.stop = f.integer("n", 1), f.texts("stop")
+	g.tokenIDs = f.boolean("return_token_ids")
+	g.orca = true
+	g.limits(f, "max_completion_tokens", "max_tokens")
+	if o := f.object("stream_options"); o != nil {
+		g.includeUsage = o.boolean("include_usage")
+		g.everyUsage = g.includeUsage && o.boolean("continuous_usage_stats")
+	}
+	if g.x.s.cfg.ForceUsage {
+		g.includeUsage, g.everyUsage = true, true
+	}
 }
 
 // check says why vLLM would refuse the request, in its order: model, limits, length.
@@ -129,19 +147,29 @@ func (g *generation) prepare() {
 			seed = xxhash.Sum64([]byte{byte(seed), byte(seed >> 8), byte(seed >> 16), byte(seed >> 24),
 				byte(seed >> 32), byte(seed >> 40), byte(seed >> 48), byte(seed >> 56)})
 			j.gen = newGenerator(seed)
-			room := g.x.s.cfg.MaxModelLen - len(tokens)
 			j.params = g.params
-			j.params.maxTokens = room
-			j.seq.OutputTokens = g.limit
+			j.params.maxTokens = g.limit
 			if g.limit == 0 {
-				j.natural = true
-				j.seq.OutputTokens = min(room, naturalLength(seed))
-			} else {
-				j.params.maxTokens = g.limit
+				j.params.maxTokens = g.x.s.cfg.MaxModelLen - len(tokens)
 			}
+			g.plan(j, seed)
 			g.call.jobs = append(g.call.jobs, j)
 		}
 	}
+}
+
+// plan decides what a job will say and how much of it.
+func (g *generation) plan(j *job, seed uint64) {
+	length := j.params.maxTokens
+	j.gen.script, j.tool = g.scripted(seed)
+	if j.gen.script != "" {
+		length = countTokens(j.gen.script)
+		j.natural = length <= j.params.maxTokens
+	} else if g.limit == 0 {
+		length = naturalLength(seed)
+		j.natural = length <= j.params.maxTokens
+	}
+	j.seq.OutputTokens = min(length, j.params.maxTokens)
 }
 
 // naturalLength is how long an answer is that nobody limits: 16 to 400 tokens, short ones more often.
@@ -173,7 +201,7 @@ func (g *generation) run(d dialect) {
 
 func (g *generation) refuse(e *apiError) {
 	g.x.s.count(&g.x.s.counts.Refused, 1)
-	g.x.fail(e)
+	g.fail(e)
 }
 
 // await waits for output, and returns false when the client has gone.
@@ -211,13 +239,21 @@ func (g *generation) runWhole(d dialect) {
 	for i, p := range parts {
 		texts[i] = string(p)
 	}
-	g.finish(func() { g.x.answerJSON(d.whole(texts), g.x.orca()...) })
+	var report []field
+	if g.orca {
+		report = g.x.orca()
+	}
+	g.finish(func() { g.x.answerJSON(d.whole(texts), report...) })
 }
 
 func (g *generation) runStream(d dialect) {
 	x := g.x
 	x.startStream()
 	w := &events{g: g}
+	if d.open(w); !w.flush() {
+		g.lost()
+		return
+	}
 	var buf []delta
 	for left, first := len(g.call.jobs), true; left > 0; {
 		var ok bool
@@ -243,12 +279,7 @@ func (g *generation) runStream(d dialect) {
 			g.finish(x.write)
 			return
 		}
-		x.write()
-		if w.cut {
-			x.c.reset()
-			x.err = errCut
-		}
-		if x.err != nil {
+		if !w.flush() {
 			g.lost()
 			return
 		}
@@ -289,6 +320,19 @@ func (w *events) send() {
 	if c := w.g.faults.CutAfter; c > 0 && w.sent == c {
 		w.cut = true
 	}
+}
+
+// flush sends the events so far, and returns false when there can be no more.
+func (w *events) flush() bool {
+	x := w.g.x
+	if len(x.c.out) > 0 {
+		x.write()
+	}
+	if w.cut {
+		x.c.reset()
+		x.err = errCut
+	}
+	return x.err == nil
 }
 
 // usage counts tokens, as vLLM reports them.

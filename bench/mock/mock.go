@@ -21,14 +21,18 @@ import (
 // Config is what a Server is started with. The zero value serves a model named "mock" at the speed of the default profile.
 type Config struct {
 	Model            string         // served model name; "": "mock"
-	Loras            []string       // names of LoRA adapters, which are models too
+	Loras            []string       // names of LoRA adapters that are loaded from the start; an adapter is a model too
+	LoraUpdates      bool           // adapters can be loaded and unloaded, as with VLLM_ALLOW_RUNTIME_LORA_UPDATING
+	LoraRoot         string         // what the path of an adapter that can be loaded begins with
 	Profile          engine.Profile // model and hardware; zero: the first of engine.Profiles
-	Speed            float64        // divides every duration of the engine; 0: 1
+	Speed            float64        // divides every duration of the engine; 0: 1; see driver for steps shorter than a millisecond
 	Seed             uint64         // of the answers' text and length
 	MaxModelLen      int            // longest prompt and answer together; 0: the profile's; what the KV cache holds at most
 	MaxQueued        int            // answer 503 when more requests wait or run; 0: no limit
 	APIKey           string         // demand it under /v1; "": none
 	HideCachedTokens bool           // as without vLLM's --enable-prompt-tokens-details
+	ForceUsage       bool           // usage on every event of every stream, as with --enable-force-include-usage
+	RequestIDHeaders bool           // X-Request-Id on every answer, as with --enable-request-id-headers
 	KeepAlive        time.Duration  // idle time after a request before the connection is closed; 0: uvicorn's 5 s
 }
 
@@ -64,6 +68,7 @@ type Server struct {
 	mu        sync.Mutex
 	listeners map[net.Listener]struct{}
 	conns     map[*conn]struct{}
+	adapters  []adapter
 	draining  bool // Shutdown was called: no new connections, no second request on one
 	closed    bool
 	faults    Faults
@@ -85,7 +90,10 @@ func New(cfg Config) *Server {
 		cfg: cfg, driver: newDriver(eng, cfg.MaxModelLen), started: time.Now(),
 		listeners: map[net.Listener]struct{}{}, conns: map[*conn]struct{}{}, http: newHTTPMetrics(),
 	}
-	s.driver.loras.enabled = len(cfg.Loras) > 0
+	s.driver.loras.enabled = len(cfg.Loras) > 0 || cfg.LoraUpdates
+	for _, name := range cfg.Loras {
+		s.adapters = append(s.adapters, adapter{name, "./lora/" + name})
+	}
 	s.routes = s.table()
 	s.counts.ids = map[string]int{}
 	go s.driver.run()
@@ -189,17 +197,4 @@ func (s *Server) stopping() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.draining || s.closed
-}
-
-// hasModel says whether name is served, and as which adapter. No name means the base model.
-func (s *Server) hasModel(name string) (adapter string, ok bool) {
-	if name == "" || name == s.cfg.Model {
-		return "", true
-	}
-	for _, l := range s.cfg.Loras {
-		if l == name {
-			return l, true
-		}
-	}
-	return "", false
 }

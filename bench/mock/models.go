@@ -48,8 +48,8 @@ func newModelCard(id, root string, parent *string, maxLen *int) modelCard {
 func (x *exchange) models() {
 	cfg := &x.s.cfg
 	data := []modelCard{newModelCard(cfg.Model, "./"+cfg.Model, nil, &cfg.MaxModelLen)}
-	for _, l := range cfg.Loras {
-		data = append(data, newModelCard(l, "./lora/"+l, &cfg.Model, nil))
+	for _, a := range x.s.loaded() {
+		data = append(data, newModelCard(a.name, a.path, &cfg.Model, nil))
 	}
 	x.answerJSON(struct {
 		Object string      `json:"object"`

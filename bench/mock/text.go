@@ -7,6 +7,7 @@ type generator struct {
 	shape  string // the sentence under way: a word class a letter
 	at     int    // position in shape
 	spaced bool   // something was written before
+	script string // what is still to be written word for word, instead of sentences
 }
 
 // word is a token of the vocabulary: how it is written first in a text and after other words.
@@ -55,6 +56,11 @@ func (g *generator) random() uint64 {
 
 // next returns the next token and its text.
 func (g *generator) next() (id uint32, text string) {
+	if g.script != "" {
+		n := pieceLen(g.script)
+		text, g.script = g.script[:n], g.script[n:]
+		return pieceID(text), text
+	}
 	r := g.random()
 	if g.at == len(g.shape) {
 		g.shape, g.at = shapes[r%uint64(len(shapes))], 0

@@ -55,6 +55,14 @@ func pieceID(piece string) uint32 {
 	return max(uint32(xxhash.Sum64String(piece)&0x7fff_ffff), textTokens)
 }
 
+// countTokens returns how many tokens text has.
+func countTokens(text string) (n int) {
+	for ; len(text) > 0; n++ {
+		text = text[pieceLen(text):]
+	}
+	return n
+}
+
 // tokenize appends the tokens of text to dst.
 func tokenize(dst []uint32, text string) []uint32 {
 	for len(text) > 0 {
