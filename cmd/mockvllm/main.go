@@ -61,6 +61,7 @@ type options struct {
 	json     bool
 	blocks   int
 	maxLoras int
+	loadTime time.Duration
 	drain    time.Duration
 	cfg      mock.Config
 }
@@ -83,14 +84,19 @@ func newCommand() *cobra.Command {
 	f.StringVar(&o.listen, "listen", ":8000", "address to listen on; port 0 chooses one")
 	f.StringVar(&o.cfg.Model, "model", "mock", "served model name")
 	f.StringArrayVar(&o.cfg.Loras, "lora", nil, "name of a LoRA adapter, which is a model too (repeatable)")
+	f.BoolVar(&o.cfg.LoraUpdates, "allow-runtime-lora-updating", false, "serve /v1/load_lora_adapter and /v1/unload_lora_adapter")
+	f.StringVar(&o.cfg.LoraRoot, "lora-root", "", "what the paths of adapters that can be loaded begin with; others are not found")
+	f.DurationVar(&o.loadTime, "lora-load-time", 0, "how long loading an adapter takes, at speed 1 (default the profile's)")
 	f.StringVar(&o.profile, "profile", engine.Profiles[0].Name, "model and hardware whose pace to keep")
-	f.Float64Var(&o.cfg.Speed, "speed", 1, "how many times faster than real the engine runs")
+	f.Float64Var(&o.cfg.Speed, "speed", 1, "how many times faster than real the engine runs; steps below 1 ms come in bursts")
 	f.Uint64Var(&o.cfg.Seed, "seed", 0, "seed of the answers: the same request gets the same answer")
 	f.IntVar(&o.cfg.MaxModelLen, "max-model-len", 0, "longest prompt and answer together, in tokens (default the profile's)")
 	f.IntVar(&o.blocks, "num-gpu-blocks", 0, "KV blocks of 16 tokens (default the profile's)")
 	f.IntVar(&o.maxLoras, "max-loras", 1, "adapters that may run at once")
 	f.IntVar(&o.cfg.MaxQueued, "max-num-queued-reqs", 0, "answer 503 when more requests wait or run (default no limit)")
 	f.StringVar(&o.cfg.APIKey, "api-key", "", "demand this key under /v1")
+	f.BoolVar(&o.cfg.RequestIDHeaders, "enable-request-id-headers", false, "answer with X-Request-Id")
+	f.BoolVar(&o.cfg.ForceUsage, "enable-force-include-usage", false, "usage on every event of every stream")
 	f.BoolVar(&o.cfg.HideCachedTokens, "no-prompt-tokens-details", false, "leave cached tokens out of the usage")
 	f.DurationVar(&o.drain, "drain", 10*time.Second, "on SIGTERM, how long to wait for answers to be written")
 	f.BoolVar(&o.json, "json", false, "print the start line as JSON")
@@ -123,11 +129,16 @@ func (o *options) config() (mock.Config, error) {
 		p.Engine.Blocks = o.blocks
 	}
 	p.Engine.MaxLoras = o.maxLoras
+	if o.loadTime != 0 {
+		p.Engine.Cost.AdapterLoad = o.loadTime
+	}
 	switch {
 	case o.cfg.Speed <= 0:
 		err = fmt.Errorf("--speed %v: must be above 0", o.cfg.Speed)
 	case p.Engine.Blocks < 2:
 		err = fmt.Errorf("--num-gpu-blocks %d: must be at least 2", o.blocks)
+	case o.loadTime < 0:
+		err = fmt.Errorf("--lora-load-time %v: must not be negative", o.loadTime)
 	case o.maxLoras < 1:
 		err = fmt.Errorf("--max-loras %d: must be at least 1", o.maxLoras)
 	case o.cfg.MaxModelLen < 0:

@@ -64,6 +64,7 @@ func TestExitCodes(t *testing.T) {
 		{"--profile abacus", exitMisused, "tiny-cpu"},
 		{"--speed 0", exitMisused, "--speed"},
 		{"--num-gpu-blocks 1", exitMisused, "--num-gpu-blocks"},
+		{"--lora-load-time -1s", exitMisused, "--lora-load-time"},
 		{"--max-loras 0", exitMisused, "--max-loras"},
 		{"--max-model-len 999999999", exitMisused, "does not fit"},
 		{"--listen 127.0.0.1:notaport", exitFailed, "notaport"},
