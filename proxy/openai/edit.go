@@ -16,7 +16,7 @@ var (
 // stream_options. When it does, the event that holds nothing but the usage is not
 // the client's; see [Events].
 func (r *Request) InjectUsage() bool {
-	if !r.Stream || r.StreamOptions || !r.Kind.usageOnRequest() {
+	if r.cut || !r.Stream || r.StreamOptions || !r.Kind.usageOnRequest() {
 		return false
 	}
 	r.askUsage = true

@@ -31,6 +31,10 @@ func (s *scanner) reset(body []byte) {
 
 func (s *scanner) failed() bool { return s.reason != "" }
 
+// cut tells whether all that is wrong is that the text ends: what follows might
+// mend it. Every other failure is at a byte that the text has.
+func (s *scanner) cut() bool { return s.failed() && s.at == len(s.body) }
+
 func (s *scanner) fail(at int, reason string) {
 	if s.reason == "" {
 		s.at, s.reason = at, reason
@@ -201,12 +205,14 @@ func (s *scanner) scalar(c byte) {
 }
 
 func (s *scanner) literal(word string) {
-	rest := s.body[s.pos:]
-	if len(rest) < len(word) || string(rest[:len(word)]) != word {
+	n := min(len(word), len(s.body)-s.pos)
+	if string(s.body[s.pos:s.pos+n]) != word[:n] {
 		s.unexpected("a value")
 		return
 	}
-	s.pos += len(word)
+	if s.pos += n; n < len(word) {
+		s.unexpected("a value")
+	}
 }
 
 func (s *scanner) number() {

@@ -78,11 +78,8 @@ func (r *Request) prompt(key []byte) {
 	case placeNone:
 		s.skip()
 		return
-	case placeTools, placeDocuments:
-		r.head[at] = s.inner()
-		return
-	case placeSystem:
-		r.head[at] = s.system()
+	case placeTools, placeDocuments, placeSystem:
+		r.readHead(at)
 		return
 	}
 	if s.peek() == 'n' {
@@ -106,24 +103,48 @@ func (r *Request) prompt(key []byte) {
 	}
 }
 
+// readHead reads what stands in front of the messages. The start of a value that
+// the body cuts off is of use only if nothing that was read comes behind it.
+func (r *Request) readHead(at place) {
+	s := &r.scan
+	if at == placeSystem {
+		r.head[at] = s.system()
+	} else {
+		r.head[at] = s.soFar()
+	}
+	if !s.cut() {
+		return
+	}
+	behind := len(r.spans) > headSpans
+	for _, later := range r.head[at+1:] {
+		behind = behind || len(later) > 0
+	}
+	if behind {
+		r.head[at] = nil
+	}
+}
+
 // system gives the system text: a string, or raw what follows the first block or
 // blocks that vLLM drops from the array (entrypoints/anthropic/serving.py): a header
 // of Claude Code with a hash that differs from request to request, which would keep
 // prompts apart that the server's cache finds equal.
 func (s *scanner) system() []byte {
 	if s.peek() != '[' {
-		return s.inner()
+		return s.soFar()
 	}
 	from, dropping := s.pos, true
 	s.open()
 	for s.more(']') {
 		block := s.raw()
+		if s.failed() {
+			break
+		}
 		dropping = dropping && bytes.Contains(block, []byte(`"x-anthropic-billing-header`))
 		if dropping {
 			from = s.pos
 		}
 	}
-	if s.failed() {
+	if s.failed() && (dropping || !s.cut()) {
 		return nil
 	}
 	return s.body[from:s.pos]
@@ -159,7 +180,7 @@ func (r *Request) text() {
 		s.skip()
 		return
 	}
-	t := s.str()
+	t := s.strSoFar()
 	r.add(t.start, t.end, false)
 }
 
@@ -258,10 +279,20 @@ func (r *Request) message() {
 			r.other()
 		}
 	}
+	if s.failed() {
+		// Content may go on, and what belongs behind it has to wait. A role that has
+		// not come is most likely the user's, whose messages are the long ones.
+		if len(r.spans) > role+1 && len(r.spans[role].Data) == 0 {
+			r.spans[role].Data = user
+		}
+		return
+	}
 	for _, m := range r.rest {
 		r.add(m.start, m.end, false)
 	}
 }
+
+var user = []byte("user")
 
 // other keeps a member of a message, key and all, for behind the content. Null is
 // what clients send back for what an answer did not have; templates ignore it.
@@ -319,7 +350,7 @@ func (r *Request) part(nesting int) {
 		case "text":
 			n := len(r.spans)
 			if s.peek() == '"' && said >= 0 {
-				t := s.str()
+				t := s.strSoFar()
 				r.spans[said].Data = s.body[t.start:t.end]
 			} else if r.text(); len(r.spans) > n {
 				said = n
@@ -358,12 +389,17 @@ func (r *Request) medium() int {
 		return 0
 	case '"':
 		t := s.str()
+		if s.failed() {
+			return 0
+		}
 		r.add(t.start, t.end, true)
 		return 1
 	}
 	start := s.pos
 	if s.peek() != '{' {
-		s.skip()
+		if s.skip(); s.failed() {
+			return 0
+		}
 		r.add(start, s.pos, true)
 		return 1
 	}

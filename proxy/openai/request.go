@@ -66,6 +66,7 @@ type Request struct {
 	empty                    bool   // the body is {}
 	maxTokens, maxCompletion int    // −1 without
 	brace                    int    // where the closing brace stands
+	cut                      bool   // the body is the start of one
 	renamed                  []byte // what ReplaceModel was given
 	askUsage                 bool   // what InjectUsage did
 }
@@ -121,27 +122,8 @@ func (r *Request) Reset() {
 // of the Request is to be used then. The body must not change while r is in use.
 func (r *Request) Read(kind Kind, body []byte) error {
 	r.begin(kind, body)
-	s := &r.scan
-	if bytes.HasPrefix(body, []byte("\xef\xbb\xbf")) {
-		s.pos = 3
-	}
-	if s.peek() != '{' {
-		if s.pos == len(body) {
-			return &Error{Offset: s.pos, Reason: "it is empty"}
-		}
-		return &Error{Offset: s.pos, Reason: "it is not a JSON object"}
-	}
-	s.open()
-	r.empty = true
-	for key, ok := s.member(); ok; key, ok = s.member() {
-		r.empty = false
-		r.member(key)
-	}
-	r.brace = s.pos - 1
-	if s.peek(); !s.failed() && s.pos < len(body) {
-		s.fail(s.pos, "something follows the JSON object")
-	}
-	if s.failed() {
+	r.walk()
+	if s := &r.scan; s.failed() {
 		return &Error{Offset: s.at, Reason: s.reason}
 	}
 	if r.modelErr != "" {
@@ -150,6 +132,34 @@ func (r *Request) Read(kind Kind, body []byte) error {
 	r.end()
 	return nil
 }
+
+// walk reads the body. What is wrong with it is the scanner's to say.
+func (r *Request) walk() {
+	s := &r.scan
+	if bytes.HasPrefix(s.body, byteOrderMark) {
+		s.pos = len(byteOrderMark)
+	}
+	if s.peek() != '{' {
+		if s.pos == len(s.body) {
+			s.fail(s.pos, "it is empty")
+		} else {
+			s.fail(s.pos, "it is not a JSON object")
+		}
+		return
+	}
+	s.open()
+	r.empty = true
+	for key, ok := s.member(); ok; key, ok = s.member() {
+		r.empty = false
+		r.member(key)
+	}
+	r.brace = s.pos - 1
+	if s.peek(); !s.failed() && s.pos < len(s.body) {
+		s.fail(s.pos, "something follows the JSON object")
+	}
+}
+
+var byteOrderMark = []byte("\xef\xbb\xbf")
 
 func (r *Request) begin(kind Kind, body []byte) {
 	spans, rest, buf := r.spans, r.rest, r.modelBuf
@@ -232,7 +242,7 @@ func (r *Request) member(key []byte) {
 // judged at the end: a later one replaces it.
 func (r *Request) readModel() {
 	s := &r.scan
-	r.Model, r.modelErr = nil, ""
+	r.Model, r.hasModel, r.modelErr = nil, false, ""
 	s.peek()
 	start := s.pos
 	if s.peek() != '"' {
@@ -241,7 +251,7 @@ func (r *Request) readModel() {
 			r.modelErr = "the model must be a string"
 		}
 		r.model = [2]int{start, start}
-		if r.hasModel = r.modelErr == ""; r.hasModel {
+		if r.hasModel = r.modelErr == "" && !s.failed(); r.hasModel {
 			r.model[1] = s.pos
 		}
 		return

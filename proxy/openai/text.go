@@ -25,6 +25,16 @@ func (s *scanner) str() text {
 	return text{start, end, escaped}
 }
 
+// strSoFar is str, and of a string that goes on behind the end of the text what there
+// is of it.
+func (s *scanner) strSoFar() text {
+	t := s.str()
+	if s.cut() {
+		t.end = len(s.body)
+	}
+	return t
+}
+
 // Eight bytes of a string are looked at together. Three kinds mean something: the
 // quote, the backslash, and the control characters, which RFC 8259 forbids. x^0x02
 // maps the quote (0x22) to 0x20 and keeps 0x00–0x1f among themselves, so that one

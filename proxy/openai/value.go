@@ -29,6 +29,23 @@ func (s *scanner) inner() []byte {
 	return s.raw()
 }
 
+// soFar is inner, and of a string, an array or an object that goes on behind the end
+// of the text what there is of it.
+func (s *scanner) soFar() []byte {
+	switch s.peek() {
+	case '"':
+		t := s.strSoFar()
+		return s.body[t.start:t.end]
+	case '[', '{':
+		from := s.pos
+		if s.skip(); s.failed() && !s.cut() {
+			return nil
+		}
+		return s.body[from:s.pos]
+	}
+	return s.inner()
+}
+
 // null passes over null, if that is what stands here.
 func (s *scanner) null() bool {
 	if s.peek() != 'n' {
