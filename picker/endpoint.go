@@ -35,7 +35,9 @@ const (
 
 	// firstEjection and maxEjection bound how long a pod that refuses connections is left alone.
 	firstEjection = time.Second
-	maxEjection   = 30 * time.Second
+	// maxStrikes is how many requests in a row an endpoint may fail (Envoy's outlier detection has the same default).
+	maxStrikes  = 5
+	maxEjection = 30 * time.Second
 
 	never = math.MaxInt64
 )
@@ -78,7 +80,8 @@ type Endpoint struct {
 	scrapeFailures atomic.Uint64        // since the last scrape
 
 	// Ejection: times are nanoseconds of now.
-	failures     atomic.Int32 // consecutive
+	failures     atomic.Int32 // consecutive ejections
+	strikes      atomic.Int32 // requests failed in a row
 	ejectedAt    atomic.Int64
 	ejectedUntil atomic.Int64
 
@@ -86,6 +89,7 @@ type Endpoint struct {
 	due    []due      // requests whose first token will not be seen
 	ticket uint64
 	audit  audit
+	struck bool // the ejection is for failed requests
 }
 
 // due is a request whose answer does not stream: its first token is taken to come when it was predicted to.
@@ -269,32 +273,67 @@ func (e *Endpoint) Eject(now time.Duration) {
 	if e.Ejected(now) {
 		return
 	}
+	e.eject(now)
+	e.struck = false
+	if v := e.view.Load(); !v.sample.Has(StartTime) {
+		e.restarted(v.capacity)
+	}
+}
+
+// eject starts an ejection. The caller holds mu.
+func (e *Endpoint) eject(now time.Duration) {
 	out := maxEjection
 	if n := e.failures.Add(1); n <= 5 {
 		out = firstEjection << (n - 1)
 	}
 	e.ejectedAt.Store(int64(now))
 	e.ejectedUntil.Store(int64(now + out))
-	if v := e.view.Load(); !v.sample.Has(StartTime) {
-		e.restarted(v.capacity)
+}
+
+// strike counts a request that the endpoint failed. After maxStrikes in a row it is ejected too: one that fails at once has
+// the shortest queue, and would draw all the traffic.
+func (e *Endpoint) strike(now time.Duration) {
+	if e.strikes.Add(1) < maxStrikes {
+		return
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.strikes.Store(0)
+	if !e.Ejected(now) {
+		e.eject(now)
+		e.struck = true
 	}
 }
 
 // Ejected says whether the endpoint is left alone at that time.
 func (e *Endpoint) Ejected(now time.Duration) bool { return int64(now) < e.ejectedUntil.Load() }
 
-// Readmit ends an ejection and the count of refusals: a probe, or a request, has succeeded.
+// Readmit ends an ejection and the count of refusals: a probe has succeeded. It does nothing for an endpoint that takes
+// connections and fails requests: that one has to wait its time out.
 func (e *Endpoint) Readmit() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if !e.struck {
+		e.readmit()
+	}
+}
+
+// readmit ends an ejection of either kind. The caller holds mu.
+func (e *Endpoint) readmit() {
+	e.struck = false
 	e.failures.Store(0)
 	e.ejectedUntil.Store(0)
 }
 
 // answered notes that a request dispatched then has been served.
 func (e *Endpoint) answered(dispatched time.Duration) {
+	if e.strikes.Load() != 0 {
+		e.strikes.Store(0)
+	}
 	if e.failures.Load() != 0 && int64(dispatched) >= e.ejectedAt.Load() {
-		e.Readmit()
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.readmit()
 	}
 }
 

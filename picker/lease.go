@@ -10,9 +10,10 @@ import (
 type Outcome uint8
 
 const (
-	Done       Outcome = iota // the endpoint answered, whatever it said
+	Done       Outcome = iota // the endpoint answered
+	Refused                   // it answered that it will not, and computed nothing: a bad request
 	ClientGone                // the client left before the end
-	Failed                    // the endpoint failed: reset, time-out, a stream cut short
+	Failed                    // the endpoint failed: reset, time-out, a stream cut short, an error of its own
 	NeverSent                 // the request did not reach the endpoint
 )
 
@@ -86,8 +87,11 @@ func (l *Lease) End(now time.Duration, o Outcome) {
 	if o == NeverSent {
 		e.sent.Add(-l.uncached)
 	}
-	if o == Done {
+	switch o {
+	case Done, Refused:
 		e.answered(l.dispatched)
+	case Failed:
+		e.strike(now)
 	}
 	computed := o == Done || l.first || o == ClientGone && !waiting
 	if !computed {

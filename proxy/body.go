@@ -26,18 +26,30 @@ func (b *budget) take(n int64) bool {
 
 func (b *budget) give(n int64) { b.used.Add(-n) }
 
-// body is a request's body, held whole because it is read for routing and may
-// have to be sent a second time. The zero value is an empty one.
+// body is a request's body as far as it has been received. It is held because
+// it is read for routing and may have to be sent a second time. The zero value is
+// an empty one; begin starts another.
 type body struct {
-	bytes  []byte
+	bytes []byte // received so far
+	whole bool   // that is all of it
+	lost  bool   // more was received than is held: it cannot be sent again
+
+	length int64 // as declared; message.Unknown
+	limit  int64
 	memory *[]byte // bytes' buffer, to be given back to its pool
 	budget *budget
-	taken  int64
+	taken  int64   // of the budget
+	window *[]byte // what comes after the budget was spent passes through it
+	passed int64   // that much of it
 }
 
 const (
 	smallestBuffer = 4 << 10
 	largestPooled  = 1 << 20 // beyond it the collector does better than a pool
+	// wholeSize is up to where a body is received whole before anything else.
+	wholeSize = 1 << 20
+	// windowSize is for what passes without being held.
+	windowSize = 64 << 10
 )
 
 // buffers are pools of byte slices by capacity: smallestBuffer << index.
@@ -47,16 +59,21 @@ func bufferClass(n int) int {
 	return bits.Len(uint(max(n, 1)-1) / smallestBuffer)
 }
 
-func getBuffer(n int) *[]byte {
+// bufferSize is what getBuffer really gives for n.
+func bufferSize(n int) int {
 	if n > largestPooled {
-		b := make([]byte, n)
-		return &b
+		return n
 	}
-	class := bufferClass(n)
-	if b, ok := buffers[class].Get().(*[]byte); ok {
-		return b
+	return smallestBuffer << bufferClass(n)
+}
+
+func getBuffer(n int) *[]byte {
+	if n <= largestPooled {
+		if b, ok := buffers[bufferClass(n)].Get().(*[]byte); ok {
+			return b
+		}
 	}
-	b := make([]byte, smallestBuffer<<class)
+	b := make([]byte, bufferSize(n))
 	return &b
 }
 
@@ -66,67 +83,104 @@ func putBuffer(b *[]byte) {
 	}
 }
 
-// read takes the whole body of s, of at most limit bytes, within the budget.
-// Its errors are those to answer with (*Error) or what Stream.Read said.
-func (b *body) read(s Stream, limit int64, from *budget) error {
-	length := s.Head().ContentLength
-	if length == 0 {
-		return nil
-	}
-	b.budget = from
-	if length > limit {
+// begin readies b for the body of s, of at most limit bytes.
+func (b *body) begin(s Stream, limit int64, from *budget) error {
+	b.length, b.limit, b.budget = s.Head().ContentLength, limit, from
+	b.whole = b.length == 0
+	if b.length > limit {
 		return errBodyTooLarge(limit)
 	}
-	if length != message.Unknown {
-		if err := b.grow(int(length)); err != nil {
-			return err
-		}
-		_, err := io.ReadFull(s, (*b.memory)[:length])
-		b.bytes = (*b.memory)[:length]
-		return err
-	}
-	for n := 0; ; {
-		if b.memory == nil || n == len(*b.memory) {
-			if int64(n) > limit {
-				return errBodyTooLarge(limit)
-			}
-			if err := b.grow(max(4*smallestBuffer, 2*n)); err != nil {
-				return err
-			}
-		}
-		m, err := s.Read((*b.memory)[n:])
-		n += m
-		b.bytes = (*b.memory)[:n]
-		switch {
-		case int64(n) > limit:
-			return errBodyTooLarge(limit)
-		case err == io.EOF:
-			return nil
-		case err != nil:
-			return err
-		}
-	}
+	return nil
 }
 
-// grow makes room for size bytes in all, keeping what is there.
-func (b *body) grow(size int) error {
-	if !b.budget.take(int64(size) - b.taken) {
+// receive takes in the body until there are n bytes of it, or all. Its errors
+// are those to answer with (*Error), or what Stream.Read said.
+func (b *body) receive(s Stream, n int64) error {
+	for !b.whole && int64(len(b.bytes)) < n {
+		if _, err := b.more(s); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// more receives the next bytes of the body, as they come, and holds them if the
+// budget allows; errBuffersSpent is its error if not.
+func (b *body) more(s Stream) (piece []byte, err error) {
+	if b.memory == nil || len(b.bytes) == len(*b.memory) {
+		if err := b.grow(); err != nil {
+			return nil, err
+		}
+	}
+	at := len(b.bytes)
+	n, err := s.Read((*b.memory)[at:])
+	b.bytes = (*b.memory)[:at+n]
+	return b.bytes[at:], b.received(int64(at+n), err)
+}
+
+// pass is more for a body that is not read for routing: beyond the budget its
+// bytes are let go, and it cannot be sent again.
+func (b *body) pass(s Stream) (piece []byte, err error) {
+	if !b.lost {
+		piece, err = b.more(s)
+		if own, ok := err.(*Error); !ok || own.Type != typeBuffersSpent {
+			return piece, err
+		}
+		b.lost = true
+		b.window = getBuffer(windowSize)
+	}
+	n, err := s.Read(*b.window)
+	b.passed += int64(n)
+	return (*b.window)[:n], b.received(int64(len(b.bytes))+b.passed, err)
+}
+
+// received sees where the body stands after total bytes of it.
+func (b *body) received(total int64, err error) error {
+	switch {
+	case total > b.limit:
+		return errBodyTooLarge(b.limit)
+	case err == io.EOF && b.length != message.Unknown && total < b.length:
+		return io.ErrUnexpectedEOF
+	case err == io.EOF || total == b.length:
+		b.whole = true
+		return nil
+	}
+	return err
+}
+
+// grow makes room for more, keeping what is there: four times as much, so that
+// growing copies little and a client that sends slowly holds little, but not
+// more than the body can be.
+func (b *body) grow() error {
+	size := max(4*smallestBuffer, 4*len(b.bytes))
+	most := b.limit + 1
+	if b.length != message.Unknown {
+		most = b.length
+		if most <= wholeSize {
+			size = int(most)
+		}
+	}
+	size = bufferSize(min(size, int(most)))
+	if !b.budget.take(int64(size)) {
 		return errBuffersSpent()
 	}
-	b.taken = int64(size)
 	larger := getBuffer(size)
 	copy(*larger, b.bytes)
 	if b.memory != nil {
 		putBuffer(b.memory)
+		b.budget.give(b.taken)
 	}
-	b.memory = larger
+	b.bytes = (*larger)[:len(b.bytes)]
+	b.memory, b.taken = larger, int64(size)
 	return nil
 }
 
 // release gives all of it back. The bytes must not be used any more.
 func (b *body) release() {
-	if b.memory != nil {
-		putBuffer(b.memory)
+	for _, m := range []*[]byte{b.memory, b.window} {
+		if m != nil {
+			putBuffer(m)
+		}
 	}
 	if b.taken > 0 {
 		b.budget.give(b.taken)

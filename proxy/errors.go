@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -22,13 +23,15 @@ type Error struct {
 
 func (e *Error) Error() string { return e.Message }
 
+const typeBuffersSpent = "fairway_buffers_spent"
+
 func errBodyTooLarge(limit int64) *Error {
 	return &Error{Status: 413, Type: "fairway_body_too_large",
 		Message: fmt.Sprintf("The request body is larger than this proxy takes (%d bytes; limits.body).", limit)}
 }
 
 func errBuffersSpent() *Error {
-	return &Error{Status: 503, Type: "fairway_buffers_spent", RetryAfter: time.Second,
+	return &Error{Status: 503, Type: typeBuffersSpent, RetryAfter: time.Second,
 		Message: "The proxy holds as many request bodies as it may (limits.buffers). Try again shortly."}
 }
 
@@ -52,12 +55,22 @@ func errUpstream(cause error) *Error {
 		Message: fmt.Sprintf("The engine failed before it answered: %v.", cause)}
 }
 
+func errExhausted(cause error) *Error {
+	return &Error{Status: 503, Type: "fairway_exhausted", RetryAfter: time.Second,
+		Message: fmt.Sprintf("The proxy cannot make another connection: %v.", cause)}
+}
+
 func errTimeout(phase string, after time.Duration) *Error {
 	return &Error{Status: 504, Type: "fairway_timeout",
 		Message: fmt.Sprintf("The engine gave no %s within %s (timeouts).", phase, after)}
 }
 
-func errUnreadable(e *openai.Error) *Error {
+// unreadable is the error for a body that openai.Request cannot read.
+func unreadable(err error) error {
+	e, ok := errors.AsType[*openai.Error](err)
+	if !ok {
+		return err
+	}
 	return &Error{Status: 400, Type: "fairway_bad_request", Param: e.Param, Message: e.Error()}
 }
 

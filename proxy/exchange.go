@@ -1,6 +1,8 @@
 package proxy
 
 import (
+	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -22,12 +24,16 @@ type Exchange struct {
 	server  *Server
 	serving *serving // the World this exchange began in
 	stream  Stream
+	ctx     context.Context // done when the client has gone, or its time is over
 	head    *message.Request
 
 	pool     *pool
 	model    *servedModel
 	body     body
 	read     openai.Request
+	kind     openai.Kind
+	early    bool           // an endpoint is chosen by the start of the body
+	target   string         // the model's name upstream
 	segments [][]byte       // the body on its way up, edits included
 	want     picker.Request // what the picker is asked
 	chain    []uint64
@@ -42,8 +48,9 @@ type Exchange struct {
 	start, until time.Duration      // on Now's clock; until 0: no bound
 	tried        []*picker.Endpoint // that failed before they answered
 	failure      error              // of the last one
+	sent         bool               // the last one took the whole request
 	resent       bool               // the body was sent a second time
-	retrying     bool               // counted in the retry budget
+	retry        *retryPlace        // held in the retry budget
 	record       account.Record
 	scratch      []byte
 }
@@ -54,7 +61,7 @@ type Exchange struct {
 func (x *Exchange) run() {
 	defer x.account()
 	defer x.contain()
-	defer x.body.release()
+	defer x.settled()
 	if err := x.serve(); err != nil {
 		x.refuse(err)
 	}
@@ -63,6 +70,12 @@ func (x *Exchange) run() {
 func (x *Exchange) serve() error {
 	if err := x.begin(); err != nil {
 		return err
+	}
+	if limit := x.serving.timeouts.Request; limit > 0 {
+		x.until = x.start + limit
+		ctx, cancel := context.WithTimeout(x.ctx, limit)
+		defer cancel()
+		x.ctx = ctx
 	}
 	if err := x.readBody(); err != nil {
 		return err
@@ -90,10 +103,8 @@ func (x *Exchange) begin() error {
 		return &Error{Status: 503, Type: "fairway_not_ready", RetryAfter: time.Second, Message: "No configuration is in force yet."}
 	}
 	x.head = x.stream.Head()
+	x.ctx = x.stream.Context()
 	x.takeFields()
-	if limit := x.serving.timeouts.Request; limit > 0 {
-		x.until = x.start + limit
-	}
 	return nil
 }
 
@@ -114,6 +125,8 @@ func (x *Exchange) takeFields() {
 		case message.EqualFold(f.Name, "x-fairway-explain"):
 			x.explain = string(f.Value) == "1" && x.serving.explain == ExplainOnRequest
 			continue
+		case ours(f.Name):
+			continue
 		}
 		kept = append(kept, f)
 	}
@@ -127,49 +140,67 @@ func (x *Exchange) takeFields() {
 	x.record.Path = string(x.head.Path())
 }
 
+// ours tells whether a field is one that only the proxy says.
+func ours(name []byte) bool {
+	const prefix = "x-fairway-"
+	return len(name) > len(prefix) && message.EqualFold(name[:len(prefix)], prefix)
+}
+
 // readBody takes in the body, and what it says when it is one of those that
-// are read.
+// are read. Of a large one only as much is received as it takes to choose an
+// endpoint; the rest follows while it is sent.
 func (x *Exchange) readBody() error {
-	if err := x.body.read(x.stream, x.serving.bodyLimit, &x.server.buffers); err != nil {
-		return x.bodyError(err)
-	}
-	x.record.BytesIn = int64(len(x.body.bytes))
-	kind := openai.KindOf(x.head.Method, x.head.Path())
-	x.read.Reset()
-	if kind == openai.Other {
-		return nil
-	}
-	if err := x.read.Read(kind, x.body.bytes); err != nil {
-		if e, ok := errors.AsType[*openai.Error](err); ok {
-			return errUnreadable(e)
-		}
+	if err := x.body.begin(x.stream, x.serving.bodyLimit, &x.server.buffers); err != nil {
 		return err
 	}
-	x.record.Model = string(x.read.Model)
-	x.record.Streamed = x.read.Stream
+	x.read.Reset()
+	x.kind = openai.KindOf(x.head.Method, x.head.Path())
+	if err := x.receive(wholeSize); err != nil {
+		return err
+	}
+	if x.kind == openai.Other {
+		return nil
+	}
+	if !x.body.whole {
+		if err := x.receive(x.serving.bodyLimit + 1); err != nil {
+			return err
+		}
+	}
+	if err := x.read.Read(x.kind, x.body.bytes); err != nil {
+		return unreadable(err)
+	}
+	return nil
+}
+
+// receive takes in n bytes of the body, or all of it.
+func (x *Exchange) receive(n int64) error {
+	if err := x.body.receive(x.stream, n); err != nil {
+		return x.bodyError(err)
+	}
 	return nil
 }
 
 // route finds the pool, the name its engines know the model by, and what the
 // picker is to know of the request.
 func (x *Exchange) route() error {
+	x.serving = x.server.serving.Load() // it may have changed while the body came in
 	var err error
 	x.pool, x.model, err = x.serving.route(x.read.Model, x.head.Path())
 	if err != nil {
 		return err
 	}
 	x.record.Pool = x.pool.name
+	x.record.Model = string(x.read.Model)
+	x.record.Streamed = x.read.Stream
 
-	target := x.record.Model
+	x.target = x.record.Model
 	if x.model != nil && len(x.model.Targets) > 0 {
-		target = x.model.target(rand.Uint64())
-		x.read.ReplaceModel(openai.AppendQuoted(nil, target))
+		x.target = x.model.target(rand.Uint64())
 	}
-	x.withholdUsage = x.serving.usage == UsageInject && x.read.InjectUsage()
-	x.segments = x.read.AppendSegments(x.segments[:0], x.body.bytes)
+	x.edit()
 	x.askLoad()
 
-	seed := prefix.ExtendSeed(prefix.Seed(target), x.read.CacheSalt)
+	seed := prefix.ExtendSeed(prefix.Seed(x.target), x.read.CacheSalt)
 	x.chain, x.want.Hash, x.want.Bytes = prefix.AppendChain(x.chain[:0], seed, x.read.Spans)
 	x.want.Chain = x.chain
 	x.want.Tokens = x.read.MediaTokens()
@@ -183,13 +214,20 @@ func (x *Exchange) route() error {
 	return nil
 }
 
+// edit has the body say upstream what it is to say there.
+func (x *Exchange) edit() {
+	if x.target != x.record.Model {
+		x.read.ReplaceModel(openai.AppendQuoted(nil, x.target))
+	}
+	x.withholdUsage = !x.early && x.serving.usage == UsageInject && x.read.InjectUsage()
+}
+
 // attempt sends the request to one endpoint and relays its answer. An error
 // comes from before the answer began; again says that another endpoint is to
 // be tried.
 func (x *Exchange) attempt() (again bool, err error) {
-	ctx := x.stream.Context()
 	x.want.Exclude = x.tried
-	choice, err := x.pool.chooser.Choose(ctx, &x.want)
+	choice, err := x.pool.chooser.Choose(x.ctx, &x.want)
 	if err != nil {
 		return false, x.noEndpoint(err)
 	}
@@ -203,12 +241,11 @@ func (x *Exchange) attempt() (again bool, err error) {
 	if x.resent {
 		connect = choice.Transport.Dial // no idle connection fails it a second time
 	}
-	conn, err := connect(ctx)
+	conn, err := connect(x.ctx)
 	if err != nil {
 		return x.unreachable(endpoint, err)
 	}
-	reused := conn.Used()
-	whole := false // the answer was read to its end: the connection can serve again
+	whole := false // request and answer are through: the connection can serve again
 	defer func() {
 		if whole {
 			choice.Transport.Put(conn)
@@ -227,20 +264,92 @@ func (x *Exchange) attempt() (again bool, err error) {
 			outcome = picker.ClientGone
 			return false, errGone
 		}
-		return x.unanswered(endpoint, conn, reused, err)
+		if own, ok := errors.AsType[*Error](err); ok {
+			outcome = picker.ClientGone
+			return false, own
+		}
+		return x.unanswered(endpoint, conn, err)
 	}
 	x.settled()
 	whole, outcome = x.relay(conn, &choice.Lease)
+	whole = whole && x.sent
 	return false, nil
 }
 
-// forward sends the request and waits for the head of the answer.
+// forward sends the request and waits for the head of the answer. An engine may
+// answer, with an error as a rule, before it has read the whole body, and close.
 func (x *Exchange) forward(conn *upstream.Conn) error {
 	x.arm(conn, x.serving.timeouts.FirstByte)
-	if err := conn.Send(x.head, x.segments...); err != nil {
+	x.segments = x.read.AppendSegments(x.segments[:0], x.body.bytes)
+	var sending error
+	if x.body.whole {
+		sending = conn.Send(x.head, x.segments...)
+	} else {
+		sending = x.pump(conn)
+	}
+	if _, ours := errors.AsType[*Error](sending); ours {
+		return sending
+	}
+	x.sent = sending == nil
+	if err := conn.ReadHead(&x.answer); err != nil {
+		return cmp.Or(sending, err)
+	}
+	conn.Sock().SetTimeout(0)
+	return nil
+}
+
+// pump sends what there is of the body, and the rest as it is received. An
+// *Error is the client's doing.
+func (x *Exchange) pump(conn *upstream.Conn) error {
+	head := *x.head
+	if head.ContentLength != message.Unknown {
+		for _, s := range x.segments {
+			head.ContentLength += int64(len(s))
+		}
+		head.ContentLength -= int64(len(x.body.bytes))
+	}
+	if err := conn.SendHead(&head); err != nil {
 		return err
 	}
-	return conn.ReadHead(&x.answer)
+	for _, s := range x.segments {
+		if err := conn.WriteBody(s); err != nil {
+			return err
+		}
+	}
+	for !x.body.whole {
+		piece, err := x.moreBody()
+		if err != nil {
+			return err
+		}
+		if err := conn.WriteBody(piece); err != nil {
+			return err
+		}
+	}
+	return conn.EndBody(nil)
+}
+
+// moreBody receives the next piece of a body of which the start was sent. It
+// does not give the last one of a body that took back what it said at its start.
+func (x *Exchange) moreBody() (piece []byte, err error) {
+	if x.kind == openai.Other {
+		piece, err = x.body.pass(x.stream)
+	} else {
+		piece, err = x.body.more(x.stream)
+	}
+	if err != nil {
+		return nil, x.bodyError(err)
+	}
+	if !x.body.whole || x.kind == openai.Other {
+		return piece, nil
+	}
+	if err := x.read.Read(x.kind, x.body.bytes); err != nil {
+		return nil, unreadable(err)
+	}
+	if string(x.read.Model) != x.record.Model {
+		return nil, &Error{Status: 400, Type: "fairway_bad_request", Param: "model", Message: "The request body names two models."}
+	}
+	x.edit()
+	return piece, nil
 }
 
 // arm bounds the next wait on the endpoint: by d, and by what the whole request
@@ -258,12 +367,18 @@ func (x *Exchange) arm(conn *upstream.Conn, d time.Duration) {
 // unreachable is for an endpoint that could not be connected to: nothing was
 // sent, so any other may be tried, as long as there is one.
 func (x *Exchange) unreachable(e *picker.Endpoint, err error) (again bool, _ error) {
-	if x.gone() {
+	switch {
+	case x.gone():
 		return false, errGone
+	case x.ctx.Err() != nil:
+		return false, x.timeout()
 	}
 	if errors.Is(err, upstream.ErrClosed) { // left the World in this moment
 		x.tried = append(x.tried, e)
 		return true, nil
+	}
+	if upstream.Exhausted(err) {
+		return false, errExhausted(err)
 	}
 	e.Eject(Now())
 	x.server.log.Warn("endpoint does not take connections", "pool", x.pool.name, "endpoint", e.Address(), "error", err)
@@ -273,16 +388,16 @@ func (x *Exchange) unreachable(e *picker.Endpoint, err error) (again bool, _ err
 
 // unanswered is for a request that was sent, in whole or in part, and got no
 // answer: it is sent a second time at most, and only within the retry budget.
-func (x *Exchange) unanswered(e *picker.Endpoint, conn *upstream.Conn, reused bool, err error) (again bool, _ error) {
+func (x *Exchange) unanswered(e *picker.Endpoint, conn *upstream.Conn, err error) (again bool, _ error) {
 	if conn.Sock().TimedOut() {
 		return false, x.timeout()
 	}
 	x.failure = fmt.Errorf("%s: %w", e.Address(), err)
-	if x.resent {
+	if x.resent || x.body.lost {
 		return false, errUpstream(x.failure)
 	}
 	x.resent = true
-	if reused {
+	if conn.Used() {
 		// Engines close idle connections, now and then in the very moment one
 		// is used: the same endpoint may be asked again, on a new connection.
 		x.record.Retries++
@@ -301,25 +416,28 @@ func (x *Exchange) tryElsewhere(e *picker.Endpoint, why error) {
 // waitToRetry takes a place in the retry budget for a request that was sent
 // before. Nothing is held meanwhile but the body.
 func (x *Exchange) waitToRetry() error {
-	if !x.resent || x.retrying {
+	if !x.resent || x.retry != nil {
 		return nil
 	}
-	x.retrying = x.server.retries.begin(x.stream.Context(), &x.server.live)
+	x.retry = x.server.retries.begin(x.ctx, &x.server.live)
 	switch {
-	case x.retrying:
+	case x.retry != nil:
 		return nil
 	case x.gone():
 		return errGone
 	}
-	return errUpstream(x.failure)
+	return x.timeout()
 }
 
-// settled is for an answer that has begun: nothing is retried from here on.
+// settled is for an answer that has begun, or will not: nothing is sent again
+// from here on.
 func (x *Exchange) settled() {
-	if x.retrying {
-		x.retrying = false
-		x.server.retries.end()
+	if x.retry != nil {
+		x.retry.end()
+		x.retry = nil
 	}
+	x.record.BytesIn += int64(len(x.body.bytes)) + x.body.passed
+	x.body.release()
 }
 
 // noEndpoint is the error for a request that no endpoint is left for.
@@ -365,7 +483,7 @@ func (x *Exchange) bodyError(err error) error {
 // refuse answers with an error of ours.
 func (x *Exchange) refuse(err error) {
 	if errors.Is(err, errGone) || x.stream.Started() {
-		x.record.Status, x.record.Reason = statusClientGone, account.ClientGone
+		x.record.Status, x.record.Reason = statusClientGone, x.leftBecause()
 		x.stream.Abort()
 		return
 	}
@@ -380,6 +498,14 @@ func (x *Exchange) refuse(err error) {
 	}
 }
 
+// leftBecause is the word for why nobody is there to answer.
+func (x *Exchange) leftBecause() string {
+	if slow(context.Cause(x.stream.Context())) {
+		return account.ClientTimeout
+	}
+	return account.ClientGone
+}
+
 // statusClientGone stands in the access log for an exchange whose client left
 // before it got a status; nginx's word.
 const statusClientGone = 499
@@ -388,22 +514,27 @@ const statusClientGone = 499
 func (x *Exchange) contain() {
 	if fault := recover(); fault != nil {
 		x.server.log.Error("panic while serving", "request_id", x.record.ID, "fault", fault, "stack", string(debug.Stack()))
-		x.settled()
 		x.refuse(errInternal())
 	}
 }
 
 // account tells of the exchange what there is to tell.
 func (x *Exchange) account() {
-	x.settled()
 	x.record.Duration = Now() - x.start
 	x.server.account.Done(&x.record)
+}
+
+// forget lets go of everything that belongs to the request.
+func (x *Exchange) forget() {
+	x.stream, x.ctx, x.head = nil, nil, nil
+	x.read.Reset()
+	clear(x.segments[:cap(x.segments)])
+	clear(x.tried[:cap(x.tried)])
 }
 
 // reset makes x ready for another request, keeping the memory it has.
 func (x *Exchange) reset(s Stream) {
 	now := Now()
-	clear(x.tried)
 	*x = Exchange{
 		server: x.server,
 		stream: s,

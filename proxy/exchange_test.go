@@ -231,8 +231,8 @@ func TestExplain(t *testing.T) {
 	}
 }
 
-// ours takes an error answer apart.
-func ours(t *testing.T, m *memoryStream) (typ, message string) {
+// refusal takes an error answer apart.
+func refusal(t *testing.T, m *memoryStream) (typ, message string) {
 	t.Helper()
 	var body struct {
 		Error struct {
@@ -279,7 +279,7 @@ func TestRefusals(t *testing.T) {
 			s := startServer(t, test.world, p)
 			before := p.Stats().Received
 			s.Handle(test.stream)
-			typ, says := ours(t, test.stream)
+			typ, says := refusal(t, test.stream)
 			if test.stream.answer.Status != test.status || typ != test.typ || !strings.Contains(says, test.says) {
 				t.Errorf("%d %s: %s", test.stream.answer.Status, typ, says)
 			}
@@ -316,7 +316,7 @@ func TestModelsGoToTheirPoolUnderTheirTargetName(t *testing.T) {
 	}
 	m := post("/v1/unknown", "{}")
 	s.Handle(m)
-	if typ, _ := ours(t, m); typ != "fairway_no_route" {
+	if typ, _ := refusal(t, m); typ != "fairway_no_route" {
 		t.Errorf("a path that names no model, between two pools: %s", typ)
 	}
 }
@@ -402,7 +402,7 @@ func TestModelsAreListedOverAllEndpoints(t *testing.T) {
 	m := post("/v1/models", "")
 	m.head.Method = []byte("GET")
 	startServer(t, World{}, dead).Handle(m)
-	if typ, _ := ours(t, m); m.answer.Status != 502 || typ != "fairway_upstream_failed" {
+	if typ, _ := refusal(t, m); m.answer.Status != 502 || typ != "fairway_upstream_failed" {
 		t.Errorf("%d %s", m.answer.Status, typ)
 	}
 }
@@ -431,13 +431,13 @@ func TestNoEndpointAlive(t *testing.T) {
 	s := startServer(t, World{}, dead)
 	m := post("/v1/chat/completions", chat(true, 2, "hello"))
 	s.Handle(m)
-	if typ, says := ours(t, m); m.answer.Status != 502 || typ != "fairway_upstream_failed" || !strings.Contains(says, dead.address) {
+	if typ, says := refusal(t, m); m.answer.Status != 502 || typ != "fairway_upstream_failed" || !strings.Contains(says, dead.address) {
 		t.Errorf("%d %s: %s", m.answer.Status, typ, says)
 	}
 	none := startServer(t, World{})
 	m = post("/v1/chat/completions", chat(true, 2, "hello"))
 	none.Handle(m)
-	if typ, _ := ours(t, m); m.answer.Status != 503 || typ != "fairway_no_endpoint" {
+	if typ, _ := refusal(t, m); m.answer.Status != 503 || typ != "fairway_no_endpoint" {
 		t.Errorf("%d %s", m.answer.Status, typ)
 	}
 }
@@ -459,7 +459,7 @@ func TestEngineThatAnswersGarbageIsNotTheClientsProblem(t *testing.T) {
 	alone := startServer(t, World{}, broken)
 	m := post("/v1/chat/completions", chat(true, 2, "hello"))
 	alone.Handle(m)
-	if typ, _ := ours(t, m); m.answer.Status != 502 || typ != "fairway_upstream_failed" {
+	if typ, _ := refusal(t, m); m.answer.Status != 502 || typ != "fairway_upstream_failed" {
 		t.Errorf("%d %s", m.answer.Status, typ)
 	}
 }
@@ -533,7 +533,7 @@ func TestFirstByteTimeout(t *testing.T) {
 	s := startServer(t, World{Timeouts: Timeouts{FirstByte: 50 * time.Millisecond}}, p)
 	m := post("/v1/chat/completions", chat(true, 2, "hello"))
 	s.Handle(m)
-	if typ, says := ours(t, m); m.answer.Status != 504 || typ != "fairway_timeout" || !strings.Contains(says, "50ms") {
+	if typ, says := refusal(t, m); m.answer.Status != 504 || typ != "fairway_timeout" || !strings.Contains(says, "50ms") {
 		t.Errorf("%d %s: %s", m.answer.Status, typ, says)
 	}
 }
@@ -545,7 +545,7 @@ func TestPanicIsContained(t *testing.T) {
 	m := post("/v1/chat/completions", chat(true, 2, "hello"))
 	m.body = panicking{}
 	s.Handle(m)
-	if typ, _ := ours(t, m); m.answer.Status != 500 || typ != "fairway_internal" {
+	if typ, _ := refusal(t, m); m.answer.Status != 500 || typ != "fairway_internal" {
 		t.Errorf("%d %s", m.answer.Status, typ)
 	}
 	if s.Live() != 0 || s.Buffered() != 0 {

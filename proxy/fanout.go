@@ -42,9 +42,9 @@ func (x *Exchange) fanOut() (done bool, err error) {
 }
 
 // askAll sends the request to these endpoints at once and gives their answers
-// in the same order. A bound of 0 is none.
+// in the same order. A bound of 0 leaves that of the request.
 func (x *Exchange) askAll(transports []*upstream.Transport, bound time.Duration) []reply {
-	ctx := x.stream.Context()
+	ctx := x.ctx
 	if bound > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, bound)
@@ -123,6 +123,9 @@ func (x *Exchange) tellPool() error {
 	}
 	x.pool = x.serving.pools[0]
 	x.record.Pool = x.pool.name
+	if err := x.receive(x.serving.bodyLimit + 1); err != nil {
+		return err
+	}
 	replies := x.askAll(x.pool.endpoints(), 0)
 	if x.gone() {
 		return errGone

@@ -30,7 +30,7 @@ func (x *Exchange) relay(conn *upstream.Conn, lease *picker.Lease) (whole bool, 
 	if streamed && x.withholdUsage {
 		x.answer.ContentLength = message.Unknown
 	}
-	if x.stream.WriteHead(&x.answer) != nil {
+	if x.stream.WriteHead(&x.answer) != nil || !conn.Pending() && x.stream.Flush() != nil {
 		return x.left()
 	}
 	var err error
@@ -50,23 +50,54 @@ func (x *Exchange) relay(conn *upstream.Conn, lease *picker.Lease) (whole bool, 
 			x.record.Reason = account.UpstreamAborted
 			return true, picker.Failed
 		}
-		return true, picker.Done
+		return true, outcomeOf(x.answer.Status)
 	case x.gone() || err == errGone:
 		return x.left()
 	}
+	if conn.Sock().TimedOut() && x.until > 0 && Now() >= x.until {
+		return x.cut(streamed, errTimeout("whole answer", x.serving.timeouts.Request)), picker.ClientGone
+	}
 	x.record.Reason = account.UpstreamCut
 	x.server.log.Warn("answer broke off", "request_id", x.record.ID, "pool", x.pool.name, "endpoint", x.record.Endpoint, "error", err)
-	if streamed {
-		x.endBrokenStream()
-	} else {
+	return x.cut(streamed, &Error{Status: 502, Type: "fairway_upstream_failed", Message: "The engine failed in the middle of this answer."}), picker.Failed
+}
+
+// outcomeOf is what an answer of that status says of its endpoint.
+func outcomeOf(status int) picker.Outcome {
+	switch {
+	case status >= 500:
+		return picker.Failed
+	case status >= 400:
+		return picker.Refused
+	}
+	return picker.Done
+}
+
+// cut ends an answer that cannot be completed. A stream is told why, in the way
+// that vLLM does: by an error event, and the end mark.
+func (x *Exchange) cut(streamed bool, why *Error) (whole bool) {
+	if x.record.Reason == "" {
+		x.record.Reason = why.Type
+	}
+	if !streamed {
+		x.stream.Abort()
+		return false
+	}
+	tail := x.scratch[:0]
+	if x.events.Open() {
+		tail = append(tail, "\n\n"...)
+	}
+	tail = openai.AppendErrorEvents(tail, why.Status, why.Type, why.Message, "")
+	x.scratch = tail
+	if _, err := x.stream.Write(tail); err != nil || x.stream.Finish(nil) != nil {
 		x.stream.Abort()
 	}
-	return false, picker.Failed
+	return false
 }
 
 // left is for a client that went away during its answer.
 func (x *Exchange) left() (bool, picker.Outcome) {
-	x.record.Reason = account.ClientGone
+	x.record.Reason = x.leftBecause()
 	x.stream.Abort()
 	return false, picker.ClientGone
 }
@@ -123,10 +154,18 @@ func (x *Exchange) relayEvents(conn *upstream.Conn, lease *picker.Lease) error {
 	}
 }
 
-// next waits for the next piece of the answer.
+// next waits for the next piece of the answer. Only this wait is the engine's:
+// the client may take its time with what it got before.
 func (x *Exchange) next(conn *upstream.Conn) ([]byte, error) {
+	if conn.Pending() {
+		return conn.Next()
+	}
 	x.arm(conn, x.serving.timeouts.StreamIdle)
-	return conn.Next()
+	piece, err := conn.Next()
+	if err == nil {
+		conn.Sock().SetTimeout(0)
+	}
+	return piece, err
 }
 
 // send passes on what came, at once; what has arrived behind it leaves with it.
@@ -148,23 +187,14 @@ func (x *Exchange) note(u openai.Usage) {
 	x.record.PromptTokens, x.record.CachedTokens, x.record.CompletionTokens = u.Prompt, u.Cached, u.Completion
 }
 
-// endBrokenStream tells the client of a stream that its engine failed, in the
-// way that vLLM does: an error event, and the end mark.
-func (x *Exchange) endBrokenStream() {
-	tail := x.scratch[:0]
-	if x.events.Open() {
-		tail = append(tail, "\n\n"...)
-	}
-	tail = openai.AppendErrorEvents(tail, 502, "fairway_upstream_failed", "The engine failed in the middle of this answer.", "")
-	x.scratch = tail
-	if _, err := x.stream.Write(tail); err != nil || x.stream.Finish(nil) != nil {
-		x.stream.Abort()
-	}
-}
-
 // addFields puts our own fields into the answer's head.
 func (x *Exchange) addFields(lease *picker.Lease) {
-	fields := message.Delete(x.answer.Fields, "x-request-id")
+	fields := x.answer.Fields[:0]
+	for _, f := range x.answer.Fields {
+		if !message.EqualFold(f.Name, "x-request-id") && !ours(f.Name) {
+			fields = append(fields, f)
+		}
+	}
 	fields = append(fields, message.Field{Name: fieldRequestID, Value: []byte(x.record.ID)})
 	if x.explain {
 		fields = append(fields,

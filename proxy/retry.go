@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -18,34 +19,48 @@ type retryBudget struct {
 }
 
 const (
-	retryShare = 5               // one in five
-	retryFloor = 10              // however few requests are live
-	retryWait  = 5 * time.Second // for a place
+	retryShare = 5  // one in five
+	retryFloor = 10 // however few requests are live
+	// retryHold is how long a second attempt counts as one if it is not answered
+	// before: an endpoint that has not failed by then is computing.
+	retryHold = time.Second
 )
 
 func newRetryBudget() *retryBudget { return &retryBudget{freed: make(chan struct{}, 1)} }
 
-// begin takes a place, waiting for it if need be; false when none came free in
-// time, or the client left.
-func (b *retryBudget) begin(ctx context.Context, live *atomic.Int64) bool {
-	if b.take(live) {
-		return true
-	}
-	late := time.NewTimer(retryWait)
-	defer late.Stop()
-	for {
+// retryPlace is a request's place in the budget.
+type retryPlace struct {
+	budget *retryBudget
+	once   sync.Once
+	timer  *time.Timer
+}
+
+// begin takes a place, waiting for it if need be; nil when ctx ended first.
+func (b *retryBudget) begin(ctx context.Context, live *atomic.Int64) *retryPlace {
+	for !b.take(live) {
 		select {
 		case <-b.freed:
-		case <-late.C:
-			return false
 		case <-ctx.Done():
-			return false
-		}
-		if b.take(live) {
-			b.tell() // there may be another place
-			return true
+			return nil
 		}
 	}
+	b.tell() // there may be another place
+	p := &retryPlace{budget: b}
+	p.timer = time.AfterFunc(retryHold, p.free)
+	return p
+}
+
+// end gives the place back.
+func (p *retryPlace) end() {
+	p.timer.Stop()
+	p.free()
+}
+
+func (p *retryPlace) free() {
+	p.once.Do(func() {
+		p.budget.retrying.Add(-1)
+		p.budget.tell()
+	})
 }
 
 func (b *retryBudget) take(live *atomic.Int64) bool {
@@ -60,12 +75,7 @@ func (b *retryBudget) take(live *atomic.Int64) bool {
 	}
 }
 
-// end gives a place back.
-func (b *retryBudget) end() {
-	b.retrying.Add(-1)
-	b.tell()
-}
-
+// tell wakes one who waits.
 func (b *retryBudget) tell() {
 	select {
 	case b.freed <- struct{}{}:

@@ -89,7 +89,7 @@ func (s *Server) Handle(st Stream) {
 	x := s.exchanges.Get().(*Exchange)
 	x.reset(st)
 	x.run()
-	x.stream = nil
+	x.forget()
 	s.exchanges.Put(x)
 }
 
@@ -122,6 +122,9 @@ func malformed(err error) int {
 	}
 	return 0
 }
+
+// slow tells whether a stream ended because its client took too long.
+func slow(cause error) bool { return errors.Is(cause, h1.ErrTimeout) }
 
 // ErrStopped is what Serve answers after Shutdown.
 var ErrStopped = errors.New("the server was stopped")

@@ -88,8 +88,9 @@ func (a *app) reload(c *file.Config, err error, o *serveOptions) {
 		return
 	}
 	o.override(c)
-	if c.Listen != a.config.Load().Listen {
-		a.log.Warn("changes to listen take a restart; the rest is in force")
+	was, is := a.config.Load(), c
+	if was.Listen != is.Listen || was.World.Limits.Headers != is.World.Limits.Headers || was.World.Limits.Connections != is.World.Limits.Connections {
+		a.log.Warn("changes to listen, limits.headers and limits.connections take a restart; the rest is in force")
 	}
 	a.apply(c)
 	a.log.Info("configuration in force", "pools", len(c.World.Pools), "endpoints", len(a.server.Endpoints()))

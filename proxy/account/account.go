@@ -55,6 +55,7 @@ type Record struct {
 // Reasons that are not the type of an error answer.
 const (
 	ClientGone      = "client_gone"
+	ClientTimeout   = "client_timeout"   // it sent or took nothing for too long, and was cut off
 	UpstreamCut     = "upstream_cut"     // the answer broke off
 	UpstreamAborted = "upstream_aborted" // the engine gave it up, as vLLM does when it is told to end
 )

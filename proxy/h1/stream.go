@@ -213,6 +213,9 @@ func (s *Stream) grow() {
 func (s *Stream) exchange() bool {
 	s.win, s.r, s.w = s.buf[s.parse.line:], 0, s.w-s.parse.line
 	s.in.begin(&s.parse.head)
+	if s.parse.minor == 0 {
+		s.in.expects = false // RFC 9110 section 10.1.1: an HTTP/1.0 client gets no 100
+	}
 	s.reply = reply{close: !s.parse.head.persistent(s.parse.minor)}
 	s.out.started = false
 	s.conn.Guard()

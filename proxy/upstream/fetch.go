@@ -24,28 +24,35 @@ func (t *Transport) Fetch(ctx context.Context, path string, buf []byte) (status 
 }
 
 // Ask sends a request and takes in the whole of a small answer, appending its
-// body to buf.
+// body to buf. If an idle connection turns out to be closed it is sent again on
+// a new one.
 func (t *Transport) Ask(ctx context.Context, r *message.Request, body, buf []byte) (status int, answer []byte, err error) {
-	c, err := t.Get(ctx)
-	if err != nil {
-		return 0, buf, err
-	}
-	if deadline, ok := ctx.Deadline(); ok {
-		c.Sock().SetTimeout(time.Until(deadline))
-	}
 	plain := *r
 	plain.Upgrade = nil // a tunnel has no small answer
-	stop := context.AfterFunc(ctx, c.Sock().Interrupt)
-	status, answer, err = c.ask(&plain, body, buf)
-	if !stop() || err != nil {
+	for connect := t.Get; ; connect = t.Dial {
+		c, err := connect(ctx)
+		if err != nil {
+			return 0, buf, err
+		}
+		if deadline, ok := ctx.Deadline(); ok {
+			c.Sock().SetTimeout(time.Until(deadline))
+		}
+		stop := context.AfterFunc(ctx, c.Sock().Interrupt)
+		status, answer, err := c.ask(&plain, body, buf)
+		if stop() && err == nil {
+			t.Put(c)
+			return status, answer, nil
+		}
+		stale := c.Used() && status == 0
 		c.Close()
-		if err == nil {
+		switch {
+		case ctx.Err() != nil:
 			err = context.Cause(ctx)
+		case stale:
+			continue
 		}
 		return status, answer, fmt.Errorf("%s %s at %s: %w", r.Method, r.Target, t.Address, err)
 	}
-	t.Put(c)
-	return status, answer, nil
 }
 
 func (c *Conn) ask(r *message.Request, body, buf []byte) (int, []byte, error) {

@@ -16,6 +16,7 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/fairway-proxy/fairway/proxy/h1"
@@ -54,6 +55,21 @@ type Transport struct {
 	idle   []*Conn // oldest first
 	closed bool
 }
+
+// Exhausted tells whether a dial failed for want of something on this machine,
+// such as descriptors or ports, which says nothing of the endpoint.
+func Exhausted(err error) bool {
+	for _, e := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// keepAlive finds an endpoint whose machine vanished while it owes an answer,
+// which may take long: in about half a minute instead of never.
+var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3}
 
 // Conn is a connection to an endpoint, used by one request at a time. Give it
 // back with Transport.Put, or Close it.
@@ -125,7 +141,7 @@ func (t *Transport) Dial(ctx context.Context) (*Conn, error) {
 	if closed {
 		return nil, ErrClosed
 	}
-	dialer := net.Dialer{Timeout: time.Duration(t.connect.Load()), KeepAlive: 30 * time.Second}
+	dialer := net.Dialer{Timeout: time.Duration(t.connect.Load()), KeepAliveConfig: keepAlive, Control: control}
 	nc, err := dialer.DialContext(ctx, "tcp", t.Address)
 	if err != nil {
 		if ctx.Err() != nil {

@@ -1,0 +1,270 @@
+package proxy
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/iotest"
+	"time"
+
+	"github.com/fairway-proxy/fairway/bench/mock"
+	"github.com/fairway-proxy/fairway/proxy/message"
+)
+
+// scripted is an engine whose every connection is played by a function.
+func scripted(t *testing.T, play func(c net.Conn, in *bufio.Reader)) *pod {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var conns sync.WaitGroup
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			conns.Go(func() {
+				defer c.Close()
+				play(c, bufio.NewReader(c))
+			})
+		}
+	}()
+	t.Cleanup(func() {
+		l.Close()
+		<-done
+		conns.Wait()
+	})
+	return &pod{address: l.Addr().String()}
+}
+
+// take reads a request whole.
+func take(in *bufio.Reader) (*http.Request, error) {
+	r, err := http.ReadRequest(in)
+	if err == nil {
+		_, err = io.Copy(io.Discard, r.Body)
+	}
+	return r, err
+}
+
+const okAnswer = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}"
+
+// An engine may close an idle connection in the moment it is used again, its
+// first reuse included: the client must not see it.
+func TestConnectionClosedInTheMomentItIsReused(t *testing.T) {
+	for _, served := range []int{1, 2} {
+		t.Run(fmt.Sprint("after ", served), func(t *testing.T) {
+			p := scripted(t, func(c net.Conn, in *bufio.Reader) {
+				for range served {
+					if _, err := take(in); err != nil {
+						return
+					}
+					io.WriteString(c, okAnswer)
+				}
+				take(in) // one more, and close without a word
+			})
+			s := startServer(t, World{}, p)
+			for i := range 3 * (served + 1) {
+				m := post("/v1/chat/completions", chat(false, 1, "hi"))
+				s.Handle(m)
+				if m.answer.Status != 200 {
+					t.Fatalf("request %d: %d %s", i, m.answer.Status, m.seen())
+				}
+			}
+		})
+	}
+}
+
+// An engine may refuse a request before it has read all of it, and close: that
+// answer is the client's, and the request is not sent again.
+func TestEarlyAnswerIsRelayed(t *testing.T) {
+	var requests atomic.Int64
+	p := scripted(t, func(c net.Conn, in *bufio.Reader) {
+		if _, err := http.ReadRequest(in); err != nil {
+			return
+		}
+		requests.Add(1)
+		io.WriteString(c, "HTTP/1.1 401 Unauthorized\r\nconnection: close\r\ncontent-length: 3\r\n\r\nno\n")
+		c.(*net.TCPConn).CloseWrite()
+		io.Copy(io.Discard, io.LimitReader(c, 100<<10)) // then a reset
+	})
+	s := startServer(t, World{}, p)
+	for i := range 10 {
+		m := post("/v1/chat/completions", chat(false, 1, strings.Repeat("x", 5<<20)))
+		s.Handle(m)
+		if m.answer.Status != 401 || m.seen() != "no\n" {
+			t.Fatalf("request %d: %d %q", i, m.answer.Status, m.seen())
+		}
+	}
+	if n := requests.Load(); n != 10 {
+		t.Errorf("the engine saw %d requests, want 10", n)
+	}
+}
+
+// A pod that fails at once has the shortest queue. It must not draw the traffic.
+func TestPodThatFailsFastDoesNotDrawTheTraffic(t *testing.T) {
+	for _, status := range []int{500, 503} {
+		t.Run(fmt.Sprint(status), func(t *testing.T) {
+			failing, sound := startPod(t, "", quick), startPod(t, "", mock.Config{Speed: 5})
+			failing.SetFaults(mock.Faults{Status: status})
+			s := startServer(t, World{}, failing, sound)
+			var wg sync.WaitGroup
+			var failures atomic.Int64
+			for client := range 10 {
+				wg.Go(func() {
+					for i := range 20 {
+						m := post("/v1/chat/completions", chat(true, 20, fmt.Sprint(client, " asks ", i)))
+						s.Handle(m)
+						if m.answer.Status != 200 {
+							failures.Add(1)
+						}
+					}
+				})
+			}
+			wg.Wait()
+			if n := failures.Load(); n > 40 {
+				t.Errorf("%d of 200 requests went to the pod that fails", n)
+			}
+		})
+	}
+}
+
+// stream_idle is for silence of the engine, not for a client that pauses.
+func TestClientThatPausesIsNotCutOff(t *testing.T) {
+	p := startPod(t, "", mock.Config{Speed: 10})
+	s := startServer(t, World{Timeouts: Timeouts{StreamIdle: 50 * time.Millisecond}}, p)
+	m := post("/v1/chat/completions", chat(true, 50, "hello"))
+	var once sync.Once
+	m.onWrite = func() { once.Do(func() { <-time.After(200 * time.Millisecond) }) }
+	s.Handle(m)
+	if !m.finished || strings.Contains(m.seen(), `"error"`) {
+		t.Errorf("cut off: %s", m.seen()[max(0, len(m.seen())-300):])
+	}
+}
+
+func TestStreamThatFallsSilent(t *testing.T) {
+	p := scripted(t, func(c net.Conn, in *bufio.Reader) {
+		take(in)
+		fmt.Fprintf(c, "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n%x\r\n%s\r\n", len(event), event)
+		io.Copy(io.Discard, c)
+	})
+	for name, timeouts := range map[string]Timeouts{
+		"fairway_upstream_failed": {StreamIdle: 50 * time.Millisecond},
+		"fairway_timeout":         {Request: 100 * time.Millisecond},
+	} {
+		s := startServer(t, World{Timeouts: timeouts}, p)
+		m := post("/v1/chat/completions", chat(true, 5, "hello"))
+		s.Handle(m)
+		if !strings.HasPrefix(m.seen(), event) || !strings.Contains(m.seen(), name) || !strings.HasSuffix(m.seen(), "data: [DONE]\n\n") {
+			t.Errorf("%s: %s", name, m.seen())
+		}
+	}
+}
+
+// The head of an answer does not wait for its body.
+func TestHeadIsRelayedBeforeTheBodyCame(t *testing.T) {
+	more := make(chan struct{})
+	p := scripted(t, func(c net.Conn, in *bufio.Reader) {
+		take(in)
+		io.WriteString(c, "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n")
+		<-more
+		io.WriteString(c, "{}")
+	})
+	s := startServer(t, World{}, p)
+	m := post("/v1/chat/completions", chat(false, 1, "hello"))
+	var once sync.Once
+	m.onWrite = func() { once.Do(func() { close(more) }) } // by the flush of the head, or never
+	s.Handle(m)
+	if m.seen() != "{}" {
+		t.Errorf("%q", m.seen())
+	}
+}
+
+// Fields that only the proxy says are taken from others, on both ways.
+func TestForgedFields(t *testing.T) {
+	var upstream http.Header
+	p := scripted(t, func(c net.Conn, in *bufio.Reader) {
+		if r, err := take(in); err == nil {
+			upstream = r.Header
+			io.WriteString(c, "HTTP/1.1 200 OK\r\nX-Fairway-Endpoint: evil:1\r\nx-ok: 1\r\ncontent-length: 2\r\n\r\n{}")
+		}
+	})
+	s := startServer(t, World{Explain: ExplainNever}, p)
+	m := post("/v1/chat/completions", chat(false, 1, "hello"), "X-Fairway-Endpoint", "evil:2", "X-Fairway-Anything", "1")
+	s.Handle(m)
+	if m.field("x-fairway-endpoint") != "" || m.field("x-ok") != "1" {
+		t.Errorf("the answer's fields: %s", m.fields)
+	}
+	for name := range upstream {
+		if strings.HasPrefix(name, "X-Fairway-") {
+			t.Errorf("%s went upstream", name)
+		}
+	}
+}
+
+// Whoever announces much and sends little holds little.
+func TestAnnouncedBytesAreNotHeld(t *testing.T) {
+	s := startServer(t, World{}, startPod(t, "", quick))
+	m := post("/v1/chat/completions", "")
+	m.head.ContentLength = 60 << 20
+	sent := strings.Repeat("x", 100)
+	held := int64(0)
+	m.body = io.MultiReader(strings.NewReader(sent), iotest.ErrReader(errClientLeft))
+	m.body = readerFunc(func(body io.Reader) func(p []byte) (int, error) {
+		return func(p []byte) (int, error) { held = max(held, s.Buffered()); return body.Read(p) }
+	}(m.body))
+	s.Handle(m)
+	if held == 0 || held > 64<<10 {
+		t.Errorf("%d bytes were held for %d that came", held, len(sent))
+	}
+	if s.Buffered() != 0 {
+		t.Errorf("%d bytes are still held", s.Buffered())
+	}
+}
+
+type readerFunc func(p []byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
+// A large body that is not read for routing passes through as it comes, held or
+// not.
+func TestLargeBodyPassesThrough(t *testing.T) {
+	var got atomic.Int64
+	p := scripted(t, func(c net.Conn, in *bufio.Reader) {
+		for {
+			r, err := http.ReadRequest(in)
+			if err != nil {
+				return
+			}
+			n, err := io.Copy(io.Discard, r.Body)
+			if err != nil {
+				return
+			}
+			got.Store(n)
+			io.WriteString(c, okAnswer)
+		}
+	})
+	const size = 5 << 20
+	for _, length := range []int64{size, message.Unknown} {
+		for _, buffers := range []int64{DefaultBufferLimit, 2 << 20} {
+			s := startServer(t, World{Limits: Limits{Buffers: buffers}}, p)
+			m := post("/v1/files", strings.Repeat("x", size))
+			m.head.ContentLength = length
+			s.Handle(m)
+			if m.answer.Status != 200 || got.Load() != size {
+				t.Errorf("length %d, budget %d: status %d %s, the engine got %d bytes", length, buffers, m.answer.Status, m.seen(), got.Load())
+			}
+			if s.Buffered() != 0 {
+				t.Errorf("%d bytes are still held", s.Buffered())
+			}
+		}
+	}
+}
