@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -162,6 +163,15 @@ func (x *Exchange) readBody() error {
 		return nil
 	}
 	if !x.body.whole {
+		known, err := x.read.ReadStart(x.kind, x.body.bytes)
+		if err != nil {
+			return unreadable(err)
+		}
+		if known {
+			x.read.Model = bytes.Clone(x.read.Model) // the body moves as it grows
+			x.early = true
+			return nil
+		}
 		if err := x.receive(x.serving.bodyLimit + 1); err != nil {
 			return err
 		}
@@ -342,11 +352,8 @@ func (x *Exchange) moreBody() (piece []byte, err error) {
 	if !x.body.whole || x.kind == openai.Other {
 		return piece, nil
 	}
-	if err := x.read.Read(x.kind, x.body.bytes); err != nil {
+	if err := x.read.ReadRest(x.body.bytes); err != nil {
 		return nil, unreadable(err)
-	}
-	if string(x.read.Model) != x.record.Model {
-		return nil, &Error{Status: 400, Type: "fairway_bad_request", Param: "model", Message: "The request body names two models."}
 	}
 	x.edit()
 	return piece, nil

@@ -268,3 +268,127 @@ func TestLargeBodyPassesThrough(t *testing.T) {
 		}
 	}
 }
+
+// largeChat is a chat body of several MB whose first MB is text.
+func largeChat(before, after string) string {
+	return `{` + before + `"messages":[{"role":"user","content":"` + strings.Repeat("A long document. ", 200_000) + `"}],"max_tokens":1` + after + `}`
+}
+
+// Of a large body whose start says enough, the rest is sent on as it comes.
+func TestLargeBodyIsSentWhileItIsReceived(t *testing.T) {
+	began, whole := make(chan struct{}, 1), make(chan string, 1)
+	p := scripted(t, func(c net.Conn, in *bufio.Reader) {
+		for {
+			r, err := http.ReadRequest(in)
+			if err != nil {
+				return
+			}
+			began <- struct{}{}
+			body, err := io.ReadAll(r.Body)
+			if err != nil {
+				return
+			}
+			whole <- string(body)
+			io.WriteString(c, okAnswer)
+		}
+	})
+	for _, test := range []struct {
+		name  string
+		world World
+		body  string
+		early bool
+		want  string // of what is sent, if not all of it
+	}{
+		{"model first", World{}, largeChat(`"model":"mock",`, ``), true, ""},
+		{"model last", World{}, largeChat(``, `,"model":"mock"`), false, ""},
+		{"the name changes", World{Models: []Model{{Name: "mock", Pool: "pool", Targets: []Target{{Name: "another", Weight: 1}}}}}, largeChat(`"model":"mock",`, ``), true, largeChat(`"model":"another",`, ``)},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s := startServer(t, test.world, p)
+			m := post("/v1/chat/completions", test.body)
+			sent := 0
+			early := false
+			m.body = readerFunc(func(b []byte) (int, error) {
+				n := copy(b, test.body[sent:])
+				if sent += n; sent == len(test.body) {
+					select {
+					case <-began: // before the last of the body was received
+						early = true
+					case <-time.After(100 * time.Millisecond):
+					}
+				}
+				if n == 0 {
+					return 0, io.EOF
+				}
+				return n, nil
+			})
+			s.Handle(m)
+			if m.answer.Status != 200 {
+				t.Fatalf("%d %s", m.answer.Status, m.seen())
+			}
+			if got := <-whole; got != test.body && got != test.want {
+				t.Errorf("the engine got another body, of %d bytes", len(got))
+			}
+			if early != test.early {
+				t.Errorf("sent on early: %v", early)
+			}
+			if !early {
+				<-began
+			}
+			if s.Buffered() != 0 {
+				t.Errorf("%d bytes are still held", s.Buffered())
+			}
+		})
+	}
+}
+
+// A model that a body takes back in its last bytes must not be served by the
+// pod of the first.
+func TestLargeBodyThatNamesTwoModels(t *testing.T) {
+	complete := make(chan bool, 1)
+	p := scripted(t, func(c net.Conn, in *bufio.Reader) {
+		if r, err := http.ReadRequest(in); err == nil {
+			_, err = io.Copy(io.Discard, r.Body)
+			complete <- err == nil
+		}
+	})
+	s := startServer(t, World{}, p)
+	m := post("/v1/chat/completions", largeChat(`"model":"mock",`, `,"model":"another"`))
+	s.Handle(m)
+	if typ, says := refusal(t, m); m.answer.Status != 400 || typ != "fairway_bad_request" {
+		t.Errorf("%d %s: %s", m.answer.Status, typ, says)
+	}
+	if <-complete {
+		t.Error("the engine got the whole body")
+	}
+}
+
+// The start of a large body is sent again to another endpoint when the first
+// one dies over it.
+func TestLargeBodyMovesToAnotherEndpoint(t *testing.T) {
+	dies := scripted(t, func(c net.Conn, in *bufio.Reader) {
+		http.ReadRequest(in)
+		io.Copy(io.Discard, io.LimitReader(in, 100<<10))
+	})
+	var got atomic.Int64
+	lives := scripted(t, func(c net.Conn, in *bufio.Reader) {
+		for {
+			r, err := http.ReadRequest(in)
+			if err != nil {
+				return
+			}
+			n, _ := io.Copy(io.Discard, r.Body)
+			got.Store(n)
+			io.WriteString(c, okAnswer)
+		}
+	})
+	s := startServer(t, World{}, dies, lives)
+	for i := range 6 {
+		body := largeChat(fmt.Sprintf(`"model":"mock","cache_salt":"%d",`, i), ``)
+		m := post("/v1/chat/completions", body)
+		s.Handle(m)
+		if m.answer.Status != 200 || got.Load() != int64(len(body)) {
+			t.Errorf("%d %s; got %d of %d bytes", m.answer.Status, m.seen(), got.Load(), len(body))
+		}
+	}
+}
