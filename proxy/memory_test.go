@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"github.com/fairway-proxy/fairway/proxy/message"
+	"github.com/fairway-proxy/fairway/proxy/sock"
 )
 
 // memoryStream is a request and its answer in memory: the Exchange with no
@@ -31,6 +32,7 @@ type memoryStream struct {
 	bound    interface{ Interrupt() }
 	onWrite  func() // called after each Flush
 	writeErr error
+	tunnel   *sock.Conn // what Tunnel gives
 }
 
 var errClientLeft = errors.New("the client left")
@@ -126,6 +128,13 @@ func (m *memoryStream) Abort() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.aborted = true
+}
+
+func (m *memoryStream) Tunnel() (*sock.Conn, error) {
+	if m.answer.Status != 101 || m.tunnel == nil {
+		return nil, errors.New("no tunnel")
+	}
+	return m.tunnel, nil
 }
 
 func (m *memoryStream) Started() bool { return m.started }

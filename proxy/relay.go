@@ -23,6 +23,9 @@ var (
 // relay passes the answer on as it comes, reading in passing what it tells: the
 // first token, and the usage. Whole says that it was read to its end.
 func (x *Exchange) relay(conn *upstream.Conn, lease *picker.Lease) (whole bool, outcome picker.Outcome) {
+	if x.answer.Status == 101 {
+		return x.relayTunnel(conn, lease)
+	}
 	streamed := isEventStream(&x.answer)
 	x.record.Status = x.answer.Status
 	x.takeLoad(lease.Endpoint())

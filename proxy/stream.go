@@ -5,6 +5,7 @@ import (
 	"net"
 
 	"github.com/fairway-proxy/fairway/proxy/message"
+	"github.com/fairway-proxy/fairway/proxy/sock"
 )
 
 // Stream is one request and the answer to it, apart from the HTTP version that
@@ -38,6 +39,11 @@ type Stream interface {
 	Finish(trailers []message.Field) error
 	// Abort cuts the answer off, so that the client sees that it is not whole.
 	Abort()
+	// Tunnel gives the connection to the client, both ways, after WriteHead of
+	// a 101, which is sent at once: to be read by one goroutine, written by one,
+	// and then left to Finish, when both sides have ended it, or Abort. The
+	// client's ending it is no longer its going away: reading it tells.
+	Tunnel() (*sock.Conn, error)
 	// Started tells whether any byte of the answer may have left: from then
 	// on nothing can be retried and no other status sent.
 	Started() bool

@@ -57,6 +57,7 @@ const (
 	ClientGone      = "client_gone"
 	ClientTimeout   = "client_timeout"   // it sent or took nothing for too long, and was cut off
 	UpstreamCut     = "upstream_cut"     // the answer broke off
+	TunnelIdle      = "tunnel_idle"      // neither side of a tunnel said anything in time
 	UpstreamAborted = "upstream_aborted" // the engine gave it up, as vLLM does when it is told to end
 )
 
