@@ -227,7 +227,7 @@ func (x *Exchange) route() error {
 // edit has the body say upstream what it is to say there.
 func (x *Exchange) edit() {
 	if x.target != x.record.Model {
-		x.read.ReplaceModel(openai.AppendQuoted(nil, x.target))
+		x.read.ReplaceModel(x.target)
 	}
 	x.withholdUsage = !x.early && x.serving.usage == UsageInject && x.read.InjectUsage()
 }

@@ -6,10 +6,9 @@ type edit struct {
 	insert     []byte
 }
 
-var (
-	askUsage  = []byte(`,"stream_options":{"include_usage":true}`)
-	nextModel = []byte(`,"model":`)
-)
+const nextModel = `,"model":`
+
+var askUsage = []byte(`,"stream_options":{"include_usage":true}`)
 
 // InjectUsage has the edited body ask for the usage of a stream, and tells whether
 // it does: only for a stream of chat or completions whose body says nothing of
@@ -23,15 +22,26 @@ func (r *Request) InjectUsage() bool {
 	return true
 }
 
-// ReplaceModel has the edited body name another model, given as the JSON string it
-// is to be written as; see [AppendQuoted]. A body without a model gets one. A later
-// call replaces an earlier one; nil takes it back.
-func (r *Request) ReplaceModel(quoted []byte) {
-	r.renamed = quoted
+// ReplaceModel has the edited body name another model, written as the body writes it.
+// A body without a model gets one. A later call replaces an earlier one; an empty name
+// takes it back.
+func (r *Request) ReplaceModel(name string) {
+	r.renamed = r.renamed[:0]
+	if name == "" || r.cut && !r.hasModel {
+		return
+	}
+	switch {
+	case r.hasModel:
+	case r.empty:
+		r.renamed = append(r.renamed, nextModel[1:]...)
+	default:
+		r.renamed = append(r.renamed, nextModel...)
+	}
+	r.renamed = AppendQuoted(r.renamed, name)
 }
 
 // AppendSegments appends the edited body, cut into segments that are to be sent one
-// after the other: seven at most, the body as it is when nothing was edited. The
+// after the other: five at most, the body as it is when nothing was edited. The
 // body is the one that was read, or a copy of it.
 func (r *Request) AppendSegments(dst [][]byte, body []byte) [][]byte {
 	at := 0
@@ -57,21 +67,16 @@ func (r *Request) Len() int {
 }
 
 // edits gives the n edits in order.
-func (r *Request) edits() (list [3]edit, n int) {
+func (r *Request) edits() (list [2]edit, n int) {
 	add := func(start, end int, insert []byte) {
 		list[n] = edit{start, end, insert}
 		n++
 	}
 	switch {
-	case r.renamed == nil:
+	case len(r.renamed) == 0:
 	case r.hasModel:
 		add(r.model[0], r.model[1], r.renamed)
 	default:
-		key := nextModel
-		if r.empty {
-			key = key[1:]
-		}
-		add(r.brace, r.brace, key)
 		add(r.brace, r.brace, r.renamed)
 	}
 	if r.askUsage {

@@ -143,7 +143,7 @@ func checkPrompt(t *testing.T, r *Request, ref reference) {
 // checkEdits tells whether the edited body is the same request but for the edits.
 func checkEdits(t *testing.T, r *Request, body []byte, ref reference) {
 	asked := r.InjectUsage()
-	r.ReplaceModel([]byte(`"other"`))
+	r.ReplaceModel("other")
 	edited := bytes.Join(r.AppendSegments(nil, body), nil)
 	if len(edited) != r.Len() {
 		t.Fatalf("Len says %d, it is %d", r.Len(), len(edited))
@@ -158,7 +158,7 @@ func checkEdits(t *testing.T, r *Request, body []byte, ref reference) {
 	if prompt(&again) != prompt(r) {
 		t.Fatalf("edited: the prompt is %q, was %q", prompt(&again), prompt(r))
 	}
-	r.ReplaceModel(nil)
+	r.ReplaceModel("")
 	if same := bytes.Join(r.AppendSegments(nil, body), nil); !asked && !bytes.Equal(same, body) {
 		t.Fatalf("unedited body changed: %q", same)
 	}

@@ -67,7 +67,7 @@ type Request struct {
 	maxTokens, maxCompletion int    // −1 without
 	brace                    int    // where the closing brace stands
 	cut                      bool   // the body is the start of one
-	renamed                  []byte // what ReplaceModel was given
+	renamed                  []byte // what ReplaceModel puts in the model's place
 	askUsage                 bool   // what InjectUsage did
 }
 
@@ -115,7 +115,7 @@ func (r *Request) Reset() {
 		r.spans = nil
 	}
 	clear(r.spans)
-	*r = Request{spans: r.spans[:0], rest: r.rest[:0], modelBuf: r.modelBuf[:0]}
+	*r = Request{spans: r.spans[:0], rest: r.rest[:0], modelBuf: r.modelBuf[:0], renamed: r.renamed[:0]}
 }
 
 // Read reads the body of a request of that kind. The error is an *[Error]; nothing
@@ -162,11 +162,14 @@ func (r *Request) walk() {
 var byteOrderMark = []byte("\xef\xbb\xbf")
 
 func (r *Request) begin(kind Kind, body []byte) {
-	spans, rest, buf := r.spans, r.rest, r.modelBuf
+	spans := r.spans
 	if cap(spans) < 16 {
 		spans = make([]prefix.Span, 0, 64)
 	}
-	*r = Request{Kind: kind, MaxTokens: -1, maxTokens: -1, maxCompletion: -1, N: 1, Tokens: -1, body: body, rest: rest, modelBuf: buf[:0], source: placeNone}
+	*r = Request{
+		Kind: kind, MaxTokens: -1, maxTokens: -1, maxCompletion: -1, N: 1, Tokens: -1, body: body, source: placeNone,
+		rest: r.rest, modelBuf: r.modelBuf[:0], renamed: r.renamed[:0],
+	}
 	r.spans = spans[:headSpans]
 	r.scan.reset(body)
 }

@@ -235,8 +235,8 @@ func TestEdits(t *testing.T) {
 				t.Errorf("InjectUsage says %v", got)
 			}
 			if tt.model != "" {
-				r.ReplaceModel([]byte(`"a target tried before"`))
-				r.ReplaceModel(AppendQuoted(nil, tt.model))
+				r.ReplaceModel("a target tried before")
+				r.ReplaceModel(tt.model)
 			}
 			got := bytes.Join(r.AppendSegments(nil, []byte(tt.body)), nil)
 			if string(got) != tt.want || r.Len() != len(tt.want) {
@@ -254,7 +254,7 @@ func TestRequestIsReusable(t *testing.T) {
 		if err := used.Read(Chat, full); err != nil {
 			t.Fatal(err)
 		}
-		used.ReplaceModel([]byte(`"x"`))
+		used.ReplaceModel("x")
 		if reset {
 			used.Reset()
 		}
@@ -266,7 +266,7 @@ func TestRequestIsReusable(t *testing.T) {
 			t.Fatal(err)
 		}
 		used.spans, fresh.spans, used.rest, fresh.rest = nil, nil, nil, nil
-		used.modelBuf, fresh.modelBuf, used.scan, fresh.scan = nil, nil, scanner{}, scanner{}
+		used.modelBuf, fresh.modelBuf, used.renamed, fresh.renamed, used.scan, fresh.scan = nil, nil, nil, nil, scanner{}, scanner{}
 		if !reflect.DeepEqual(used, fresh) {
 			t.Errorf("reset=%v\n got %+v\nwant %+v", reset, used, fresh)
 		}
@@ -320,7 +320,7 @@ func TestReadAllocatesNothing(t *testing.T) {
 					t.Fatal(err)
 				}
 				r.InjectUsage()
-				r.ReplaceModel(body[:1])
+				r.ReplaceModel("other")
 				dst = r.AppendSegments(dst[:0], body)
 			}); n != 0 {
 				t.Errorf("%s: %v allocations", name, n)
