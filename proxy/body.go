@@ -45,18 +45,26 @@ type body struct {
 
 const (
 	smallestBuffer = 4 << 10
-	largestPooled  = 1 << 20 // beyond it the collector does better than a pool
+	// largestPooled: buffers are kept for others up to the largest body there is
+	// by default; as garbage they would make the heap as large again.
+	largestPooled = DefaultBodyLimit
 	// wholeSize is up to where a body is received whole before anything else.
 	wholeSize = 1 << 20
 	// windowSize is for what passes without being held.
 	windowSize = 64 << 10
 )
 
-// buffers are pools of byte slices by capacity: smallestBuffer << index.
-var buffers [9]sync.Pool
+// buffers are pools of byte slices by class, four classes to each power of two.
+var buffers [60]sync.Pool
 
-func bufferClass(n int) int {
-	return bits.Len(uint(max(n, 1)-1) / smallestBuffer)
+// bufferClass gives the class of buffers for n bytes, and their size: at most a
+// quarter more.
+func bufferClass(n int) (class, size int) {
+	const least = 9 // a buffer is 5 to 8 times a power of two; smallestBuffer is 8<<9
+	n = max(n, smallestBuffer)
+	shift := bits.Len(uint(n-1)) - 3
+	eighths := (n-1)>>shift + 1
+	return (shift-least)*4 + eighths - 5, eighths << shift
 }
 
 // bufferSize is what getBuffer really gives for n.
@@ -64,12 +72,14 @@ func bufferSize(n int) int {
 	if n > largestPooled {
 		return n
 	}
-	return smallestBuffer << bufferClass(n)
+	_, size := bufferClass(n)
+	return size
 }
 
 func getBuffer(n int) *[]byte {
 	if n <= largestPooled {
-		if b, ok := buffers[bufferClass(n)].Get().(*[]byte); ok {
+		class, _ := bufferClass(n)
+		if b, ok := buffers[class].Get().(*[]byte); ok {
 			return b
 		}
 	}
@@ -79,7 +89,8 @@ func getBuffer(n int) *[]byte {
 
 func putBuffer(b *[]byte) {
 	if len(*b) <= largestPooled {
-		buffers[bufferClass(len(*b))].Put(b)
+		class, _ := bufferClass(len(*b))
+		buffers[class].Put(b)
 	}
 }
 
@@ -148,11 +159,14 @@ func (b *body) received(total int64, err error) error {
 	return err
 }
 
-// grow makes room for more, keeping what is there: four times as much, so that
-// growing copies little and a client that sends slowly holds little, but not
-// more than the body can be.
+// grow makes room for more, keeping what is there: four times as much, and from
+// wholeSize on at least eight times that, so that growing copies little and a
+// client that sends slowly holds little; but not more than the body can be.
 func (b *body) grow() error {
 	size := max(4*smallestBuffer, 4*len(b.bytes))
+	if len(b.bytes) >= wholeSize {
+		size = max(size, 8*wholeSize)
+	}
 	most := b.limit + 1
 	if b.length != message.Unknown {
 		most = b.length
