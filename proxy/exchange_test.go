@@ -333,6 +333,36 @@ func TestOtherPathsPassThrough(t *testing.T) {
 	}
 }
 
+// An adapter is loaded by every pod, or the answer says which has not.
+func TestAdaptersAreLoadedByEveryPod(t *testing.T) {
+	updating := mock.Config{Speed: 100, LoraUpdates: true}
+	a, b, fixed := startPod(t, "", updating), startPod(t, "", updating), startPod(t, "", quick)
+	load := `{"lora_name":"sql","lora_path":"/adapters/sql"}`
+	s := startServer(t, World{}, a, b)
+	m := post("/v1/load_lora_adapter", load)
+	s.Handle(m)
+	if m.answer.Status != 200 || !strings.Contains(m.seen(), "sql") {
+		t.Fatalf("%d %s", m.answer.Status, m.seen())
+	}
+	for _, p := range []*pod{a, b} {
+		m := post("/v1/chat/completions", strings.Replace(chat(false, 1, "hi"), `"mock"`, `"sql"`, 1))
+		startServer(t, World{}, p).Handle(m)
+		if m.answer.Status != 200 {
+			t.Errorf("%s: %d %s", p.address, m.answer.Status, m.seen())
+		}
+	}
+	m = post("/v1/load_lora_adapter", load)
+	s.Handle(m) // all refuse: the engine's own answer
+	if m.answer.Status != 400 || strings.Contains(m.seen(), "fairway_") {
+		t.Errorf("loaded twice: %d %s", m.answer.Status, m.seen())
+	}
+	m = post("/v1/unload_lora_adapter", `{"lora_name":"sql"}`)
+	startServer(t, World{}, a, fixed).Handle(m)
+	if typ, says := refusal(t, m); m.answer.Status != 502 || typ != "fairway_partly_done" || !strings.Contains(says, fixed.address) || strings.Contains(says, a.address) {
+		t.Errorf("%d %s: %s", m.answer.Status, typ, says)
+	}
+}
+
 func TestLoadReportIsThePickersUnlessTheClientAsked(t *testing.T) {
 	p := startPod(t, "", quick)
 	s := startServer(t, World{}, p)
