@@ -77,7 +77,7 @@ func outcomeOf(status int) picker.Outcome {
 }
 
 // cut ends an answer that cannot be completed. A stream is told why, in the way
-// that vLLM does: by an error event, and the end mark.
+// of its API.
 func (x *Exchange) cut(streamed bool, why *Error) (whole bool) {
 	if x.record.Reason == "" {
 		x.record.Reason = why.Type
@@ -90,7 +90,7 @@ func (x *Exchange) cut(streamed bool, why *Error) (whole bool) {
 	if x.events.Open() {
 		tail = append(tail, "\n\n"...)
 	}
-	tail = openai.AppendErrorEvents(tail, why.Status, why.Type, why.Message, "")
+	tail = openai.AppendErrorEvents(tail, x.kind, why.Status, why.Type, why.Message)
 	x.scratch = tail
 	if _, err := x.stream.Write(tail); err != nil || x.stream.Finish(nil) != nil {
 		x.stream.Abort()

@@ -38,13 +38,27 @@ func AppendError(dst []byte, status int, typ, message, param string) []byte {
 	return append(dst, "}}"...)
 }
 
-// AppendErrorEvents appends the two events that end a stream which failed after its
-// head was sent: the error, and [DONE], as vLLM does. If what was sent before ends
-// inside an event, the blank line that ends it must be sent first; see
+// AppendErrorEvents appends what ends a stream of that kind which failed after its
+// head was sent. Chat and completions: the error, and [DONE], as vLLM does.
+// Messages: an error event (docs.anthropic.com, "Streaming messages"). Responses: an
+// error event too (platform.openai.com, "Streaming events"). If what was sent before
+// ends inside an event, the blank line that ends it must be sent first; see
 // [Events.Open].
-func AppendErrorEvents(dst []byte, status int, typ, message, param string) []byte {
+func AppendErrorEvents(dst []byte, kind Kind, status int, typ, message string) []byte {
+	switch kind {
+	case Messages:
+		dst = append(dst, `event: error`+"\n"+`data: {"type":"error","error":{"type":"api_error","message":`...)
+		dst = AppendQuoted(dst, message)
+		return append(dst, "}}\n\n"...)
+	case Responses:
+		dst = append(dst, `event: error`+"\n"+`data: {"type":"error","code":`...)
+		dst = AppendQuoted(dst, typ)
+		dst = append(dst, `,"message":`...)
+		dst = AppendQuoted(dst, message)
+		return append(dst, `,"param":null}`+"\n\n"...)
+	}
 	dst = append(dst, "data: "...)
-	dst = AppendError(dst, status, typ, message, param)
+	dst = AppendError(dst, status, typ, message, "")
 	return append(dst, "\n\ndata: [DONE]\n\n"...)
 }
 

@@ -13,15 +13,24 @@ func TestAppendError(t *testing.T) {
 	if got != want {
 		t.Errorf("\n got %s\nwant %s", got, want)
 	}
-	got = string(AppendErrorEvents(nil, 502, "fairway_upstream_gone", "gone", ""))
-	want = "data: {\"error\":{\"message\":\"gone\",\"type\":\"fairway_upstream_gone\",\"param\":null,\"code\":502}}\n\ndata: [DONE]\n\n"
-	if got != want {
-		t.Errorf("\n got %s\nwant %s", got, want)
-	}
-	// What we write is what we take for an error when it passes.
-	var e Events
-	if s := watch(&e, true, []byte(got), single); !s.Failed || !s.Done {
-		t.Errorf("read back as %+v", s)
+}
+
+func TestAppendErrorEvents(t *testing.T) {
+	for kind, want := range map[Kind]string{
+		Chat:        "data: {\"error\":{\"message\":\"gone\",\"type\":\"fairway_upstream_gone\",\"param\":null,\"code\":502}}\n\ndata: [DONE]\n\n",
+		Completions: "data: {\"error\":{\"message\":\"gone\",\"type\":\"fairway_upstream_gone\",\"param\":null,\"code\":502}}\n\ndata: [DONE]\n\n",
+		Messages:    "event: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"api_error\",\"message\":\"gone\"}}\n\n",
+		Responses:   "event: error\ndata: {\"type\":\"error\",\"code\":\"fairway_upstream_gone\",\"message\":\"gone\",\"param\":null}\n\n",
+	} {
+		got := string(AppendErrorEvents(nil, kind, 502, "fairway_upstream_gone", "gone"))
+		if got != want {
+			t.Errorf("%v\n got %s\nwant %s", kind, got, want)
+		}
+		// What we write is what we take for an error when it passes.
+		var e Events
+		if s := watch(&e, true, []byte(got), single); !s.Failed || s.Done != strings.Contains(want, "[DONE]") {
+			t.Errorf("%v: read back as %+v", kind, s)
+		}
 	}
 }
 
