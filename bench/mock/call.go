@@ -23,6 +23,7 @@ type delta struct {
 	job    *job
 	text   string
 	token  uint32
+	piece  string // the token's own text, stop strings or not; "" if there is no token
 	tokens int    // produced by this job so far
 	finish string // "" until the last: "stop", "length" or "abort"
 }
@@ -97,6 +98,7 @@ func (j *job) prompt(tokens []uint32, adapter, salt string) {
 // produce gives the job its next token, and says whether a stop string ended it. last says it is its last in any case.
 func (j *job) produce(last bool) (stopped bool) {
 	id, text := j.gen.next()
+	piece := text
 	j.partial[j.filled] = id
 	if j.filled++; j.filled == engine.BlockSize {
 		j.root = engine.HashBlock(j.root, &j.partial)
@@ -112,7 +114,7 @@ func (j *job) produce(last bool) (stopped bool) {
 	case last:
 		j.finish = "length"
 	}
-	j.call.add(delta{job: j, text: text, token: id, tokens: j.seq.Generated, finish: j.finish})
+	j.call.add(delta{job: j, text: text, token: id, piece: piece, tokens: j.seq.Generated, finish: j.finish})
 	return stopped
 }
 

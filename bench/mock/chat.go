@@ -51,6 +51,9 @@ func (x *exchange) readChat() (*generation, *apiError) {
 	}
 	g := x.sampling(f, "chatcmpl-")
 	g.completionFields(f)
+	if f.boolean("logprobs") {
+		g.logprobs = max(0, f.integer("top_logprobs", 0))
+	}
 	g.tools.tools = f.readTools()
 	f.readToolChoice(&g.tools)
 	g.tools.settled = len(messages) > 0 && messages[len(messages)-1].Role == "tool"
@@ -165,7 +168,13 @@ func (c *chatDialect) delta(w *events, d *delta) {
 	} else {
 		w.appendToolDelta(d)
 	}
-	w.data = append(w.data, `,"logprobs":null,"finish_reason":`...)
+	w.data = append(w.data, `,"logprobs":`...)
+	if c.g.logprobs >= 0 && d.piece != "" {
+		w.data = appendChatLogprobs(w.data, []delta{*d}, c.g.logprobs)
+	} else {
+		w.data = append(w.data, "null"...)
+	}
+	w.data = append(w.data, `,"finish_reason":`...)
 	if d.finish == "stop" && d.job.tool != nil && !d.job.tool.named {
 		w.data = append(w.data, `"tool_calls"`...)
 	} else {
@@ -199,13 +208,13 @@ func (c *chatDialect) end(w *events) {
 
 // chatChoice is a choice of an answer in one piece.
 type chatChoice struct {
-	Index         int         `json:"index"`
-	Message       chatAnswer  `json:"message"`
-	Logprobs      *struct{}   `json:"logprobs"`
-	FinishReason  string      `json:"finish_reason"`
-	StopReason    *string     `json:"stop_reason"`
-	TokenIDs      *[]uint32   `json:"token_ids"`
-	RoutedExperts *[]struct{} `json:"routed_experts"`
+	Index         int             `json:"index"`
+	Message       chatAnswer      `json:"message"`
+	Logprobs      json.RawMessage `json:"logprobs"`
+	FinishReason  string          `json:"finish_reason"`
+	StopReason    *string         `json:"stop_reason"`
+	TokenIDs      []uint32        `json:"token_ids"`
+	RoutedExperts *[]struct{}     `json:"routed_experts"`
 }
 
 type chatAnswer struct {
@@ -243,10 +252,14 @@ func (j *job) choice(text string) chatChoice {
 	return c
 }
 
-func (c *chatDialect) whole(texts []string) any {
-	choices := make([]chatChoice, len(texts))
+func (c *chatDialect) whole(all []output) any {
+	choices := make([]chatChoice, len(all))
 	for i, j := range c.g.call.jobs {
-		choices[i] = j.choice(texts[i])
+		choices[i] = j.choice(all[i].text)
+		choices[i].TokenIDs = c.g.ids(all[i].tokens)
+		if c.g.logprobs >= 0 {
+			choices[i].Logprobs = appendChatLogprobs(nil, all[i].tokens, c.g.logprobs)
+		}
 	}
 	return struct {
 		ID                string       `json:"id"`
@@ -258,13 +271,13 @@ func (c *chatDialect) whole(texts []string) any {
 		SystemFingerprint string       `json:"system_fingerprint"`
 		Usage             wholeUsage   `json:"usage"`
 		PromptLogprobs    *struct{}    `json:"prompt_logprobs"`
-		PromptTokenIDs    *[]uint32    `json:"prompt_token_ids"`
+		PromptTokenIDs    []uint32     `json:"prompt_token_ids"`
 		PromptText        *string      `json:"prompt_text"`
 		KVTransferParams  *struct{}    `json:"kv_transfer_params"`
 		ECTransferParams  *struct{}    `json:"ec_transfer_params"`
 		Metrics           *struct{}    `json:"metrics"`
 	}{
 		ID: c.g.id, Object: "chat.completion", Created: c.g.created, Model: c.g.model, Choices: choices,
-		SystemFingerprint: fingerprint, Usage: c.g.wholeUsage(true),
+		SystemFingerprint: fingerprint, Usage: c.g.wholeUsage(true), PromptTokenIDs: c.g.promptIDs(0),
 	}
 }

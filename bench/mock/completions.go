@@ -28,6 +28,7 @@ func (x *exchange) readCompletion() (*generation, *apiError) {
 	}
 	g := x.sampling(f, "cmpl-")
 	g.completionFields(f)
+	g.logprobs = f.integer("logprobs", -1)
 	if raw := f.get("prompt"); raw == nil {
 		f.missing("prompt")
 	} else if prompts, ok := readPrompts(raw); ok {
@@ -68,6 +69,17 @@ func readPrompts(raw json.RawMessage) (prompts [][]uint32, ok bool) {
 type completionDialect struct {
 	g      *generation
 	prefix []byte // of every event
+	offset []int  // bytes said so far, by choice; kept only for logprobs
+}
+
+// said counts the bytes of a token and returns how many came before it.
+func (c *completionDialect) said(d *delta) (before int) {
+	if c.offset == nil {
+		c.offset = make([]int, len(c.g.call.jobs))
+	}
+	before = c.offset[d.job.index]
+	c.offset[d.job.index] += len(d.piece)
+	return before
 }
 
 func (c *completionDialect) event(w *events) {
@@ -86,7 +98,13 @@ func (c *completionDialect) delta(w *events, d *delta) {
 	w.data = strconv.AppendInt(w.data, int64(d.job.index), 10)
 	w.data = append(w.data, `,"text":`...)
 	w.data = appendJSON(w.data, d.text)
-	w.data = append(w.data, `,"logprobs":null,"finish_reason":`...)
+	w.data = append(w.data, `,"logprobs":`...)
+	if c.g.logprobs >= 0 && d.piece != "" {
+		w.data = appendCompletionLogprobs(w.data, []delta{*d}, c.g.logprobs, c.said(d))
+	} else {
+		w.data = append(w.data, "null"...)
+	}
+	w.data = append(w.data, `,"finish_reason":`...)
 	w.appendFinish(d)
 	w.appendStopReason(d)
 	w.data = append(w.data, `,"prompt_token_ids":`...)
@@ -116,21 +134,27 @@ func (c *completionDialect) end(w *events) {
 
 // completionChoice is a choice of an answer in one piece.
 type completionChoice struct {
-	Index          int         `json:"index"`
-	Text           string      `json:"text"`
-	Logprobs       *struct{}   `json:"logprobs"`
-	FinishReason   string      `json:"finish_reason"`
-	StopReason     *string     `json:"stop_reason"`
-	TokenIDs       *[]uint32   `json:"token_ids"`
-	PromptLogprobs *struct{}   `json:"prompt_logprobs"`
-	PromptTokenIDs *[]uint32   `json:"prompt_token_ids"`
-	RoutedExperts  *[]struct{} `json:"routed_experts"`
+	Index          int             `json:"index"`
+	Text           string          `json:"text"`
+	Logprobs       json.RawMessage `json:"logprobs"`
+	FinishReason   string          `json:"finish_reason"`
+	StopReason     *string         `json:"stop_reason"`
+	TokenIDs       []uint32        `json:"token_ids"`
+	PromptLogprobs *struct{}       `json:"prompt_logprobs"`
+	PromptTokenIDs []uint32        `json:"prompt_token_ids"`
+	RoutedExperts  *[]struct{}     `json:"routed_experts"`
 }
 
-func (c *completionDialect) whole(texts []string) any {
-	choices := make([]completionChoice, len(texts))
+func (c *completionDialect) whole(all []output) any {
+	choices := make([]completionChoice, len(all))
 	for i, j := range c.g.call.jobs {
-		choices[i] = completionChoice{Index: i, Text: texts[i], FinishReason: j.finish, StopReason: j.stopReason()}
+		choices[i] = completionChoice{
+			Index: i, Text: all[i].text, FinishReason: j.finish, StopReason: j.stopReason(),
+			TokenIDs: c.g.ids(all[i].tokens), PromptTokenIDs: c.g.promptIDs(i / c.g.params.n),
+		}
+		if c.g.logprobs >= 0 {
+			choices[i].Logprobs = appendCompletionLogprobs(nil, all[i].tokens, c.g.logprobs, 0)
+		}
 	}
 	return struct {
 		ID                string             `json:"id"`

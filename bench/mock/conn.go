@@ -30,9 +30,14 @@ type conn struct {
 
 func newConn(s *Server, nc net.Conn) *conn {
 	c := &conn{s: s, nc: nc, in: newInput(nc)}
+	c.attach()
+	return c
+}
+
+// attach puts the readers over the input.
+func (c *conn) attach() {
 	c.limit = &io.LimitedReader{R: c.in}
 	c.br = bufio.NewReaderSize(c.limit, 4<<10)
-	return c
 }
 
 // run serves requests one after the other until either side is done.

@@ -6,7 +6,7 @@ import "github.com/fairway-proxy/fairway/bench/engine"
 type Stats struct {
 	Engine      engine.Stats
 	Connections uint64 // accepted
-	Received    uint64 // requests for an answer (chat completions and completions) read to their end
+	Received    uint64 // requests for an answer of the model read to their end, whatever the API
 	Refused     uint64 // of them, answered with an error
 	Answered    uint64 // of them, answered to the end
 	Aborted     uint64 // of them, left by their client before the end of the answer

@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// Faults make a server misbehave, for tests. They apply to requests for an answer (chat completions and completions).
+// Faults make a server misbehave, for tests. They apply to requests for an answer of the model, whatever the API.
 type Faults struct {
 	OnRequest   func(r *http.Request, body []byte) // called with each request that was read, from its connection's goroutine
 	HeaderDelay time.Duration                      // before anything is said

@@ -16,6 +16,8 @@ type fields struct {
 	values map[string]json.RawMessage
 	errs   []string
 	param  string // where the first error is
+
+	refused *apiError // what is wrong although each field is right
 }
 
 // invalid is the error body of a request that fails validation. Its type has a space, unlike that of other bad requests.
@@ -139,7 +141,7 @@ func (f *fields) missing(name string) {
 // err returns what was found wrong, or nil.
 func (f *fields) err() *apiError {
 	if len(f.errs) == 0 {
-		return nil
+		return f.refused
 	}
 	return invalid(&f.param, f.errs...)
 }
@@ -174,6 +176,10 @@ func (f *fields) number(name string, absent float64) float64 {
 		return absent
 	}
 	var number float64
+	var text string
+	if json.Unmarshal(raw, &text) == nil {
+		raw = json.RawMessage(text)
+	}
 	if json.Unmarshal(raw, &number) != nil {
 		f.add(name, "float_type", "Input should be a valid number", pythonValue(raw))
 	}
@@ -182,7 +188,14 @@ func (f *fields) number(name string, absent float64) float64 {
 
 func (f *fields) boolean(name string) bool {
 	var b bool
-	if raw := f.get(name); raw != nil && json.Unmarshal(raw, &b) != nil {
+	raw := f.get(name)
+	if raw == nil || json.Unmarshal(raw, &b) == nil {
+		return b
+	}
+	var text string
+	json.Unmarshal(raw, &text)
+	b, err := strconv.ParseBool(text)
+	if err != nil {
 		f.add(name, "bool_type", "Input should be a valid boolean", pythonValue(raw))
 	}
 	return b

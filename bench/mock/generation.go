@@ -9,8 +9,10 @@ import (
 	"github.com/fairway-proxy/fairway/bench/engine"
 )
 
-// maxChoices bounds n.
-const maxChoices = 128
+const (
+	maxChoices  = 128 // bounds n
+	maxLogprobs = 20  // bounds top_logprobs
+)
 
 // generation is a request for an answer, whatever API it came through: what it asks for, and how it goes.
 type generation struct {
@@ -29,6 +31,7 @@ type generation struct {
 	includeUsage bool // a last event with the usage
 	everyUsage   bool // and on every event
 	tokenIDs     bool // return_token_ids
+	logprobs     int  // how many alternatives to show for each token; below 0: not even the token itself
 	orca         bool // the answer may carry a load report
 
 	tools  toolUse
@@ -47,12 +50,18 @@ type dialect interface {
 	start(w *events)           // its first output is there
 	delta(w *events, d *delta) // a job has produced
 	end(w *events)             // all jobs have ended
-	whole(texts []string) any  // the answer in one piece; texts by choice
+	whole(all []output) any    // the answer in one piece; outputs by choice
+}
+
+// output is all that a job has said.
+type output struct {
+	text   string
+	tokens []delta // only if the answer mentions tokens
 }
 
 // sampling reads the fields that all APIs share.
 func (x *exchange) sampling(f *fields, idPrefix string) *generation {
-	g := &generation{x: x, fail: x.fail, created: x.begun.Unix(), params: params{n: 1}}
+	g := &generation{x: x, fail: x.fail, created: x.begun.Unix(), params: params{n: 1}, logprobs: -1}
 	g.seed = uint64(f.integer("seed", 0))
 	g.salt = f.text("cache_salt")
 	g.model = f.text("model")
@@ -111,6 +120,9 @@ func (g *generation) check() *apiError {
 		return badRequest("n", "n must be at least 1, got %d. (parameter=n, value=%d)", g.params.n, g.params.n)
 	case g.params.n > maxChoices:
 		return badRequest("n", "n must be at most %d, got %d. (parameter=n, value=%d)", maxChoices, g.params.n, g.params.n)
+	case g.logprobs > maxLogprobs:
+		return badRequest("logprobs", "Requested sample logprobs of %d, which is greater than max allowed: %d (parameter=logprobs, value=%d)",
+			g.logprobs, maxLogprobs, g.logprobs)
 	case len(g.prompts) == 0:
 		return badRequest("prompt", "You must provide at least one prompt.")
 	}
@@ -220,7 +232,7 @@ func (g *generation) await(buf []delta) ([]delta, bool) {
 }
 
 func (g *generation) runWhole(d dialect) {
-	texts := make([]string, len(g.call.jobs))
+	all := make([]output, len(g.call.jobs))
 	parts := make([][]byte, len(g.call.jobs))
 	var buf []delta
 	for left := len(g.call.jobs); left > 0; {
@@ -230,20 +242,24 @@ func (g *generation) runWhole(d dialect) {
 			return
 		}
 		for i := range buf {
-			parts[buf[i].job.index] = append(parts[buf[i].job.index], buf[i].text...)
+			k := buf[i].job.index
+			parts[k] = append(parts[k], buf[i].text...)
+			if buf[i].piece != "" && (g.tokenIDs || g.logprobs >= 0) {
+				all[k].tokens = append(all[k].tokens, buf[i])
+			}
 			if buf[i].finish != "" {
 				left--
 			}
 		}
 	}
 	for i, p := range parts {
-		texts[i] = string(p)
+		all[i].text = string(p)
 	}
 	var report []field
 	if g.orca {
 		report = g.x.orca()
 	}
-	g.finish(func() { g.x.answerJSON(d.whole(texts), report...) })
+	g.finish(func() { g.x.answerJSON(d.whole(all), report...) })
 }
 
 func (g *generation) runStream(d dialect) {

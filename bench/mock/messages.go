@@ -212,11 +212,12 @@ type toolBlock struct {
 	Input json.RawMessage `json:"input"`
 }
 
-func (m *messageDialect) whole(texts []string) any {
+func (m *messageDialect) whole(all []output) any {
+	text := all[0].text
 	j := m.g.call.jobs[0]
-	var block any = textBlock{"text", texts[0]}
-	if j.tool != nil && json.Valid([]byte(texts[0])) {
-		block = toolBlock{"tool_use", j.tool.id, j.tool.name, json.RawMessage(texts[0])}
+	var block any = textBlock{"text", text}
+	if j.tool != nil && json.Valid([]byte(text)) {
+		block = toolBlock{"tool_use", j.tool.id, j.tool.name, json.RawMessage(text)}
 	}
 	reason, sequence := j.messageStop()
 	return struct {

@@ -65,6 +65,8 @@ type Server struct {
 	driver  *driver
 	started time.Time
 
+	vocabulary *vocabulary
+
 	mu        sync.Mutex
 	listeners map[net.Listener]struct{}
 	conns     map[*conn]struct{}
@@ -87,7 +89,7 @@ func New(cfg Config) *Server {
 	eng := engine.New(cfg.Profile.Engine)
 	cfg.MaxModelLen = min(cfg.MaxModelLen, eng.MaxTokens())
 	s := &Server{
-		cfg: cfg, driver: newDriver(eng, cfg.MaxModelLen), started: time.Now(),
+		cfg: cfg, driver: newDriver(eng, cfg.MaxModelLen), started: time.Now(), vocabulary: newVocabulary(),
 		listeners: map[net.Listener]struct{}{}, conns: map[*conn]struct{}{}, http: newHTTPMetrics(),
 	}
 	s.driver.loras.enabled = len(cfg.Loras) > 0 || cfg.LoraUpdates

@@ -284,7 +284,7 @@ func (r *responseDialect) complete(text string) *responseObject {
 	return o
 }
 
-func (r *responseDialect) whole(texts []string) any { return r.complete(texts[0]) }
+func (r *responseDialect) whole(all []output) any { return r.complete(all[0].text) }
 
 // event sends an event. Its members come in the order of their names: sequence_number, the text of an item that is done, and type
 // follow the given ones.
