@@ -14,6 +14,9 @@
 // type (except the model), and limits such as the range of an integer. UTF-16 and
 // UTF-32, which Python would detect, are refused.
 //
+// [Request.ReadForm] does the same for the forms that carry sound, and
+// [Request.ReadStart] for the start of a JSON body whose rest has not arrived.
+//
 // Answers: [Events] watches server-sent events and [Body] one JSON document as the
 // pieces pass, however they are cut, for the first token, the usage and failures.
 //

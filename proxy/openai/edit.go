@@ -1,5 +1,7 @@
 package openai
 
+import "bytes"
+
 // edit replaces body[start:end] by insert.
 type edit struct {
 	start, end int
@@ -12,25 +14,34 @@ var askUsage = []byte(`,"stream_options":{"include_usage":true}`)
 
 // InjectUsage has the edited body ask for the usage of a stream, and tells whether
 // it does: only for a stream of chat or completions whose body says nothing of
-// stream_options. When it does, the event that holds nothing but the usage is not
+// stream_options, not for a form. When it does, the event that holds nothing but the usage is not
 // the client's; see [Events].
 func (r *Request) InjectUsage() bool {
-	if r.cut || !r.Stream || r.StreamOptions || !r.Kind.usageOnRequest() {
+	if r.cut || r.form || !r.Stream || r.StreamOptions || !r.Kind.usageOnRequest() {
 		return false
 	}
 	r.askUsage = true
 	return true
 }
 
-// ReplaceModel has the edited body name another model, written as the body writes it.
-// A body without a model gets one. A later call replaces an earlier one; an empty name
-// takes it back.
+// ReplaceModel has the edited body name another model, written as the body writes it:
+// quoted in JSON, as it is in a form, where it must hold no line break. A body without
+// a model gets one. A later call replaces an earlier one; an empty name takes it back.
 func (r *Request) ReplaceModel(name string) {
 	r.renamed = r.renamed[:0]
 	if name == "" || r.cut && !r.hasModel {
 		return
 	}
 	switch {
+	case r.form && r.hasModel:
+		r.renamed = append(r.renamed, name...)
+		return
+	case r.form:
+		r.renamed = append(r.renamed, "\r\n"...)
+		r.renamed = append(r.renamed, r.body[:bytes.IndexByte(r.body, '\r')]...) // the boundary
+		r.renamed = append(r.renamed, partHead...)
+		r.renamed = append(r.renamed, name...)
+		return
 	case r.hasModel:
 	case r.empty:
 		r.renamed = append(r.renamed, nextModel[1:]...)

@@ -19,12 +19,14 @@ const (
 	Rerank
 	Score
 	Tokenize
+	Transcription
+	Translation
 )
 
 var kindNames = [...]string{
 	Other: "other", Chat: "chat", Completions: "completions", Responses: "responses", Messages: "messages",
 	CountTokens: "count_tokens", Embeddings: "embeddings", Pooling: "pooling", Classify: "classify", Rerank: "rerank",
-	Score: "score", Tokenize: "tokenize",
+	Score: "score", Tokenize: "tokenize", Transcription: "transcription", Translation: "translation",
 }
 
 // String gives the kind's name, fit for a metric label.
@@ -76,6 +78,9 @@ func KindOf(method, path []byte) Kind {
 func (k Kind) Generates() bool {
 	return k == Chat || k == Completions || k == Responses || k == Messages
 }
+
+// Form tells whether the body is a form; see [Request.ReadForm].
+func (k Kind) Form() bool { return k == Transcription || k == Translation }
 
 // usageOnRequest tells whether a stream of this kind says its usage only when
 // stream_options asks for it. Responses and messages always say it.

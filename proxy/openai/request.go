@@ -60,12 +60,13 @@ type Request struct {
 	head                     [headSpans][]byte
 	source                   place // what the prompt was read from
 	hasModel                 bool
-	model                    [2]int // body[model[0]:model[1]] is the value with its quotes, or null
+	model                    [2]int // body[model[0]:model[1]] is the value with its quotes, or null, or the text in a form
 	modelErr                 string // why the value is none that can be read
 	modelBuf                 []byte // Model when it was escaped
 	empty                    bool   // the body is {}
+	form                     bool   // the body is a form
 	maxTokens, maxCompletion int    // −1 without
-	brace                    int    // where the closing brace stands
+	brace                    int    // where the closing brace stands, or the closing delimiter of a form
 	cut                      bool   // the body is the start of one
 	renamed                  []byte // what ReplaceModel puts in the model's place
 	askUsage                 bool   // what InjectUsage did
@@ -118,7 +119,7 @@ func (r *Request) Reset() {
 	*r = Request{spans: r.spans[:0], rest: r.rest[:0], modelBuf: r.modelBuf[:0], renamed: r.renamed[:0]}
 }
 
-// Read reads the body of a request of that kind. The error is an *[Error]; nothing
+// Read reads the JSON body of a request of that kind. The error is an *[Error]; nothing
 // of the Request is to be used then. The body must not change while r is in use.
 func (r *Request) Read(kind Kind, body []byte) error {
 	r.begin(kind, body)

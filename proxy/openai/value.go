@@ -75,8 +75,11 @@ func (s *scanner) word() []byte {
 
 // int passes over a value and gives the whole number it is for vLLM, −1 when it is
 // none or negative.
-func (s *scanner) int() int {
-	n, ok := laxInt(s.word())
+func (s *scanner) int() int { return laxCount(s.word()) }
+
+// laxCount is the number that a word is for vLLM, −1 when it is none or negative.
+func laxCount(word []byte) int {
+	n, ok := laxInt(word)
 	if !ok || n < 0 {
 		return -1
 	}
