@@ -25,8 +25,9 @@ const (
 	speedPoolPrior = 4096
 	// minSpeedTokens: smaller prompts measure the engine's step, not its speed.
 	minSpeedTokens = 512
-	// maxSpeed: slower than any engine; a sample above is a stall.
-	maxSpeed = 0.1
+	// maxSlowness: a sample counts for at most this many times what is known so far. One that is slower yet is a stall,
+	// and a pod that is believed slow gets no requests to show better.
+	maxSlowness = 4
 
 	// defaultUncached is what a request is taken to compute before any was seen.
 	defaultUncached = 1000
@@ -258,26 +259,30 @@ func (e *Endpoint) learnSpeed(dispatched, now time.Duration, uncached int64) {
 		return
 	}
 	tokens := float64(uncached)
-	took := min(max(now-max(dispatched, time.Duration(last)), 0).Seconds(), maxSpeed*tokens)
+	pool := e.pool.meanSpeed()
+	slowest := maxSlowness * max(pool, e.speed.mean(pool, speedPrior))
+	took := min(max(now-max(dispatched, time.Duration(last)), 0).Seconds(), slowest*tokens)
 	e.speed.add(took, tokens, speedHorizon)
 	e.pool.speed.add(took, tokens, speedHorizon)
 }
 
 // Eject leaves the endpoint alone for a while, after it has refused a connection: 1 s, twice as long each time it happens
-// again, at most 30 s. Further refusals during that time, of requests that had already been sent, change nothing.
+// again, at most 30 s. Further refusals during that time, of requests that had already been sent, change nothing; it tells
+// whether this one did.
 //
 // Where nothing listens, nothing is cached: unless the pod's metrics tell when it starts anew, its index is emptied.
-func (e *Endpoint) Eject(now time.Duration) {
+func (e *Endpoint) Eject(now time.Duration) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.Ejected(now) {
-		return
+		return false
 	}
 	e.eject(now)
 	e.struck = false
 	if v := e.view.Load(); !v.sample.Has(StartTime) {
 		e.restarted(v.capacity)
 	}
+	return true
 }
 
 // eject starts an ejection. The caller holds mu.
@@ -309,13 +314,15 @@ func (e *Endpoint) strike(now time.Duration) {
 func (e *Endpoint) Ejected(now time.Duration) bool { return int64(now) < e.ejectedUntil.Load() }
 
 // Readmit ends an ejection and the count of refusals: a probe has succeeded. It does nothing for an endpoint that takes
-// connections and fails requests: that one has to wait its time out.
-func (e *Endpoint) Readmit() {
+// connections and fails requests: that one has to wait its time out. It tells whether there was something to end.
+func (e *Endpoint) Readmit() bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if !e.struck {
-		e.readmit()
+	if e.struck || e.failures.Load() == 0 {
+		return false
 	}
+	e.readmit()
+	return true
 }
 
 // readmit ends an ejection of either kind. The caller holds mu.

@@ -77,7 +77,8 @@ func (f *Fairway) Choose(c []Candidate, r *Request) int {
 		}
 	}
 	limit := c[lowest].Score * tieBand
-	return rendezvous(c, key, func(c *Candidate) bool { return c.Score <= limit })
+	depth = c[lowest].Depth // a cold pod never ties with a warm one: the prompt would be computed and kept twice
+	return rendezvous(c, key, func(c *Candidate) bool { return c.Score <= limit && c.Depth == depth })
 }
 
 func score(c *Candidate, uncached float64) float64 {
