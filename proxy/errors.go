@@ -71,7 +71,7 @@ func unreadable(err error) error {
 	if !ok {
 		return err
 	}
-	return &Error{Status: 400, Type: "fairway_bad_request", Param: e.Param, Message: e.Error()}
+	return &Error{Status: 400, Type: "fairway_bad_request", Param: e.Param, Message: "T" + e.Error()[1:]}
 }
 
 func errBadRequest(reason string) *Error {

@@ -49,6 +49,7 @@ type Exchange struct {
 	start, until time.Duration      // on Now's clock; until 0: no bound
 	tried        []*picker.Endpoint // that failed before they answered
 	failure      error              // of the last one
+	refuges      int                // of tried, known before not to take connections
 	sent         bool               // the last one took the whole request
 	resent       bool               // the body was sent a second time
 	retry        *retryPlace        // held in the retry budget
@@ -387,8 +388,11 @@ func (x *Exchange) unreachable(e *picker.Endpoint, err error) (again bool, _ err
 	if upstream.Exhausted(err) {
 		return false, errExhausted(err)
 	}
-	e.Eject(Now())
-	x.server.log.Warn("endpoint does not take connections", "pool", x.pool.name, "endpoint", e.Address(), "error", err)
+	if e.Eject(Now()) {
+		x.server.log.Warn("endpoint does not take connections", "pool", x.pool.name, "endpoint", e.Address(), "error", err)
+	} else if x.refuges++; x.refuges == maxRefuges {
+		return false, errUpstream(err)
+	}
 	x.tryElsewhere(e, err)
 	return true, nil
 }
@@ -467,6 +471,10 @@ func (x *Exchange) timeout() error {
 	}
 	return errTimeout("answer", x.serving.timeouts.FirstByte)
 }
+
+// maxRefuges is how many endpoints a request tries that were known not to take
+// connections. The picker gives such a one only when there is no other.
+const maxRefuges = 2
 
 // errGone ends an exchange whose client has left: nobody is there to answer.
 var errGone = errors.New("the client has gone")

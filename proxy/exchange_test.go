@@ -455,6 +455,28 @@ func TestDeadEndpointIsPassedOver(t *testing.T) {
 	}
 }
 
+// A pool that is down costs its requests little, once that is known.
+func TestPoolThatIsDown(t *testing.T) {
+	var pods []*pod
+	for range 10 {
+		p := startPod(t, "", quick)
+		p.Close()
+		pods = append(pods, p)
+	}
+	s := startServer(t, World{}, pods...)
+	for i := range 3 {
+		m := post("/v1/chat/completions", chat(true, 2, "hello"))
+		s.Handle(m)
+		if typ, _ := refusal(t, m); m.answer.Status != 502 || typ != "fairway_upstream_failed" {
+			t.Errorf("%d %s", m.answer.Status, typ)
+		}
+		receipt := s.Endpoints()[0].Endpoint.Load(Now())
+		if i > 0 && receipt.Failures > 3 {
+			t.Errorf("%d failures of one endpoint", receipt.Failures)
+		}
+	}
+}
+
 func TestNoEndpointAlive(t *testing.T) {
 	dead := startPod(t, "", quick)
 	dead.Close()

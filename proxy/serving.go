@@ -65,7 +65,7 @@ func (s *Server) SetWorld(w *World) {
 
 	pools := make(map[string]*pool, len(w.Pools))
 	for i := range w.Pools {
-		p := s.updatePool(&w.Pools[i], or(w.Timeouts.Connect, DefaultConnectTimeout))
+		p := s.updatePool(&w.Pools[i], or(w.Timeouts.Connect, DefaultConnectTimeout), w.Scrape.Interval)
 		pools[p.name] = p
 		next.pools = append(next.pools, p)
 	}
@@ -89,12 +89,14 @@ func (s *Server) SetWorld(w *World) {
 
 // updatePool gives the pool of that name its endpoints, making it if it is new.
 // s.mu is held.
-func (s *Server) updatePool(w *Pool, connect time.Duration) *pool {
+func (s *Server) updatePool(w *Pool, connect, interval time.Duration) *pool {
 	p := s.pools[w.Name]
 	if p == nil {
+		config := s.config.Picker
+		config.StaleAfter = or(config.StaleAfter, max(2*time.Second, 3*interval))
 		p = &pool{
 			name:       w.Name,
-			picker:     picker.NewPool(s.config.Picker),
+			picker:     picker.NewPool(config),
 			transports: make(map[Endpoint]*upstream.Transport),
 		}
 		p.chooser = embedded{p.picker}

@@ -81,7 +81,7 @@ func (a *app) listen(l file.Listen) error {
 	var err error
 	if l.HTTP != "" {
 		if a.plain, err = net.Listen("tcp", l.HTTP); err != nil {
-			return fmt.Errorf("listen.http: %w", err)
+			return fmt.Errorf("listen.http: %w (--listen, --metrics and --admin choose other addresses)", err)
 		}
 	}
 	if a.metrics, err = a.serveHTTP("listen.metrics", l.Metrics, admin.Metrics(source)); err != nil {
@@ -98,7 +98,7 @@ func (a *app) serveHTTP(what, address string, h http.Handler) (*http.Server, err
 	}
 	l, err := net.Listen("tcp", address)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", what, err)
+		return nil, fmt.Errorf("%s: %w (--listen, --metrics and --admin choose other addresses)", what, err)
 	}
 	s := &http.Server{Addr: l.Addr().String(), Handler: h, ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(a.log.Handler(), slog.LevelWarn)}
 	go func() {
@@ -142,7 +142,7 @@ func (a *app) run(ctx context.Context) error {
 func (a *app) drain() error {
 	a.stopping.Store(true)
 	limit := a.config.Load().World.Timeouts.Drain
-	a.log.Info("stopping", "live_requests", a.server.Live(), "drain", limit)
+	a.log.Info("stopping: waiting for requests to end; a second signal ends them now", "live_requests", a.server.Live(), "drain", limit.String())
 	ctx := context.Background()
 	if limit > 0 {
 		var cancel context.CancelFunc

@@ -12,12 +12,14 @@ import (
 func newCheck() *cobra.Command {
 	var path string
 	cmd := &cobra.Command{
-		Use:   "check -f FILE",
+		Use:   "check [-f] FILE",
 		Short: "Read a configuration and print what it would serve, or what is wrong with it and where",
-		Args:  noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if path == "" {
-				return misuse{errors.New("which file? give -f FILE")}
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if path == "" && len(args) == 1 {
+				path, args = args[0], nil
+			}
+			if path == "" || len(args) > 0 {
+				return misuse{errors.New("which file? give one, as -f FILE")}
 			}
 			c, err := file.Load(path)
 			if asJSON(cmd) {

@@ -241,7 +241,7 @@ func startStack(ctx context.Context, n int, l file.Listen, pick picker.Config, l
 	var err error
 	if s.app, err = newApp(c, log, nil, pick); err != nil {
 		s.stop()
-		return nil, fmt.Errorf("%w (--listen, --metrics and --admin choose other addresses)", err)
+		return nil, err
 	}
 	ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	go func() {

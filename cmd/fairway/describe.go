@@ -129,7 +129,13 @@ type endpointView struct {
 	CapacityTokens  int     `json:"capacity_tokens"`
 	SecondsPerToken float64 `json:"seconds_per_token"`
 	IndexEntries    int     `json:"index_entries"`
-	ScrapeAge       float64 `json:"scrape_age_s"` // −1: never scraped
+	PromptTokens    uint64  `json:"prompt_tokens"`    // of all requests so far, estimated
+	PredictedHits   uint64  `json:"predicted_hits"`   // of these, believed to be cached when picked
+	ReportedCached  uint64  `json:"reported_cached"`  // tokens that the engine reported as cached
+	Foreign         int     `json:"foreign_requests"` // not ours, as of the last scrape
+	Stretch         float64 `json:"capacity_stretch"` // by how much its cache seems to be larger than it says
+	Credit          float64 `json:"cache_credit"`     // what a token believed to be cached is worth
+	ScrapeAge       float64 `json:"scrape_age_s"`     // −1: never scraped
 	IdleConnections int     `json:"idle_connections"`
 }
 
@@ -146,6 +152,8 @@ func describeEndpoints(s *proxy.Server) []endpointView {
 			Pool: e.Pool, Address: e.Endpoint.Address(), Ejected: e.Endpoint.Ejected(now),
 			InFlight: l.InFlight, QueuedTokens: l.Queued, Running: scraped(picker.Running), Waiting: scraped(picker.Waiting),
 			KVUsage: l.KV, CapacityTokens: l.Capacity, SecondsPerToken: l.Speed, IndexEntries: l.IndexEntries,
+			PromptTokens: l.PromptTokens, PredictedHits: l.HitTokens, ReportedCached: l.CachedTokens,
+			Foreign: l.Foreign, Stretch: l.Stretch, Credit: l.Credit,
 			ScrapeAge: -1, IdleConnections: e.Transport.Idle(),
 		}
 		if l.ScrapeAge >= 0 {

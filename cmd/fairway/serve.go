@@ -39,7 +39,7 @@ these endpoints, whatever the model.`,
 	f.StringVar(&o.listen, "listen", "", "where to take plain HTTP (default :8080, or listen.http of the file)")
 	f.StringVar(&o.metrics, "metrics", "", "where to serve metrics and health (default :15020, or listen.metrics of the file)")
 	f.StringVar(&o.admin, "admin", "", "where to serve the operator (default 127.0.0.1:15000, or listen.admin of the file)")
-	f.TextVar(&o.level, "log-level", slog.LevelInfo, "least `level` logged: debug, info, warn or error")
+	f.StringVar(&o.level, "log-level", "info", "least `level` logged: debug, info, warn or error")
 	f.BoolVar(&o.noAccessLog, "no-access-log", false, "write no line for each request")
 	return cmd
 }
@@ -48,16 +48,20 @@ type serveOptions struct {
 	config                 string
 	endpoints              []string
 	listen, metrics, admin string
-	level                  slog.Level
+	level                  string
 	noAccessLog            bool
 }
 
 func (o *serveOptions) run(cmd *cobra.Command) error {
+	var level slog.Level
+	if level.UnmarshalText([]byte(o.level)) != nil {
+		return misuse{fmt.Errorf("--log-level %s: want debug, info, warn or error", o.level)}
+	}
 	watcher, config, err := o.load()
 	if err != nil {
 		return err
 	}
-	log := newLog(cmd.ErrOrStderr(), asJSON(cmd), o.level)
+	log := newLog(cmd.ErrOrStderr(), asJSON(cmd), level)
 	access := log
 	if o.noAccessLog {
 		access = nil

@@ -90,7 +90,9 @@ func (l *loop) turn(ctx context.Context) time.Duration {
 			l.probes++
 			return rest(backoff(min(settings.Interval, slowest), l.probes), time.Since(start))
 		}
-		l.Endpoint.Readmit()
+		if l.Endpoint.Readmit() {
+			l.scraper.log.Info("endpoint takes connections again", "endpoint", l.Endpoint.Address())
+		}
 		l.due = time.Time{} // see what came back
 	}
 	l.probes = 0

@@ -64,6 +64,8 @@ var (
 		series{"prompt_tokens_by_source_total", promptBySource},
 		series{"prefix_cache_queries_total", queries},
 		series{"prefix_cache_hits_total", hits},
+		series{"gpu_prefix_cache_queries_total", queries}, // until vLLM 0.9
+		series{"gpu_prefix_cache_hits_total", hits},
 		series{"generation_tokens_total", generated},
 		series{"num_preemptions_total", preemptions},
 		series{"cache_config_info", vllmCache},

@@ -174,12 +174,14 @@ func (r *Recorder) line(rec *Record) {
 		slog.String("upstream_cluster", rec.Pool),
 		slog.String("model", rec.Model),
 		slog.Bool("stream", rec.Streamed),
-		slog.Float64("duration", ms(rec.Duration)),
-		slog.Float64("ttft", ms(rec.TTFT)),
+		slog.Float64("duration_ms", ms(rec.Duration)),
 		slog.Int64("bytes_received", rec.BytesIn),
 		slog.Int64("bytes_sent", rec.BytesOut),
 		slog.Int("upstream_request_attempt_count", 1+rec.Retries),
 	)
+	if rec.TTFT > 0 {
+		attrs = append(attrs, slog.Float64("ttft_ms", ms(rec.TTFT)))
+	}
 	for _, c := range []struct {
 		name string
 		n    int
