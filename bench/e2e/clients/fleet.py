@@ -1,0 +1,129 @@
+"""The processes under test: mock engines and Fairway, each on free ports, each stopped by whoever started it."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+
+BIN = Path(os.environ["FAIRWAY_E2E_BIN"])
+
+
+@dataclass
+class Target:
+    """A Fairway and the engines behind it."""
+
+    kind: str  # "mock" or "engine": a real one
+    url: str  # Fairway's, without /v1
+    model: str
+    engines: list[str] = field(default_factory=list)  # their URLs, without /v1
+
+    @property
+    def base_url(self) -> str:
+        return self.url + "/v1"
+
+    def serves(self, path: str) -> bool:
+        """Whether the engines know a path, whatever they say to an empty request."""
+        request = urllib.request.Request(self.engines[0] + path, b"{}", {"Content-Type": "application/json"})
+        try:
+            urllib.request.urlopen(request, timeout=30).close()
+        except urllib.error.HTTPError as err:
+            with err:
+                return not (err.code == 404 and err.read() == b'{"detail":"Not Found"}')
+        return True
+
+    def running(self) -> float:
+        """How many requests the engines say they run or have waiting."""
+        total = 0.0
+        for engine in self.engines:
+            for line in get(engine + "/metrics").decode().splitlines():
+                if line.startswith(("vllm:num_requests_running{", "vllm:num_requests_waiting{")):
+                    total += float(line.rsplit(" ", 1)[1])
+        return total
+
+    def await_running(self, wanted, within: float = 5) -> None:
+        """Waits until wanted(running) holds."""
+        deadline = time.monotonic() + within
+        while not wanted(running := self.running()):
+            assert time.monotonic() < deadline, f"after {within} s the engines still have {running:g} requests running or waiting"
+            time.sleep(0.02)
+
+
+class Fleet:
+    """Starts processes; close stops those it started, in reverse, each by its own process."""
+
+    def __init__(self, logs: Path):
+        self.logs = logs
+        self.processes: list[tuple[str, subprocess.Popen]] = []
+
+    def mock(self, model: str) -> str:
+        """Starts a mock engine and returns its URL."""
+        # 1 MB of prompt has to fit; four times an H100's pace keeps the suite short and streams still long enough to be left.
+        process = self._start("mockvllm", "--listen", "127.0.0.1:0", "--json", "--model", model, "--speed", "4",
+                              "--max-model-len", "400000", stdout=subprocess.PIPE)
+        line = process.stdout.readline()
+        assert line, f"mockvllm did not start:\n{self.output()}"
+        return "http://" + json.loads(line)["listen"]
+
+    def fairway(self, engines: list[str], **config) -> str:
+        """Starts Fairway in front of engines, config being further keys of fairway.yaml, and returns its URL."""
+        for attempt in range(3):  # another process may take a port between its being found and its being used
+            http, metrics = free_port(), free_port()
+            path = self.logs / f"fairway-{http}.yaml"
+            # JSON is YAML.
+            path.write_text(json.dumps({"pools": [{"name": "engines", "endpoints": engines}], **config}))
+            process = self._start("fairway", "serve", "--config", str(path), "--listen", f"127.0.0.1:{http}", "--metrics", f"127.0.0.1:{metrics}",
+                                  "--admin", "127.0.0.1:0")
+            if self._ready(process, f"http://127.0.0.1:{metrics}/healthz/ready"):
+                return f"http://127.0.0.1:{http}"
+        raise AssertionError(f"fairway did not start:\n{self.output()}")
+
+    def _start(self, program: str, *args: str, stdout=None) -> subprocess.Popen:
+        log = open(self.logs / f"{len(self.processes):02d}-{program}.log", "wb")
+        with log:
+            process = subprocess.Popen([BIN / program, *args], stdin=subprocess.DEVNULL, stdout=stdout or log, stderr=log, start_new_session=True)
+        self.processes.append((log.name, process))
+        return process
+
+    def _ready(self, process: subprocess.Popen, url: str) -> bool:
+        deadline = time.monotonic() + 20
+        while process.poll() is None and time.monotonic() < deadline:
+            try:
+                get(url)
+                return True
+            except OSError:
+                time.sleep(0.02)
+        return False
+
+    def output(self) -> str:
+        """The end of what each process has logged."""
+        return "\n".join(f"--- {name}\n{Path(name).read_text(errors='replace')[-2000:]}" for name, _ in self.processes)
+
+    def close(self) -> None:
+        for _, process in reversed(self.processes):
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        for _, process in reversed(self.processes):
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            if process.stdout:
+                process.stdout.close()
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def get(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=10) as response:
+        return response.read()
