@@ -26,7 +26,7 @@ const partHead = "\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\n"
 // What is read is what vLLM reads, by Starlette and python-multipart: of fields of
 // one name the last wins; a part with a file name is a file, and can be no model; a
 // model without text is none. Where parsers of forms differ, the form is refused: a
-// preamble or an epilogue, a line end in a part's head that is not CRLF, a folded
+// preamble, an epilogue of more than empty lines, a line end in a part's head that is not CRLF, a folded
 // line, an end without its boundary, the boundary followed by something else, an
 // encoded part, parameters that are extended (RFC 8187) or unknown, except for
 // filename* beside filename.
@@ -150,7 +150,7 @@ func (f *form) next() bool {
 	case bytes.HasPrefix(b[at:], []byte("--")):
 		f.last = f.pos
 		at += len("--")
-		if rest := b[at:]; len(rest) > 0 && string(rest) != "\r\n" {
+		if rest := b[at:]; len(rest)%2 != 0 || bytes.Count(rest, []byte("\r\n")) != len(rest)/2 {
 			f.fail(at, "something follows the last boundary")
 		} else if f.parts == 0 {
 			f.fail(at, "it has no fields")

@@ -31,6 +31,7 @@ func TestForm(t *testing.T) {
 		{"as SDKs send it", "", sound + field("model", "whisper") + field("stream", "true") + field("language", "de") + field("prompt", "Fairway") + "--b--\n", "whisper", "Fairway|<RIFF\x00\xff\n--B>|de", true},
 		{"no model", "", sound + "--b--\n", "", "<RIFF\x00\xff\n--B>", false},
 		{"no line end at the end", "", field("model", "m") + "--b--", "m", "", false},
+		{"empty lines at the end", "", field("model", "m") + "--b--\n\n", "m", "", false}, // as npm's form-data-encoder
 		{"last model wins", "", field("model", "a") + field("model", "b") + "--b--", "b", "", false},
 		{"an empty model is none", "", field("model", "a") + field("model", "") + "--b--", "", "", false},
 		{"last prompt, stream and file win", "", sound + field("file", "no file") + field("prompt", "a") + field("stream", "1") + field("prompt", "b") + field("stream", "0") + "--b--", "", "b", false},
@@ -109,6 +110,7 @@ func TestFormRefused(t *testing.T) {
 		{"preamble", "", "x\n" + model + "--b--", 0, "it does not start with the boundary that its Content-Type names"},
 		{"empty preamble", "", "\n" + model + "--b--", 0, "it does not start with the boundary that its Content-Type names"},
 		{"epilogue", "", model + "--b--\nx", -1, "something follows the last boundary"},
+		{"half a line end", "", model + "--b--\n\r", -1, "something follows the last boundary"},
 		{"a second form", "", model + "--b--\n" + field("model", "n") + "--b--\n", -1, "something follows the last boundary"},
 		{"no fields", "", "--b--\n", 5, "it has no fields"},
 		{"no last boundary", "", model, -1, "it ends without its last boundary"},
