@@ -106,71 +106,76 @@ type oneByte struct{ r io.Reader }
 
 func (o oneByte) Read(p []byte) (int, error) { return o.r.Read(p[:1]) }
 
+const chat, completions = "/v1/chat/completions", "/v1/completions"
+
+// withLora is the configuration of the server whose captures are about adapters.
+func withLora(c *Config) {
+	c.Loras, c.LoraUpdates, c.LoraRoot, c.RequestIDHeaders, c.ForceUsage = []string{"ad1"}, true, "./lora/", true, true
+}
+
+// captures are requests and what vLLM 0.32.0 said to them.
+var captures = []struct {
+	name, path string
+	raw        string // instead of a POST of NAME.req.json
+	capture    string // instead of NAME.resp.txt
+	headers    []string
+	sort       bool
+	collapse   bool
+	cfg        func(*Config)
+}{
+	{name: "chat-stream", path: chat},
+	{name: "chat-stream-usage", path: chat, headers: []string{"X-Request-Id: my-req-id-43"}},
+	{name: "chat-stream-contusage", path: chat},
+	{name: "chat-stream-n2", path: chat, sort: true},
+	{name: "chat-nonstream", path: chat},
+	{name: "cache-salt", path: chat},
+	{name: "chat-orca-TEXT", path: chat, headers: []string{"endpoint-load-metrics-format: TEXT"}},
+	{name: "chat-orca-text", path: chat, headers: []string{"endpoint-load-metrics-format: text"}},
+	{name: "chat-orca-JSON", path: chat, headers: []string{"endpoint-load-metrics-format: JSON"}},
+	{name: "err-no-model", path: chat},
+	{name: "err-unknown-field", path: chat},
+	{name: "completions", path: completions},
+	{name: "completions-tokens", path: completions},
+	{name: "completions-stream", path: completions},
+	{name: "err-bad-json", path: chat},
+	{name: "err-bad-type", path: chat},
+	{name: "err-missing-messages", path: chat},
+	{name: "err-neg-max", path: chat},
+	{name: "err-maxtokens-too-big", path: chat},
+	{name: "err-unknown-model", path: chat},
+	{name: "err-unknown-model-stream", path: chat},
+	{name: "err-too-long", raw: post(chat, userSays(strings.Repeat("The quick brown fox. ", 5000), ""))},
+	{name: "err-bad-content-type", raw: strings.Replace(post(chat, `{"model":"tiny","messages":[]}`), "application/json", "text/plain", 1)},
+	{name: "chat-http10", raw: strings.Replace(post(chat, `{"model":"tiny","messages":[{"role":"user","content":"hi"}],"max_tokens":4,"stream":true}`), "HTTP/1.1", "HTTP/1.0", 1)},
+	{name: "models", raw: get("/v1/models"), capture: "models.txt"},
+	{name: "models-lora", raw: get("/v1/models"), capture: "models-lora.txt", cfg: func(c *Config) { withLora(c); c.MaxModelLen = 1024 }},
+	{name: "lora-chat-stream", path: chat, cfg: withLora},
+	{name: "lora-completions-stream", path: completions, cfg: withLora},
+	{name: "lora-load", raw: post("/v1/load_lora_adapter", `{"lora_name":"a","lora_path":"/nope"}`), cfg: withLora},
+	{name: "lora-load-off", raw: post("/v1/load_lora_adapter", `{"lora_name":"a","lora_path":"/nope"}`)},
+	{name: "chat-stream-logprobs", path: chat},
+	{name: "return-token-ids", path: chat},
+	{name: "tokenize", path: "/tokenize"},
+	{name: "tokenize-chat", path: "/tokenize"},
+	{name: "detokenize", path: "/detokenize"},
+	{name: "tokenize-noauth", raw: post("/tokenize", `{}`), capture: "tokenize-noauth.txt", cfg: func(c *Config) { c.APIKey = "secret" }},
+	{name: "responses", path: "/v1/responses"},
+	{name: "responses-stream", path: "/v1/responses", collapse: true},
+	{name: "messages", path: "/v1/messages"},
+	{name: "messages-stream", path: "/v1/messages"},
+	{name: "count-tokens", path: "/v1/messages/count_tokens"},
+	{name: "health", raw: get("/health"), capture: "health.txt"},
+	{name: "ping", raw: get("/ping"), capture: "ping.txt"},
+	{name: "version", raw: get("/version"), capture: "version.txt"},
+	{name: "load", raw: get("/load"), capture: "load.txt"},
+	{name: "notfound", raw: get("/nothing"), capture: "notfound.txt"},
+	{name: "get-on-chat", raw: get(chat), capture: "get-on-chat.txt"},
+	{name: "noauth", raw: get("/v1/models"), capture: "noauth.txt", cfg: func(c *Config) { c.APIKey = "secret" }},
+}
+
 // Every shape of answer is, byte for byte, what vLLM 0.32.0 said to the same request.
 func TestCaptures(t *testing.T) {
-	const chat, completions = "/v1/chat/completions", "/v1/completions"
-	withLora := func(c *Config) { // the server of the captures with adapters
-		c.Loras, c.LoraUpdates, c.LoraRoot, c.RequestIDHeaders, c.ForceUsage = []string{"ad1"}, true, "./lora/", true, true
-	}
-	tests := []struct {
-		name, path string
-		raw        string // instead of a POST of NAME.req.json
-		capture    string // instead of NAME.resp.txt
-		headers    []string
-		sort       bool
-		collapse   bool
-		cfg        func(*Config)
-	}{
-		{name: "chat-stream", path: chat},
-		{name: "chat-stream-usage", path: chat, headers: []string{"X-Request-Id: my-req-id-43"}},
-		{name: "chat-stream-contusage", path: chat},
-		{name: "chat-stream-n2", path: chat, sort: true},
-		{name: "chat-nonstream", path: chat},
-		{name: "cache-salt", path: chat},
-		{name: "chat-orca-TEXT", path: chat, headers: []string{"endpoint-load-metrics-format: TEXT"}},
-		{name: "chat-orca-text", path: chat, headers: []string{"endpoint-load-metrics-format: text"}},
-		{name: "chat-orca-JSON", path: chat, headers: []string{"endpoint-load-metrics-format: JSON"}},
-		{name: "err-no-model", path: chat},
-		{name: "err-unknown-field", path: chat},
-		{name: "completions", path: completions},
-		{name: "completions-tokens", path: completions},
-		{name: "completions-stream", path: completions},
-		{name: "err-bad-json", path: chat},
-		{name: "err-bad-type", path: chat},
-		{name: "err-missing-messages", path: chat},
-		{name: "err-neg-max", path: chat},
-		{name: "err-maxtokens-too-big", path: chat},
-		{name: "err-unknown-model", path: chat},
-		{name: "err-unknown-model-stream", path: chat},
-		{name: "err-too-long", raw: post(chat, userSays(strings.Repeat("The quick brown fox. ", 5000), ""))},
-		{name: "err-bad-content-type", raw: strings.Replace(post(chat, `{"model":"tiny","messages":[]}`), "application/json", "text/plain", 1)},
-		{name: "chat-http10", raw: strings.Replace(post(chat, `{"model":"tiny","messages":[{"role":"user","content":"hi"}],"max_tokens":4,"stream":true}`), "HTTP/1.1", "HTTP/1.0", 1)},
-		{name: "models", raw: get("/v1/models"), capture: "models.txt"},
-		{name: "models-lora", raw: get("/v1/models"), capture: "models-lora.txt", cfg: func(c *Config) { withLora(c); c.MaxModelLen = 1024 }},
-		{name: "lora-chat-stream", path: chat, cfg: withLora},
-		{name: "lora-completions-stream", path: completions, cfg: withLora},
-		{name: "lora-load", raw: post("/v1/load_lora_adapter", `{"lora_name":"a","lora_path":"/nope"}`), cfg: withLora},
-		{name: "lora-load-off", raw: post("/v1/load_lora_adapter", `{"lora_name":"a","lora_path":"/nope"}`)},
-		{name: "chat-stream-logprobs", path: chat},
-		{name: "return-token-ids", path: chat},
-		{name: "tokenize", path: "/tokenize"},
-		{name: "tokenize-chat", path: "/tokenize"},
-		{name: "detokenize", path: "/detokenize"},
-		{name: "tokenize-noauth", raw: post("/tokenize", `{}`), capture: "tokenize-noauth.txt", cfg: func(c *Config) { c.APIKey = "secret" }},
-		{name: "responses", path: "/v1/responses"},
-		{name: "responses-stream", path: "/v1/responses", collapse: true},
-		{name: "messages", path: "/v1/messages"},
-		{name: "messages-stream", path: "/v1/messages"},
-		{name: "count-tokens", path: "/v1/messages/count_tokens"},
-		{name: "health", raw: get("/health"), capture: "health.txt"},
-		{name: "ping", raw: get("/ping"), capture: "ping.txt"},
-		{name: "version", raw: get("/version"), capture: "version.txt"},
-		{name: "load", raw: get("/load"), capture: "load.txt"},
-		{name: "notfound", raw: get("/nothing"), capture: "notfound.txt"},
-		{name: "get-on-chat", raw: get(chat), capture: "get-on-chat.txt"},
-		{name: "noauth", raw: get("/v1/models"), capture: "noauth.txt", cfg: func(c *Config) { c.APIKey = "secret" }},
-	}
-	for _, tt := range tests {
+	for _, tt := range captures {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				cfg := tiny()

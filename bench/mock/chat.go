@@ -51,9 +51,7 @@ func (x *exchange) readChat() (*generation, *apiError) {
 	}
 	g := x.sampling(f, "chatcmpl-")
 	g.completionFields(f)
-	if f.boolean("logprobs") {
-		g.logprobs = max(0, f.integer("top_logprobs", 0))
-	}
+	g.logprobs, g.topLogprobs = f.boolean("logprobs"), max(0, f.integer("top_logprobs", 0))
 	g.tools.tools = f.readTools()
 	f.readToolChoice(&g.tools)
 	g.tools.settled = len(messages) > 0 && messages[len(messages)-1].Role == "tool"
@@ -169,8 +167,8 @@ func (c *chatDialect) delta(w *events, d *delta) {
 		w.appendToolDelta(d)
 	}
 	w.data = append(w.data, `,"logprobs":`...)
-	if c.g.logprobs >= 0 && d.piece != "" {
-		w.data = appendChatLogprobs(w.data, []delta{*d}, c.g.logprobs)
+	if c.g.logprobs && d.piece != "" {
+		w.data = appendChatLogprobs(w.data, []delta{*d}, c.g.topLogprobs)
 	} else {
 		w.data = append(w.data, "null"...)
 	}
@@ -257,8 +255,8 @@ func (c *chatDialect) whole(all []output) any {
 	for i, j := range c.g.call.jobs {
 		choices[i] = j.choice(all[i].text)
 		choices[i].TokenIDs = c.g.ids(all[i].tokens)
-		if c.g.logprobs >= 0 {
-			choices[i].Logprobs = appendChatLogprobs(nil, all[i].tokens, c.g.logprobs)
+		if c.g.logprobs {
+			choices[i].Logprobs = appendChatLogprobs(nil, all[i].tokens, c.g.topLogprobs)
 		}
 	}
 	return struct {

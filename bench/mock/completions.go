@@ -28,7 +28,7 @@ func (x *exchange) readCompletion() (*generation, *apiError) {
 	}
 	g := x.sampling(f, "cmpl-")
 	g.completionFields(f)
-	g.logprobs = f.integer("logprobs", -1)
+	g.logprobs, g.topLogprobs = f.get("logprobs") != nil, max(0, f.integer("logprobs", 0))
 	if raw := f.get("prompt"); raw == nil {
 		f.missing("prompt")
 	} else if prompts, ok := readPrompts(raw); ok {
@@ -99,8 +99,8 @@ func (c *completionDialect) delta(w *events, d *delta) {
 	w.data = append(w.data, `,"text":`...)
 	w.data = appendJSON(w.data, d.text)
 	w.data = append(w.data, `,"logprobs":`...)
-	if c.g.logprobs >= 0 && d.piece != "" {
-		w.data = appendCompletionLogprobs(w.data, []delta{*d}, c.g.logprobs, c.said(d))
+	if c.g.logprobs && d.piece != "" {
+		w.data = appendCompletionLogprobs(w.data, []delta{*d}, c.g.topLogprobs, c.said(d))
 	} else {
 		w.data = append(w.data, "null"...)
 	}
@@ -152,8 +152,8 @@ func (c *completionDialect) whole(all []output) any {
 			Index: i, Text: all[i].text, FinishReason: j.finish, StopReason: j.stopReason(),
 			TokenIDs: c.g.ids(all[i].tokens), PromptTokenIDs: c.g.promptIDs(i / c.g.params.n),
 		}
-		if c.g.logprobs >= 0 {
-			choices[i].Logprobs = appendCompletionLogprobs(nil, all[i].tokens, c.g.logprobs, 0)
+		if c.g.logprobs {
+			choices[i].Logprobs = appendCompletionLogprobs(nil, all[i].tokens, c.g.topLogprobs, 0)
 		}
 	}
 	return struct {

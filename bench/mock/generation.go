@@ -26,12 +26,14 @@ type generation struct {
 	adapter   string
 	limit     int // max_tokens; 0: none given
 	limitName string
+	mayEnd    bool // prose may end before its limit; otherwise it fills it, which makes the length of answers the client's choice
 
 	stream       bool
 	includeUsage bool // a last event with the usage
 	everyUsage   bool // and on every event
 	tokenIDs     bool // return_token_ids
-	logprobs     int  // how many alternatives to show for each token; below 0: not even the token itself
+	logprobs     bool // how likely each token was
+	topLogprobs  int  // and so many of those that were likeliest
 	orca         bool // the answer may carry a load report
 
 	tools  toolUse
@@ -61,7 +63,7 @@ type output struct {
 
 // sampling reads the fields that all APIs share.
 func (x *exchange) sampling(f *fields, idPrefix string) *generation {
-	g := &generation{x: x, fail: x.fail, created: x.begun.Unix(), params: params{n: 1}, logprobs: -1}
+	g := &generation{x: x, fail: x.fail, created: x.begun.Unix(), params: params{n: 1}}
 	g.seed = uint64(f.integer("seed", 0))
 	g.salt = f.text("cache_salt")
 	g.model = f.text("model")
@@ -120,9 +122,9 @@ func (g *generation) check() *apiError {
 		return badRequest("n", "n must be at least 1, got %d. (parameter=n, value=%d)", g.params.n, g.params.n)
 	case g.params.n > maxChoices:
 		return badRequest("n", "n must be at most %d, got %d. (parameter=n, value=%d)", maxChoices, g.params.n, g.params.n)
-	case g.logprobs > maxLogprobs:
+	case g.topLogprobs > maxLogprobs:
 		return badRequest("logprobs", "Requested sample logprobs of %d, which is greater than max allowed: %d (parameter=logprobs, value=%d)",
-			g.logprobs, maxLogprobs, g.logprobs)
+			g.topLogprobs, maxLogprobs, g.topLogprobs)
 	case len(g.prompts) == 0:
 		return badRequest("prompt", "You must provide at least one prompt.")
 	}
@@ -177,7 +179,7 @@ func (g *generation) plan(j *job, seed uint64) {
 	if j.gen.script != "" {
 		length = countTokens(j.gen.script)
 		j.natural = length <= j.params.maxTokens
-	} else if g.limit == 0 {
+	} else if g.limit == 0 || g.mayEnd {
 		length = naturalLength(seed)
 		j.natural = length <= j.params.maxTokens
 	}
@@ -244,7 +246,7 @@ func (g *generation) runWhole(d dialect) {
 		for i := range buf {
 			k := buf[i].job.index
 			parts[k] = append(parts[k], buf[i].text...)
-			if buf[i].piece != "" && (g.tokenIDs || g.logprobs >= 0) {
+			if buf[i].piece != "" && (g.tokenIDs || g.logprobs) {
 				all[k].tokens = append(all[k].tokens, buf[i])
 			}
 			if buf[i].finish != "" {

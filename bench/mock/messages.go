@@ -115,6 +115,7 @@ func (x *exchange) readMessages(answer bool) (*generation, *apiError) {
 	}
 	g := x.sampling(f, "chatcmpl-")
 	g.fail = x.failAnthropic
+	g.mayEnd = true // this API demands a limit of everybody
 	g.params.stop = f.texts("stop_sequences")
 	g.tools.tools = f.readTools()
 	f.readAnthropicChoice(&g.tools)

@@ -76,7 +76,7 @@ func TestRealtimeEchoes(t *testing.T) {
 		c := dialRealtime(t, ln)
 		for _, size := range []int{0, 5, 125, 126, 65535, 65536, maxFrame} {
 			want := bytes.Repeat([]byte("x"), size)
-			go c.send(frame(1, want))
+			go io.WriteString(c.nc, frame(1, want))
 			if op, got := c.readFrame(); op != 1 || !bytes.Equal(got, want) {
 				t.Errorf("%d bytes came back as %d, opcode %d", size, len(got), op)
 			}
@@ -109,7 +109,7 @@ func TestRealtimeRefuses(t *testing.T) {
 			"\x82\xff\xff\xff\xff\xff\xff\xff\xff\xff\x00\x00\x00\x00": closeTooBig,
 		} {
 			c := dialRealtime(t, ln)
-			go c.send(sent)
+			go io.WriteString(c.nc, sent)
 			if op, got := c.readFrame(); op != opClose || binary.BigEndian.Uint16(got) != code {
 				t.Errorf("%q: got %d %q", sent, op, got)
 			}
