@@ -65,7 +65,8 @@ func errTimeout(phase string, after time.Duration) *Error {
 		Message: fmt.Sprintf("The engine gave no %s within %s (timeouts).", phase, after)}
 }
 
-// unreadable is the error for a body that openai.Request cannot read.
+// unreadable is the error for a body that openai.Request cannot read; nil for
+// none.
 func unreadable(err error) error {
 	e, ok := errors.AsType[*openai.Error](err)
 	if !ok {

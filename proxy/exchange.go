@@ -163,6 +163,12 @@ func (x *Exchange) readBody() error {
 	if x.kind == openai.Other {
 		return nil
 	}
+	if x.kind.Form() {
+		if err := x.receive(x.serving.bodyLimit + 1); err != nil {
+			return err
+		}
+		return unreadable(x.read.ReadForm(x.kind, message.Get(x.head.Fields, "content-type"), x.body.bytes))
+	}
 	if !x.body.whole {
 		known, err := x.read.ReadStart(x.kind, x.body.bytes)
 		if err != nil {
@@ -177,10 +183,7 @@ func (x *Exchange) readBody() error {
 			return err
 		}
 	}
-	if err := x.read.Read(x.kind, x.body.bytes); err != nil {
-		return unreadable(err)
-	}
-	return nil
+	return unreadable(x.read.Read(x.kind, x.body.bytes))
 }
 
 // receive takes in n bytes of the body, or all of it.

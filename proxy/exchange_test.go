@@ -1,11 +1,13 @@
 package proxy
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
+	"mime/multipart"
 	"net"
 	"net/http"
 	"regexp"
@@ -318,6 +320,40 @@ func TestModelsGoToTheirPoolUnderTheirTargetName(t *testing.T) {
 	s.Handle(m)
 	if typ, _ := refusal(t, m); typ != "fairway_no_route" {
 		t.Errorf("a path that names no model, between two pools: %s", typ)
+	}
+}
+
+// In the form of a transcription the model is a field among others.
+func TestFormsAreRoutedByTheirModel(t *testing.T) {
+	a, b := startPod(t, "", mock.Config{Speed: 100, Model: "whisper-1"}), startPod(t, "", mock.Config{Speed: 100, Model: "b"})
+	w := World{
+		Pools:  []Pool{{Name: "b", Endpoints: []Endpoint{{Address: b.address}}}},
+		Models: []Model{{Name: "b", Pool: "b"}, {Name: "whisper", Pool: "pool", Targets: []Target{{Name: "whisper-1", Weight: 1}}}},
+	}
+	s := startServer(t, w, a)
+	form := func(model string) *memoryStream {
+		var body bytes.Buffer
+		f := multipart.NewWriter(&body)
+		file, _ := f.CreateFormFile("file", "speech.wav")
+		file.Write(bytes.Repeat([]byte("RIFF\x00\xff"), 1000))
+		f.WriteField("model", model)
+		f.Close()
+		m := post("/v1/audio/transcriptions", body.String())
+		m.head.Fields[0].Value = []byte(f.FormDataContentType())
+		return m
+	}
+	for model, to := range map[string]*pod{"whisper": a, "b": b} {
+		before := to.Stats().Received
+		m := form(model)
+		s.Handle(m)
+		if m.answer.Status != 200 || to.Stats().Received != before+1 {
+			t.Errorf("%s: %d %s", model, m.answer.Status, m.seen())
+		}
+	}
+	m := form("nobody")
+	s.Handle(m)
+	if typ, _ := refusal(t, m); typ != "fairway_unknown_model" {
+		t.Errorf("an unknown model: %s", typ)
 	}
 }
 
