@@ -70,6 +70,10 @@ func KindOf(method, path []byte) Kind {
 		return Score
 	case "/tokenize":
 		return Tokenize
+	case "/v1/audio/transcriptions":
+		return Transcription
+	case "/v1/audio/translations":
+		return Translation
 	}
 	return Other
 }
