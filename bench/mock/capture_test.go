@@ -154,6 +154,8 @@ var captures = []struct {
 	{name: "lora-load", raw: post("/v1/load_lora_adapter", `{"lora_name":"a","lora_path":"/nope"}`), cfg: withLora},
 	{name: "lora-load-off", raw: post("/v1/load_lora_adapter", `{"lora_name":"a","lora_path":"/nope"}`)},
 	{name: "chat-stream-logprobs", path: chat},
+	{name: "dp-rank-bad", path: chat, headers: []string{"X-data-parallel-rank: 3"}},
+	{name: "render", path: chat + "/render"},
 	{name: "return-token-ids", path: chat},
 	{name: "tokenize", path: "/tokenize"},
 	{name: "tokenize-chat", path: "/tokenize"},

@@ -2,7 +2,9 @@ package mock
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
+	"strconv"
 	"time"
 
 	"github.com/cespare/xxhash/v2"
@@ -112,7 +114,10 @@ func (g *generation) check() *apiError {
 		g.model = s.cfg.Model
 	}
 	longest := s.cfg.MaxModelLen
+	rank, err := strconv.Atoi(g.x.req.Header.Get("X-Data-Parallel-Rank"))
 	switch {
+	case err == nil && rank != 0: // the only engine is number 0
+		return &apiError{Message: fmt.Sprintf("data_parallel_rank %d is out of range [0, 1).", rank), Type: "BadRequestError", Code: http.StatusBadRequest}
 	case g.limitName != "" && g.limit < 1:
 		return badRequest(g.limitName, "%s must be at least 1, got %d. (parameter=%s, value=%d)", g.limitName, g.limit, g.limitName, g.limit)
 	case g.limit > longest:

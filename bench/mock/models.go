@@ -57,6 +57,14 @@ func (x *exchange) models() {
 	}{"list", data})
 }
 
+// render is what vLLM says to requests for tokens only, unless it was started with --enable-scale-out.
+func (x *exchange) render() {
+	x.fail(&apiError{
+		Message: "Scale-out endpoints are disabled. Restart vllm serve with --enable-scale-out to enable them.",
+		Type:    "PermissionDeniedError", Code: http.StatusForbidden,
+	})
+}
+
 func (x *exchange) health() { x.answer(http.StatusOK, "", nil) }
 
 func (x *exchange) version() {

@@ -3,6 +3,7 @@ package mock
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -156,5 +157,22 @@ func TestResponseErrors(t *testing.T) {
 		}
 		r := c.respond(`{"input":"x","text":{"format":{"type":"json_schema","name":"w","schema":` + weather + `}}}`)
 		checkArguments(t, r.Output[0].Content[0].Text)
+	})
+}
+
+// A fault cuts a stream even before there is a token, and then nobody works for it.
+func TestResponseCutEarly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, ln := start(t, tiny())
+		s.SetFaults(Faults{CutAfter: 1})
+		c := connect(t, ln)
+		c.send(post("/v1/responses", `{"stream":true,"input":"hi"}`))
+		if said, _ := io.ReadAll(c.nc); strings.Count(string(said), "data: ") != 1 {
+			t.Errorf("%s", said)
+		}
+		synctest.Wait()
+		if st := s.Stats(); st.Engine.Running+st.Engine.Waiting != 0 || st.Aborted != 1 {
+			t.Errorf("%+v", st)
+		}
 	})
 }
