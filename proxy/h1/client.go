@@ -71,7 +71,8 @@ func (c *ClientConn) Close() error {
 }
 
 // Send writes a request whose body is at hand, gathered into one write. The
-// body's length is that of its segments; ContentLength is ignored. When it gives
+// body's length is that of its segments; ContentLength is ignored. Without an
+// Authority, the Host is the server's address. When it gives
 // an error the server may nevertheless have answered: ReadHead tells.
 func (c *ClientConn) Send(r *message.Request, body ...[]byte) error {
 	var total int64
@@ -154,14 +155,18 @@ func (c *ClientConn) head(r *message.Request, length int64) error {
 		return ErrField
 	}
 	c.recycle()
-	if err := c.out.headRoom(r.Fields, len(r.Method)+len(r.Target)+len(r.Authority)+len(r.Upgrade)+32); err != nil {
+	if err := c.out.headRoom(r.Fields, len(r.Method)+len(r.Target)+len(r.Authority)+len(r.Upgrade)+96); err != nil {
 		return err
 	}
 	b := append(c.out.buf, r.Method...)
 	b = append(b, ' ')
 	b = append(b, r.Target...)
 	b = append(b, " HTTP/1.1\r\nhost: "...)
-	b = append(b, r.Authority...)
+	if len(r.Authority) > 0 {
+		b = append(b, r.Authority...)
+	} else { // from a client of HTTP/1.0; nginx takes no empty Host
+		b = append(b, c.sock.RemoteAddr().String()...)
+	}
 	c.out.buf = append(b, "\r\n"...)
 	if err := c.out.fields(r.Fields); err != nil {
 		c.out.drop()

@@ -447,3 +447,19 @@ func TestParsingAllocatesNothing(t *testing.T) {
 		t.Errorf("%v allocations to refuse", n)
 	}
 }
+
+func TestHostWithoutAuthority(t *testing.T) {
+	hosts := make(chan string, 1)
+	addr := listen(t, &Server{Handler: func(s *Stream) {
+		hosts <- string(s.Head().Authority)
+		s.WriteHead(&message.Response{Status: 204})
+		s.Finish(nil)
+	}})
+	c := dial(t, addr)
+	if err := c.Send(&message.Request{Method: []byte("GET"), Target: []byte("/")}); err != nil {
+		t.Fatal(err)
+	}
+	if host := <-hosts; host != addr {
+		t.Errorf("Host %q, want %q", host, addr)
+	}
+}

@@ -63,7 +63,7 @@ func (p *parser) request(buf []byte, r *message.Request) (done bool, err *Protoc
 		return false, err
 	}
 	h := &p.head
-	r.Fields, r.Upgrade = h.fields, h.upgrade
+	r.Fields = h.fields
 	if !h.hasHost && p.minor >= 1 {
 		return false, errHostMissing
 	}
@@ -80,6 +80,12 @@ func (p *parser) request(buf []byte, r *message.Request) (done bool, err *Protoc
 		r.ContentLength = message.Unknown
 	case h.length > 0:
 		r.ContentLength = h.length
+	}
+	// An Upgrade may be ignored (RFC 9110 section 7.8). Beside a body it is: there
+	// are servers, such as uvicorn with httptools, that decline it and yet take
+	// the body for the next request.
+	if r.ContentLength == 0 {
+		r.Upgrade = h.upgrade
 	}
 	return true, nil
 }

@@ -29,15 +29,15 @@ type reply struct {
 // WriteHead begins the answer. What is written waits for Flush, Finish or more
 // than a buffer can hold. Fields that are not end-to-end are left out. An interim
 // head (status 1xx) may come before the final one and is flushed at once. A 101 is
-// final: it answers a request that asked for an Upgrade and whose body was read,
-// and what follows goes through Tunnel.
+// final: it answers a request that asked for an Upgrade, and what follows goes
+// through Tunnel.
 func (s *Stream) WriteHead(r *message.Response) error {
 	a := &s.reply
 	if a.err != nil {
 		return a.err
 	}
 	switching := r.Status == 101
-	if a.headed || switching && (s.req.Upgrade == nil || r.Upgrade == nil || !s.in.ended) {
+	if a.headed || switching && (s.req.Upgrade == nil || r.Upgrade == nil) {
 		return ErrState
 	}
 	interim := r.Status < 200 && !switching

@@ -38,7 +38,8 @@ type Request struct {
 	// the framing alone ends it. No Content-Length field is among Fields.
 	ContentLength int64
 	// Upgrade is the protocol that the client asks to switch to, such as
-	// "websocket"; nil for none. No Upgrade field is among Fields.
+	// "websocket"; nil for none, and beside a body. No Upgrade field is among
+	// Fields.
 	Upgrade []byte
 }
 
