@@ -13,7 +13,7 @@ RACE := $(shell [ "$$(go env CGO_ENABLED)" = 1 ] && echo '\#include <stdlib.h>' 
 ALLOCATING = $(shell grep -rl AllocsPerRun --include='*_test.go' . | xargs -n 1 dirname | sort -u)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test check bench churn image-context image e2e-compose e2e-clients clean
+.PHONY: help demo build test check bench churn image-context image e2e-compose e2e-vllm e2e-clients clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -55,6 +55,9 @@ image: image-context ## the container image fairway:dev (needs Docker)
 
 e2e-compose: image-context ## deploy/compose on a real Docker engine (as root on Linux: a private one)
 	deploy/compose/e2e.sh
+
+e2e-vllm: ## two real vLLM engines with a tiny model on CPU, behind Fairway; needs Python 3.11 (installs 6 GB into the cache)
+	bench/e2e/vllm/e2e.sh
 
 e2e-clients: ## real clients (openai for Python and npm, LangChain, curl, aiperf) against Fairway; needs Python 3.11 and curl
 	bench/e2e/clients/e2e.sh

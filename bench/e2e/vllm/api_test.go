@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -24,20 +25,26 @@ type api struct {
 	name, path string
 	// body asks for the continuation of a prompt, the same one each time.
 	body func(model, prompt string, tokens int) object
-	end  string // what the data of a stream's last event begins with
+	// What the data of a stream's last events begin with: whole, or cut by the loss of its engine.
+	end, cut []string
 }
 
+var (
+	done         = []string{"[DONE]"}
+	errorAndDone = []string{`{"error":{`, "[DONE]"}
+)
+
 var apis = []api{
-	{"chat", "/v1/chat/completions", chatBody, "[DONE]"},
+	{"chat", "/v1/chat/completions", chatBody, done, errorAndDone},
 	{"completions", "/v1/completions", func(model, prompt string, tokens int) object {
 		return object{"model": model, "prompt": prompt, "max_tokens": tokens, "temperature": 0}
-	}, "[DONE]"},
+	}, done, errorAndDone},
 	{"responses", "/v1/responses", func(model, prompt string, tokens int) object {
 		return object{"model": model, "input": prompt, "max_output_tokens": tokens, "temperature": 0}
-	}, `{"response":`},
+	}, []string{`{"response":`}, []string{`{"type":"error","code":"fairway_upstream_failed"`}},
 	{"messages", "/v1/messages", func(model, prompt string, tokens int) object {
 		return object{"model": model, "messages": []message{{"user", prompt}}, "max_tokens": tokens, "temperature": 0}
-	}, `{"type":"message_stop"`},
+	}, []string{`{"type":"message_stop"`}, []string{`{"type":"error","error":{"type":"api_error"`}},
 }
 
 func chatBody(model, prompt string, tokens int) object {
@@ -172,11 +179,13 @@ func (o object) with(name string, value any) object {
 // stream is a streamed answer whose head has come.
 type stream struct {
 	response
+	api   api
 	lines *bufio.Scanner
 }
 
-func openStream(t *testing.T, ctx context.Context, url string, body object) *stream {
+func openStream(t *testing.T, ctx context.Context, origin string, api api, body object) *stream {
 	t.Helper()
+	url := origin + api.path
 	resp := send(t, ctx, "POST", url, body.with("stream", true))
 	t.Cleanup(func() { resp.Body.Close() })
 	if resp.StatusCode != http.StatusOK {
@@ -188,7 +197,7 @@ func openStream(t *testing.T, ctx context.Context, url string, body object) *str
 	}
 	lines := bufio.NewScanner(resp.Body)
 	lines.Buffer(nil, 1<<20)
-	return &stream{response{resp, nil}, lines}
+	return &stream{response{resp, nil}, api, lines}
 }
 
 // next is the data of the next event. It is false at the end, whether proper or not.
@@ -216,6 +225,17 @@ func (s *stream) rest(t *testing.T) (events []string) {
 	}
 	return events
 }
+
+// endsWith tells whether the last events begin with these.
+func endsWith(events, beginnings []string) bool {
+	if len(events) < len(beginnings) {
+		return false
+	}
+	return slices.EqualFunc(events[len(events)-len(beginnings):], beginnings, strings.HasPrefix)
+}
+
+// last is the last few events, to be told.
+func last(events []string) string { return strings.Join(events[max(0, len(events)-3):], "\n") }
 
 func decodeEvent(t *testing.T, data string) (a answer) {
 	t.Helper()

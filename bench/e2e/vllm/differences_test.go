@@ -21,17 +21,20 @@ import (
 // exchange is a request that is sent to an engine directly and through Fairway. The answers must be the same: status,
 // fields and body.
 type exchange struct {
-	name     string
-	method   string // POST if empty
-	target   string
-	fields   []string // besides Host, Connection, X-Request-Id and, for a body, Content-Type and Content-Length
-	body     string
-	noType   bool // no Content-Type
-	chunked  bool // the body is sent in chunks
-	http10   bool
-	anyBody  bool           // the bodies tell of the moment and are not compared
-	without  *regexp.Regexp // what is cut out of the bodies: there they may differ
-	fairways string         // why Fairway gives an answer of its own, with the same status
+	name    string
+	method  string // POST if empty
+	target  string
+	fields  []string // besides Host, Connection, X-Request-Id and, for a body, Content-Type and Content-Length
+	body    string
+	noType  bool // no Content-Type
+	chunked bool // the body is sent in chunks
+	http10  bool
+	anyBody bool           // the bodies tell of the moment and are not compared
+	without *regexp.Regexp // what is cut out of the bodies: there they may differ
+	// fairways says why Fairway gives an answer of its own. The status is the same; the body is the same too, or an
+	// error of Fairway's.
+	fairways string
+	sameBody bool
 }
 
 // testDifferences sends each exchange both ways.
@@ -41,7 +44,7 @@ func testDifferences(t *testing.T, f *fleet) {
 		t.Run(x.name, func(t *testing.T) {
 			x.warm(t, direct, i)
 			if x.fairways != "" {
-				x.compareStatus(t, direct, through, i)
+				x.compareOwn(t, direct, through, i)
 				return
 			}
 			// An engine joins the tokens that it made while it was busy sending into one event. How many events
@@ -72,12 +75,17 @@ func (x exchange) warm(t *testing.T, address string, i int) {
 	}
 }
 
-// compareStatus is for what Fairway answers itself: the status must still be the engine's, and the body OpenAI's
-// error object.
-func (x exchange) compareStatus(t *testing.T, direct, through string, i int) {
+// compareOwn is for what Fairway answers itself.
+func (x exchange) compareOwn(t *testing.T, direct, through string, i int) {
 	want, got := x.send(t, direct, i), x.send(t, through, i)
 	if got.status != want.status {
 		t.Errorf("Fairway says %d, the engine %d: %s", got.status, want.status, want.body)
+	}
+	if x.sameBody {
+		if got.body != want.body {
+			t.Errorf("Fairway says %s, the engine %s", got.body, want.body)
+		}
+		return
 	}
 	var body struct {
 		Error struct{ Type, Message string }

@@ -3,7 +3,7 @@
 # Fairway, as vllm_test.go says. Run it as `make e2e-vllm`. Flags (-test.run=…) go to the tests.
 #
 # What it installs (6 GB) stays in ${XDG_CACHE_HOME:-$HOME/.cache}/fairway-e2e for the next time. It takes Linux on
-# x86-64, and Python 3.10 to 3.13 with venv, which it installs from Debian's packages when it may. Logs are in bin/e2e-vllm.
+# x86-64, and Python 3.11 with venv, which it installs from Debian's packages when it may. Logs are in bin/e2e-vllm.
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 

@@ -65,6 +65,7 @@ func chats() []exchange {
 }
 
 func otherAPIs() []exchange {
+	const union = "the models of all engines are listed"
 	return []exchange{
 		{name: "completions", target: completionPath, body: `{"model":"tiny","prompt":"hello there",` + few + `}`},
 		{name: "completions stream", target: completionPath, body: `{"model":"tiny","prompt":"hello there",` + few + `,"stream":true}`, without: fingerprint},
@@ -89,7 +90,7 @@ func otherAPIs() []exchange {
 		{name: "score", target: "/v1/score", body: `{"model":"tiny","text_1":"hello","text_2":"there"}`},
 		{name: "pooling", target: "/pooling", body: `{"model":"tiny","input":"hello"}`},
 		{name: "classify", target: "/classify", body: `{"model":"tiny","input":"hello"}`},
-		{name: "models", method: "GET", target: "/v1/models"},
+		{name: "models", method: "GET", target: "/v1/models", fairways: union, sameBody: true},
 		{name: "health", method: "GET", target: "/health"},
 		{name: "ping", method: "GET", target: "/ping"},
 		{name: "version", method: "GET", target: "/version"},
@@ -112,7 +113,7 @@ func refused() []exchange {
 		{name: "wrong type of messages", target: chatPath, body: `{"model":"tiny","messages":"hi"}`},
 		{name: "wrong type of a message", target: chatPath, body: `{"model":"tiny","messages":["hi"]}`},
 		{name: "wrong type of content", target: chatPath, body: `{"model":"tiny","messages":[{"role":"user","content":5}]}`},
-		{name: "wrong type of model", target: chatPath, body: `{"model":5,` + hi + `}`},
+		{name: "wrong type of model", target: chatPath, body: `{"model":5,` + hi + `}`, fairways: "a request is routed by its model, which must be a name"},
 		{name: "wrong type of stream", target: chatPath, body: `{"model":"tiny",` + hi + `,"stream":"perhaps"}`},
 		{name: "wrong type of prompt", target: completionPath, body: `{"model":"tiny","prompt":{"a":1}}`},
 		{name: "no messages", target: chatPath, body: `{"model":"tiny"}`},
@@ -159,6 +160,6 @@ func plainHTTP() []exchange {
 		{name: "an escaped path", method: "GET", target: "/v1%2Fmodels"},
 		{name: "an escaped letter", method: "GET", target: "/v1/m%6fdels"},
 		{name: "dots", method: "GET", target: "/v1/../health"},
-		{name: "GET with a body", method: "GET", target: "/v1/models", body: `{"a":1}`},
+		{name: "GET with a body", method: "GET", target: "/version", body: `{"a":1}`},
 	}
 }

@@ -171,6 +171,30 @@ func (e *engine) running(t *testing.T) float64 {
 	return sum(t, e.url()+"/metrics", "vllm:num_requests_running{")
 }
 
+// core is the id of the process that computes; the one that was started serves HTTP.
+func (e *engine) core(t *testing.T) int {
+	t.Helper()
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range stats {
+		stat, err := os.ReadFile(name)
+		if err != nil {
+			continue // it has ended
+		}
+		// See proc_pid_stat(5): pid, name in parentheses, state, parent, group.
+		var pid, parent, group int
+		var state string
+		before, after, _ := strings.Cut(string(stat), " (VLLM::EngineCor) ")
+		if _, err := fmt.Sscan(before+" "+after, &pid, &state, &parent, &group); err == nil && group == e.cmd.Process.Pid {
+			return pid
+		}
+	}
+	t.Fatalf("%s has no process VLLM::EngineCore", e.name)
+	return 0
+}
+
 // fairway is the proxy in front of some engines.
 type fairway struct {
 	*process
@@ -204,6 +228,15 @@ func (f *fairway) awaitCount(t *testing.T, reason string, n float64) {
 		}
 		return nil
 	})
+}
+
+// scraped says whether an engine's metrics were read lately.
+func (f *fairway) scraped(t *testing.T, e *engine) error {
+	t.Helper()
+	if age := sum(t, f.ops+"/metrics", "fairway_endpoint_scrape_age_seconds{", e.address); age < 0 || age > 1 {
+		return fmt.Errorf("the metrics of %s were last read %v s ago", e.name, age)
+	}
+	return nil
 }
 
 // within tries something until it succeeds, and tells how long that took.

@@ -93,7 +93,7 @@ func testLeaving(t *testing.T, f *fleet) {
 
 	t.Run("stream", func(t *testing.T) {
 		ctx, leave := context.WithCancel(t.Context())
-		s := openStream(t, ctx, f.fairway.origin+chatPath, body)
+		s := openStream(t, ctx, f.fairway.origin, apis[0], body)
 		for range 5 {
 			s.next()
 		}

@@ -8,7 +8,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 )
@@ -53,6 +52,7 @@ func TestVLLM(t *testing.T) {
 	}{
 		{"answers", testAnswers},
 		{"the same as directly", testDifferences},
+		{"adapters", testAdapters},
 		{"conversation", testConversation},
 		{"client leaves", testLeaving},
 		{"pauses", testPauses},
@@ -84,7 +84,7 @@ func testAnswers(t *testing.T, f *fleet) {
 					t.Errorf("in one piece it says %q, directly %q", got, want)
 				}
 
-				s := openStream(t, context.Background(), f.fairway.origin+api.path, body)
+				s := openStream(t, context.Background(), f.fairway.origin, api, body)
 				f.at(t, s.endpoint())
 				events := s.rest(t)
 				got := ""
@@ -93,15 +93,15 @@ func testAnswers(t *testing.T, f *fleet) {
 					if len(a.Output) == 0 { // the last event of responses repeats the text
 						got += a.text()
 					}
-					if a.Usage != nil && len(a.Choices) == 0 && api.end == "[DONE]" {
+					if a.Usage != nil && len(a.Choices) == 0 && endsWith(events, done) {
 						t.Errorf("the stream tells usage, which was not asked for: %s", e)
 					}
 				}
 				if got != want {
 					t.Errorf("streamed it says %q, directly %q", got, want)
 				}
-				if last := events[len(events)-1]; !strings.HasPrefix(last, api.end) {
-					t.Errorf("the stream ends with %s, want %s…", last, api.end)
+				if !endsWith(events, api.end) {
+					t.Errorf("the stream ends with\n%s\nwant %s…", last(events), api.end)
 				}
 			})
 		}
