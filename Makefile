@@ -13,7 +13,7 @@ RACE := $(shell [ "$$(go env CGO_ENABLED)" = 1 ] && echo '\#include <stdlib.h>' 
 ALLOCATING = $(shell grep -rl AllocsPerRun --include='*_test.go' . | xargs -n 1 dirname | sort -u)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test check bench churn image-context image e2e-compose e2e-vllm e2e-clients clean
+.PHONY: help demo build test check bench churn image-context image e2e-compose e2e-vllm e2e-clients e2e-smuggling clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -61,6 +61,9 @@ e2e-vllm: ## two real vLLM engines with a tiny model on CPU, behind Fairway; nee
 
 e2e-clients: ## real clients (openai for Python and npm, LangChain, curl, aiperf) against Fairway; needs Python 3.11 and curl
 	bench/e2e/clients/e2e.sh
+
+e2e-smuggling: ## requests that two servers could read differently, through Fairway to uvicorn and nginx
+	bench/e2e/smuggling/e2e.sh
 
 clean: ## remove what was built
 	rm -rf bin

@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# e2e.sh: requests of which two servers could think differently, sent through Fairway to uvicorn and nginx, as
+# smuggling_test.go says. Run it as `make e2e-smuggling`. Flags (-test.run=…) go to the tests.
+#
+# uvicorn stays in ${XDG_CACHE_HOME:-$HOME/.cache}/fairway-e2e for the next time. nginx and Python's venv are installed from
+# Debian's packages where they are missing and it may.
+set -euo pipefail
+cd "$(dirname "$0")/../../.."
+
+skip() {
+	echo "e2e-smuggling: skipped everything: $*"
+	echo "0 passed, 0 failed, 1 skipped"
+	exit 0
+}
+
+fail() {
+	echo "e2e-smuggling: $*"
+	echo "0 passed, 1 failed, 0 skipped"
+	exit 1
+}
+
+# retry COMMAND...: up to 3 times, for what depends on the network.
+retry() {
+	local try
+	for try in 1 2 3; do
+		"$@" && return
+		echo "e2e-smuggling: '$*' failed (try $try of 3)" >&2
+		sleep $((try * 5))
+	done
+	return 1
+}
+
+PATH=$PATH:/usr/sbin
+have() {
+	command -v nginx >/dev/null && command -v python3 >/dev/null && python3 -c 'import ensurepip, venv' 2>/dev/null
+}
+if ! have && [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
+	echo "e2e-smuggling: installing nginx and python3-venv"
+	retry apt-get -q update || fail "apt-get update failed"
+	# In run level 1, Debian does not start what it installs.
+	retry env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get -q install -y --no-install-recommends ca-certificates nginx-light python3 python3-venv ||
+		fail "apt-get could not install nginx-light and python3-venv"
+fi
+have || skip "it needs nginx, and python3 with venv (Debian: nginx-light, python3-venv)"
+
+# The environment is named after what makes it, so that a change makes a new one.
+here=bench/e2e/smuggling
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/fairway-e2e
+venv=$cache/smuggling-$({ cat $here/requirements.txt && python3 -VV; } | sha256sum | cut -c 1-12)
+if [ ! -e "$venv/complete" ]; then
+	rm -rf "$venv"
+	mkdir -p "$cache"
+	python3 -m venv "$venv" && retry "$venv/bin/pip" install -q --disable-pip-version-check --no-deps -r $here/requirements.txt ||
+		fail "uvicorn could not be installed"
+	touch "$venv/complete"
+fi
+
+mkdir -p bin
+go test -c -tags e2e -o bin/smuggling.test ./$here
+(cd $here && E2E_UVICORN=$venv/bin/uvicorn ../../../bin/smuggling.test -test.v=test2json -test.timeout=5m "$@" </dev/null 2>&1) |
+	go tool test2json -t -p $here | go run .ci/summary.go

@@ -1,0 +1,134 @@
+//go:build e2e
+
+package smuggling_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// record is one request as a server behind Fairway saw it.
+type record struct {
+	ID, Method, Target, Host, Length, Coding, Body string
+}
+
+// server is a web server that keeps records.
+type server struct {
+	address string
+	records string         // the file of them
+	end     syscall.Signal // has it finish what it serves, and end
+	cmd     *exec.Cmd
+	printed bytes.Buffer
+}
+
+// program finds what e2e.sh names in an environment variable, or else what stands in the PATH.
+func program(t *testing.T, variable, name string) string {
+	t.Helper()
+	if path := os.Getenv(variable); path != "" {
+		return path
+	}
+	path, err := exec.LookPath(name)
+	if err != nil {
+		t.Skipf("no %s here: %v", name, err)
+	}
+	return path
+}
+
+// startUvicorn starts uvicorn with one of its HTTP parsers.
+func startUvicorn(t *testing.T, parser string) *server {
+	t.Helper()
+	s := &server{address: freeAddress(t), records: filepath.Join(t.TempDir(), "record"), end: syscall.SIGTERM}
+	host, port, _ := net.SplitHostPort(s.address)
+	s.cmd = exec.Command(program(t, "E2E_UVICORN", "uvicorn"), "--http", parser, "--host", host, "--port", port, "--no-access-log", "app:app")
+	s.cmd.Env = append(os.Environ(), "RECORD="+s.records)
+	s.start(t)
+	return s
+}
+
+func startNginx(t *testing.T) *server {
+	t.Helper()
+	path := program(t, "E2E_NGINX", "nginx")
+	dir, err := os.MkdirTemp("", "fairway-nginx") // short: it holds a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil { // its worker is another user
+		t.Fatal(err)
+	}
+	s := &server{address: freeAddress(t), records: filepath.Join(dir, "record"), end: syscall.SIGQUIT}
+	config, err := os.ReadFile("nginx.conf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	filled := strings.NewReplacer("DIR", dir, "ADDRESS", s.address).Replace(string(config))
+	if err := os.WriteFile(filepath.Join(dir, "nginx.conf"), []byte(filled), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	s.cmd = exec.Command(path, "-p", dir, "-c", filepath.Join(dir, "nginx.conf"), "-e", "stderr")
+	s.start(t)
+	return s
+}
+
+// start returns when the server takes connections.
+func (s *server) start(t *testing.T) {
+	t.Helper()
+	s.cmd.Stdout, s.cmd.Stderr = &s.printed, &s.printed
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := s.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		syscall.Kill(-s.cmd.Process.Pid, syscall.SIGKILL)
+		s.cmd.Wait()
+	})
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		c, err := net.Dial("tcp", s.address)
+		if err == nil {
+			c.Close()
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s is not up: %v", s.cmd.Path, err)
+		}
+	}
+}
+
+// stop ends the server and gives what it has seen.
+func (s *server) stop(t *testing.T) []record {
+	t.Helper()
+	s.cmd.Process.Signal(s.end)
+	s.cmd.Wait()
+	text, err := os.ReadFile(s.records)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []record
+	for line := range bytes.Lines(text) {
+		var r record
+		if err := json.Unmarshal(line, &r); err != nil {
+			t.Fatalf("record %s: %v", line, err)
+		}
+		all = append(all, r)
+	}
+	return all
+}
+
+// freeAddress is a loopback address whose port was free just now.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
