@@ -72,8 +72,8 @@ func (c *ClientConn) Close() error {
 
 // Send writes a request whose body is at hand, gathered into one write. The
 // body's length is that of its segments; ContentLength is ignored. Without an
-// Authority, the Host is the server's address. When it gives
-// an error the server may nevertheless have answered: ReadHead tells.
+// Authority, the Host is the server's address. When it gives an error the server
+// may nevertheless have answered: ReadHead tells.
 func (c *ClientConn) Send(r *message.Request, body ...[]byte) error {
 	var total int64
 	for _, b := range body {
