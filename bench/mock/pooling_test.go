@@ -70,7 +70,7 @@ func TestEmbeddings(t *testing.T) {
 		if took := time.Since(begun); took < 50*time.Millisecond {
 			t.Errorf("2,000 tokens took %v", took)
 		}
-		if st := s.Stats(); st.Answered != 7 || st.Received != 13 || st.Refused != 6 || st.Engine.Running != 0 {
+		if st := s.Stats(); st.Answered != 7 || st.Received != 13 || st.Refused != 6 || st.Engine.Running != 0 || st.Engine.GenerationTokens != 10 {
 			t.Errorf("%+v", st)
 		}
 	})

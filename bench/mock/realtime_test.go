@@ -107,6 +107,7 @@ func TestRealtimeRefuses(t *testing.T) {
 		for sent, code := range map[string]uint16{
 			"\x81\x01a": closeProtocolError, // no mask
 			"\x82\xff\xff\xff\xff\xff\xff\xff\xff\xff\x00\x00\x00\x00": closeTooBig,
+			frame(2, make([]byte, maxFrame+1))[:14]:                    closeTooBig,
 		} {
 			c := dialRealtime(t, ln)
 			go io.WriteString(c.nc, sent)
