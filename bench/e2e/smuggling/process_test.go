@@ -114,12 +114,31 @@ func (s *server) stop(t *testing.T) []record {
 	var all []record
 	for line := range bytes.Lines(text) {
 		var r record
-		if err := json.Unmarshal(line, &r); err != nil {
+		if err := json.Unmarshal([]byte(widen(line)), &r); err != nil {
 			t.Fatalf("record %s: %v", line, err)
 		}
+		r.Target, r.Body = narrow(r.Target), narrow(r.Body)
 		all = append(all, r)
 	}
 	return all
+}
+
+// widen makes a rune of each byte: nginx writes bytes as they are, which JSON does not. app.py widens them itself.
+func widen(p []byte) string {
+	runes := make([]rune, len(p))
+	for i, c := range p {
+		runes[i] = rune(c)
+	}
+	return string(runes)
+}
+
+// narrow undoes widen.
+func narrow(s string) string {
+	var p []byte
+	for _, r := range s {
+		p = append(p, byte(r))
+	}
+	return string(p)
 }
 
 // freeAddress is a loopback address whose port was free just now.
