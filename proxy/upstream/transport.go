@@ -144,6 +144,9 @@ func (t *Transport) Dial(ctx context.Context) (*Conn, error) {
 	dialer := net.Dialer{Timeout: time.Duration(t.connect.Load()), KeepAliveConfig: keepAlive, Control: control}
 	nc, err := dialer.DialContext(ctx, "tcp", t.Address)
 	if err != nil {
+		if deadline, ok := ctx.Deadline(); ok && !time.Now().Before(deadline) {
+			<-ctx.Done() // the dialer goes by the clock, and may be ahead of ctx
+		}
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
