@@ -1,0 +1,111 @@
+package upstream
+
+import (
+	"context"
+	"net"
+	"os"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// option reads one option of a connection's socket.
+func option(t testing.TB, c *Conn, level, name int) int {
+	t.Helper()
+	rc, err := c.Sock().Conn.(syscall.Conn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var value int
+	if cerr := rc.Control(func(fd uintptr) { value, err = unix.GetsockoptInt(int(fd), level, name) }); cerr != nil || err != nil {
+		t.Fatal(cerr, err)
+	}
+	return value
+}
+
+func TestSocketOptions(t *testing.T) {
+	e := listen(t)
+	c := e.get(t)
+	for _, tt := range []struct {
+		name        string
+		level, what int
+		want        int
+	}{
+		{"TCP_USER_TIMEOUT, ms", unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 20_000},
+		{"SO_KEEPALIVE", unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
+		{"TCP_KEEPIDLE, s", unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 15},
+		{"TCP_KEEPINTVL, s", unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 5},
+		{"TCP_KEEPCNT", unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 3},
+		{"TCP_NODELAY", unix.IPPROTO_TCP, unix.TCP_NODELAY, 1},
+	} {
+		if got := option(t, c, tt.level, tt.what); got != tt.want {
+			t.Errorf("%s is %d, want %d", tt.name, got, tt.want)
+		}
+	}
+}
+
+// crowded gives the address of a listener that answers no further connection:
+// its queue is full, and Linux drops the SYN of whoever comes then.
+func crowded(t testing.TB) string {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Listen(fd, 0); err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fd), "crowded")
+	t.Cleanup(func() { f.Close() })
+	name, err := unix.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := (&net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: name.(*unix.SockaddrInet4).Port}).String()
+	for range 16 {
+		c, err := net.DialTimeout("tcp", address, 200*time.Millisecond)
+		if err != nil {
+			return address
+		}
+		t.Cleanup(func() { c.Close() })
+	}
+	t.Skip("this system's queue of connections has no end")
+	return ""
+}
+
+func TestConnectTimeout(t *testing.T) {
+	tr := &Transport{Address: crowded(t)}
+	t.Run("of the endpoint", func(t *testing.T) {
+		tr.SetConnectTimeout(50 * time.Millisecond)
+		_, err := tr.Get(t.Context())
+		d, ok := err.(*DialError)
+		if !ok {
+			t.Fatalf("got %v", err)
+		}
+		if e, ok := d.Err.(net.Error); !ok || !e.Timeout() || Exhausted(err) {
+			t.Errorf("got %v", err)
+		}
+	})
+	// Without a bound of its own it is the caller who ends it.
+	t.Run("of the caller", func(t *testing.T) {
+		tr.SetConnectTimeout(0)
+		ctx, cancel := context.WithTimeoutCause(t.Context(), 50*time.Millisecond, os.ErrProcessDone)
+		defer cancel()
+		if _, err := tr.Get(ctx); err != os.ErrProcessDone {
+			t.Errorf("got %v, not the cause of the context", err)
+		}
+	})
+	t.Run("cancelled", func(t *testing.T) {
+		tr.SetConnectTimeout(tooLong)
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(20*time.Millisecond, cancel)
+		if _, err := tr.Get(ctx); err != context.Canceled {
+			t.Errorf("got %v", err)
+		}
+	})
+}
