@@ -98,16 +98,16 @@ func (s *Stream) Unbind() {
 }
 
 // lose ends everything that goes on for the client, for that cause. Any
-// goroutine may call it. Whoever finds the context done or Bind false finds that
-// what was bound has been interrupted.
+// goroutine may call it. The context is done before what is bound is interrupted,
+// so that whoever is interrupted finds out why.
 func (s *Stream) lose(cause error) {
 	s.mu.Lock()
 	s.gone = true
+	s.cancel(cause)
 	if s.bound != nil {
 		s.bound.Interrupt()
 		s.bound = nil
 	}
-	s.cancel(cause)
 	s.mu.Unlock()
 	s.conn.Interrupt()
 }
