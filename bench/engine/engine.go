@@ -161,6 +161,12 @@ func (e *Engine) vacate(s *Sequence) {
 // Idle reports whether no sequence is waiting or running.
 func (e *Engine) Idle() bool { return len(e.running) == 0 && e.waiting.len() == 0 }
 
+// CachedPrefix returns how many tokens of s, which may not have been submitted, would be found in the cache if it started now.
+func (e *Engine) CachedPrefix(s *Sequence) int {
+	hits, _ := e.kv.lookup(s)
+	return len(hits) * BlockSize
+}
+
 // Plan schedules the next step, which begins now, and returns how long it takes. It returns false when the engine is idle. Every
 // Plan that returned true is followed by one Commit.
 func (e *Engine) Plan(now time.Duration) (d time.Duration, ok bool) {

@@ -48,15 +48,16 @@ var kinds = []kind{
 		"chat", "conversations of several turns; assistants share system prompts",
 		Params{Groups: 20, SystemTokens: 1000, TurnTokens: 150, AnswerTokens: 250, Turns: 6, Think: 15 * time.Second}, true,
 	},
-	// The next two are the shared-prefix benchmark of kubernetes-sigs/inference-perf (datagen/shared_prefix_datagen.py): a
-	// shuffled set of fixed prompts, asked one after the other, over and over.
+	// The next two have the lengths and groups of the shared-prefix benchmark that llm-d publishes. There, five fixed questions
+	// a group are asked over and over, so that a cache that holds them all answers everything (Users: 5 does the same); here
+	// every question is new.
 	{
-		"shared-prefix", "150 groups of 5 users with a long common prompt, long answers",
-		Params{Groups: 150, Users: 5, SystemTokens: 6000, TurnTokens: 1200, AnswerTokens: 1000, Turns: 1}, false,
+		"shared-prefix", "150 groups with a long common prompt, long answers",
+		Params{Groups: 150, SystemTokens: 6000, TurnTokens: 1200, AnswerTokens: 1000, Turns: 1}, false,
 	},
 	{
 		"shared-prefix-short", "the same with short answers",
-		Params{Groups: 150, Users: 5, SystemTokens: 6000, TurnTokens: 1200, AnswerTokens: 250, Turns: 1}, false,
+		Params{Groups: 150, SystemTokens: 6000, TurnTokens: 1200, AnswerTokens: 250, Turns: 1}, false,
 	},
 	{
 		"unshared", "single questions that have nothing in common",
@@ -76,10 +77,14 @@ func Names() []string {
 // About says in a few words what the workload is.
 func (w *Workload) About() string { return w.kind.about }
 
-// Workload is an endless supply of conversations. Make it with New.
+// Workload is a supply of conversations: an endless one of New's, or a trace's.
 type Workload struct {
 	kind   kind
 	params Params
+
+	// Of a trace.
+	trace    []Session
+	recorded float64 // requests a second
 }
 
 // New returns the workload of that name, shaped by p. It fails if there is none, or if a parameter is below zero.
@@ -91,7 +96,7 @@ func New(name string, p Params) (*Workload, error) {
 		if p.Rate < 0 || min(p.Groups, p.Users, p.SystemTokens, p.TurnTokens, p.AnswerTokens, p.Turns, int(p.Think)) < 0 {
 			return nil, fmt.Errorf("workload %q: a parameter is below zero; leave it 0 for the workload's own", name)
 		}
-		return &Workload{k, p.or(k.defaults)}, nil
+		return &Workload{kind: k, params: p.or(k.defaults)}, nil
 	}
 	return nil, fmt.Errorf("there is no workload %q; there are %s", name, strings.Join(Names(), ", "))
 }
@@ -119,6 +124,13 @@ func (p Params) or(d Params) Params {
 	return p
 }
 
+// At is the same workload at another rate, in requests a second.
+func (w *Workload) At(rate float64) *Workload {
+	other := *w
+	other.params.Rate = rate
+	return &other
+}
+
 // Name is the name it was made by.
 func (w *Workload) Name() string { return w.kind.name }
 
@@ -128,11 +140,13 @@ func (w *Workload) Params() Params { return w.params }
 // Session is one conversation. Its prompt in a turn is the system prompt, the questions and answers of the turns before, and the
 // turn's question.
 type Session struct {
-	ID     uint64        // no other conversation of the workload has it
-	Start  time.Duration // when its first question is asked, from the beginning of the workload
-	System []Segment     // the system prompt; empty: none
-	Turns  []Turn        // at least one
-	Resume int           // the turn it starts with; those before it took place before the workload began, and are only in its prompts
+	ID          uint64        // no other conversation of the workload has it
+	Start       time.Duration // when its first question is asked, from the beginning of the workload
+	System      []Segment     // the system prompt; empty: none
+	Turns       []Turn        // at least one
+	Adapter     string        // the LoRA adapter it asks for, by its model name; "": the base model
+	Criticality string        // Critical, Standard or Sheddable; "": Standard
+	Resume      int           // the turn it starts with; those before it took place before the workload began, and are only in its prompts
 }
 
 // Turn is a question and the answer it asks for.
@@ -170,6 +184,9 @@ const (
 	openingQuestion
 	question
 	answer
+	traced
+	document
+	lot
 )
 
 // past is the first ID of the conversations that began before the workload.
@@ -179,10 +196,13 @@ const past = 1 << 32
 // little more or less than the rate at first.
 const pace = 10 * time.Millisecond
 
-// Sessions yields the conversations in the order of Start, without end. They begin at random, independently of each other and of how
+// Sessions yields the conversations in the order of Start; only those of a trace end. The others begin at random, independently of each other and of how
 // anything is answered (a Poisson process), and have done so forever: those that are under way at the beginning are resumed, so that
 // the rate is the long run's from the first second. A conversation is the same at every rate but for its Start and Resume.
 func (w *Workload) Sessions() iter.Seq[Session] {
+	if w.trace != nil {
+		return w.replay
+	}
 	return func(yield func(Session) bool) {
 		p := w.params
 		order := rand.New(rand.NewPCG(p.Seed, identity(p.Seed, cycle))).Perm(p.Users * max(1, p.Groups))

@@ -141,23 +141,26 @@ func TestFixedUsers(t *testing.T) {
 	}
 }
 
-func TestSharedPrefixIsThePublishedBenchmark(t *testing.T) {
+func TestSharedPrefix(t *testing.T) {
 	const prompts = 150 * 5
-	systems, whole := map[uint64]int{}, map[[2]uint64]int{}
-	list := take(t, "shared-prefix", Params{}, 2*prompts)
-	for _, s := range list {
-		if len(s.Turns) != 1 || Tokens(s.System) != 6000 || s.PromptTokens(0) != 7200 || s.Turns[0].Answer.Tokens != 1000 {
-			t.Fatalf("%+v", s)
+	for _, c := range []struct {
+		users, prompts int
+	}{{0, 2 * prompts}, {5, prompts}} { // with fixed users, as published, the same prompts come round after round
+		systems, whole := map[uint64]int{}, map[[2]uint64]int{}
+		for _, s := range take(t, "shared-prefix", Params{Users: c.users}, 2*prompts) {
+			if len(s.Turns) != 1 || Tokens(s.System) != 6000 || s.PromptTokens(0) != 7200 || s.Turns[0].Answer.Tokens != 1000 {
+				t.Fatalf("%+v", s)
+			}
+			systems[s.System[0].ID]++
+			whole[[2]uint64{s.System[0].ID, s.Turns[0].User[0].ID}]++
 		}
-		systems[s.System[0].ID]++
-		whole[[2]uint64{s.System[0].ID, s.Turns[0].User[0].ID}]++
-	}
-	if len(systems) != 150 || len(whole) != prompts {
-		t.Fatalf("%d system prompts and %d prompts", len(systems), len(whole))
-	}
-	for id, n := range whole {
-		if n != 2 {
-			t.Fatalf("prompt %v was asked %d times in two rounds", id, n)
+		if len(systems) != 150 || len(whole) != c.prompts {
+			t.Fatalf("%d users: %d system prompts and %d prompts", c.users, len(systems), len(whole))
+		}
+		for id, n := range whole {
+			if n != 2*prompts/c.prompts {
+				t.Fatalf("%d users: prompt %v was asked %d times", c.users, id, n)
+			}
 		}
 	}
 	if short := take(t, "shared-prefix-short", Params{}, 1)[0]; short.Turns[0].Answer.Tokens != 250 {

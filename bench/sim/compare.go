@@ -1,0 +1,275 @@
+package sim
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"runtime"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/fairway-proxy/fairway/bench/workload"
+)
+
+// SLO is what a request must keep to count for Row.Goodput. The zero value is a first token within 1 s and 100 ms a token after it.
+type SLO struct {
+	TTFT time.Duration // at most; 0: 1 s
+	TPOT time.Duration // at most, in the mean; 0: 100 ms
+}
+
+func (s SLO) met(r *Record) bool {
+	ttft, tpot := s.TTFT, s.TPOT
+	if ttft == 0 {
+		ttft = time.Second
+	}
+	if tpot == 0 {
+		tpot = 100 * time.Millisecond
+	}
+	return r.TTFT <= ttft && r.TPOT <= tpot
+}
+
+// Comparison plays a workload through several policies, with the same seeds for each.
+type Comparison struct {
+	Workload      string             // a name that package workload knows
+	Trace         *workload.Workload // played instead of a named one, at Load times its recorded rate
+	Load          float64            // fraction of the workload's saturation rate
+	Rate          float64            // requests a second, instead of Load; 0: as Load says
+	Policies      []string           // nil: all
+	Seeds         int                // 1 to Seeds; 0: 1
+	Replicas      int                // of the router; 0: 1
+	SLO           SLO
+	ByCriticality bool // a row for each criticality instead of one for all
+
+	// As in Config; 0: as the workload needs.
+	Scrape, Warmup, Measure, Churn time.Duration
+	NonStreaming, NoCacheReport    bool
+
+	// Done is called after each run with how many there were and will be, never by two goroutines at once; nil: nobody looks.
+	Done func(done, total int)
+}
+
+// A Row is what came of one policy, over all seeds. Its JSON is read by others' scripts.
+type Row struct {
+	Workload    string  `json:"workload"`
+	Policy      string  `json:"policy"`
+	Load        float64 `json:"load"`
+	Replicas    int     `json:"replicas"`
+	Seeds       int     `json:"seeds"`                 // that it is made of
+	Criticality string  `json:"criticality,omitempty"` // of its requests; "": all
+	Requests    int     `json:"requests"`              // measured, over all seeds
+	Refused     int     `json:"refused"`               // of these
+	TTFTP50     float64 `json:"ttft_p50_s"`            // this and all below: mean over the seeds
+	TTFTP90     float64 `json:"ttft_p90_s"`
+	TTFTP90SD   float64 `json:"ttft_p90_sd"` // standard deviation over the seeds
+	TPOTP90     float64 `json:"tpot_p90_s"`
+	E2EP90      float64 `json:"e2e_p90_s"`
+	HitRate     float64 `json:"hit_rate"`     // prompt tokens found cached
+	Goodput     float64 `json:"goodput"`      // requests a second that met the SLO
+	TokensPerS  float64 `json:"tokens_per_s"` // generated
+}
+
+// RequestRate is how many requests a second the comparison offers.
+func (c *Comparison) RequestRate() (float64, error) {
+	switch {
+	case c.Rate > 0:
+		return c.Rate, nil
+	case c.Trace != nil:
+		return c.Load * c.Trace.Params().Rate, nil
+	}
+	saturation, ok := saturationRates[c.Workload]
+	if !ok {
+		return 0, fmt.Errorf("the saturation rate of workload %q has not been measured: give a rate instead of a load", c.Workload)
+	}
+	return c.Load * saturation, nil
+}
+
+// config is one run.
+func (c *Comparison) config(policy string, seed uint64) (Config, error) {
+	rate, err := c.RequestRate()
+	if err != nil {
+		return Config{}, err
+	}
+	w := c.Trace
+	if w != nil {
+		w = w.At(rate)
+	} else if w, err = workload.New(c.Workload, workload.Params{Seed: seed, Rate: rate}); err != nil {
+		return Config{}, err
+	}
+	scene := sceneOf(c.Workload)
+	cfg := Config{
+		Workload: w, Policy: policy, Fleet: scene.fleet, Replicas: c.Replicas, Seed: seed,
+		Warmup: scene.warmup, Measure: scene.measure, Scrape: c.Scrape, Churn: c.Churn,
+		NonStreaming: c.NonStreaming, NoCacheReport: c.NoCacheReport,
+	}
+	if c.Warmup > 0 {
+		cfg.Warmup = c.Warmup
+	}
+	if c.Measure > 0 {
+		cfg.Measure = c.Measure
+	}
+	return cfg, nil
+}
+
+// Run plays everything, as many runs at once as there are processors. When ctx ends it returns the rows of what was played until then,
+// and ctx's error.
+func (c *Comparison) Run(ctx context.Context) ([]Row, error) {
+	names := c.Policies
+	if len(names) == 0 {
+		names = Policies()
+	}
+	seeds := max(c.Seeds, 1)
+	jobs := make([]Config, 0, len(names)*seeds)
+	for seed := range seeds { // the seeds are the outer loop: whoever interrupts has something of every policy
+		for _, name := range names {
+			if _, err := policyNamed(name); err != nil {
+				return nil, err
+			}
+			cfg, err := c.config(name, uint64(seed+1))
+			if err != nil {
+				return nil, err
+			}
+			jobs = append(jobs, cfg)
+		}
+	}
+	results, err := runAll(ctx, jobs, c.Done)
+	rows := make([]Row, 0, len(names))
+	for i, name := range names {
+		var own []*Result
+		for j := i; j < len(results); j += len(names) {
+			if results[j] != nil {
+				own = append(own, results[j])
+			}
+		}
+		for _, criticality := range c.classes(own) {
+			if row, ok := c.row(name, criticality, own); ok {
+				rows = append(rows, row)
+			}
+		}
+	}
+	return rows, err
+}
+
+// runAll plays the configurations; the result of one that did not end is nil.
+func runAll(ctx context.Context, jobs []Config, done func(done, total int)) ([]*Result, error) {
+	var (
+		wg      sync.WaitGroup
+		mu      sync.Mutex // guards what follows
+		next    int
+		ended   int
+		first   error
+		results = make([]*Result, len(jobs))
+	)
+	work := func() {
+		for {
+			mu.Lock()
+			i := next
+			next++
+			stop := first != nil
+			mu.Unlock()
+			if i >= len(jobs) || stop {
+				return
+			}
+			r, err := Run(ctx, jobs[i])
+			mu.Lock()
+			results[i] = r
+			if err != nil && first == nil {
+				first = err
+			}
+			if ended++; err == nil && done != nil {
+				done(ended, len(jobs))
+			}
+			mu.Unlock()
+		}
+	}
+	for range min(runtime.GOMAXPROCS(0), len(jobs)) {
+		wg.Go(work)
+	}
+	wg.Wait()
+	return results, first
+}
+
+// classes are the criticalities to make rows of.
+func (c *Comparison) classes(results []*Result) []string {
+	if !c.ByCriticality {
+		return []string{""}
+	}
+	var found []string
+	for _, r := range results {
+		for i := range r.Records {
+			if k := criticality(&r.Records[i]); !slices.Contains(found, k) {
+				found = append(found, k)
+			}
+		}
+	}
+	slices.Sort(found)
+	return found
+}
+
+func criticality(r *Record) string {
+	if r.Criticality == "" {
+		return "Standard"
+	}
+	return r.Criticality
+}
+
+// row sums up the seeds of one policy.
+func (c *Comparison) row(policy, class string, results []*Result) (Row, bool) {
+	row := Row{Workload: c.Workload, Policy: policy, Load: c.Load, Replicas: max(c.Replicas, 1), Criticality: class}
+	var p90s []float64
+	for _, res := range results {
+		var ttft, tpot, e2e []float64
+		var prompt, cached, output, good int
+		for i := range res.Records {
+			r := &res.Records[i]
+			if class != "" && criticality(r) != class {
+				continue
+			}
+			ttft, tpot, e2e = append(ttft, r.TTFT.Seconds()), append(tpot, r.TPOT.Seconds()), append(e2e, r.E2E.Seconds())
+			prompt, cached, output = prompt+r.PromptTokens, cached+r.CachedTokens, output+r.OutputTokens
+			if c.SLO.met(r) {
+				good++
+			}
+		}
+		if len(ttft) == 0 {
+			continue
+		}
+		row.Seeds++
+		row.Requests += len(ttft)
+		row.TTFTP50 += quantile(ttft, 0.5)
+		p90s = append(p90s, quantile(ttft, 0.9))
+		row.TPOTP90 += quantile(tpot, 0.9)
+		row.E2EP90 += quantile(e2e, 0.9)
+		row.HitRate += float64(cached) / float64(prompt)
+		row.Goodput += float64(good) / res.Window.Seconds()
+		// The window's answers, over the time in which they were given: longer than the window where the fleet does not keep up.
+		row.TokensPerS += float64(output) / max(res.Window, res.End-res.Start).Seconds()
+	}
+	if row.Seeds == 0 {
+		return row, false
+	}
+	for _, v := range []*float64{&row.TTFTP50, &row.TPOTP90, &row.E2EP90, &row.HitRate, &row.Goodput, &row.TokensPerS} {
+		*v /= float64(row.Seeds)
+	}
+	row.TTFTP90, row.TTFTP90SD = meanAndDeviation(p90s)
+	return row, true
+}
+
+// quantile sorts values and returns the smallest that at least the share q of them do not exceed.
+func quantile(values []float64, q float64) float64 {
+	slices.Sort(values)
+	return values[min(int(math.Ceil(q*float64(len(values))))-1, len(values)-1)]
+}
+
+func meanAndDeviation(values []float64) (mean, deviation float64) {
+	for _, v := range values {
+		mean += v / float64(len(values))
+	}
+	if len(values) < 2 {
+		return mean, 0
+	}
+	for _, v := range values {
+		deviation += (v - mean) * (v - mean) / float64(len(values)-1)
+	}
+	return mean, math.Sqrt(deviation)
+}

@@ -1,0 +1,75 @@
+package sim
+
+import (
+	"math/rand/v2"
+	"time"
+
+	"github.com/fairway-proxy/fairway/bench/engine"
+	"github.com/fairway-proxy/fairway/picker"
+)
+
+// shipped is a replica of the proxy as package picker makes it: every policy of that package runs here as it ships.
+type shipped struct {
+	sim       *simulation
+	pool      *picker.Pool
+	endpoints [maxPods]*picker.Endpoint
+}
+
+func newShipped(s *simulation, p picker.Policy) router {
+	return &shipped{sim: s, pool: picker.NewPool(picker.Config{Replicas: s.cfg.Replicas, Policy: p})}
+}
+
+func newFairway(s *simulation, _ *rand.Rand) router      { return newShipped(s, nil) }
+func newRoundRobin(s *simulation, _ *rand.Rand) router   { return newShipped(s, new(picker.RoundRobin)) }
+func newLeastRequest(s *simulation, _ *rand.Rand) router { return newShipped(s, picker.LeastRequest{}) }
+
+func (f *shipped) setPods(live []int) {
+	specs := make([]picker.Spec, len(live))
+	for i, p := range live {
+		specs[i] = picker.Spec{Address: podName(p), Owner: p}
+	}
+	f.pool.SetEndpoints(specs)
+	for _, e := range f.pool.Endpoints() {
+		f.endpoints[e.Owner().(int)] = e
+	}
+}
+
+func podName(p int) string { return "pod-" + string(rune('0'+p/10)) + string(rune('0'+p%10)) }
+
+func (f *shipped) pick(r *request, now time.Duration) int {
+	l, err := f.pool.Pick(&picker.Request{
+		Chain: r.chain, Hash: r.digest, Bytes: r.bytes, Model: r.model, MaxTokens: r.limit, Stream: r.stream,
+	}, now)
+	if err != nil {
+		panic(err) // there is always a pod in service
+	}
+	r.lease = l
+	return l.Endpoint().Owner().(int)
+}
+
+func (f *shipped) first(r *request, now time.Duration) { r.lease.FirstToken(now) }
+
+func (f *shipped) end(r *request, now time.Duration) {
+	cached := r.seq.Cached
+	if f.sim.cfg.NoCacheReport {
+		cached = -1
+	}
+	r.lease.Usage(r.seq.PromptTokens, cached, r.seq.Generated)
+	r.lease.End(now, picker.Done)
+}
+
+func (f *shipped) observe(pod int, st *engine.Stats, now time.Duration) {
+	var s picker.Sample
+	s.Set(picker.Running, float64(st.Running))
+	s.Set(picker.Waiting, float64(st.Waiting))
+	s.Set(picker.KVUsage, st.KVUsage)
+	s.Set(picker.PromptComputed, float64(st.PromptTokens-st.PromptTokensCached))
+	s.Set(picker.Generated, float64(st.GenerationTokens))
+	s.Set(picker.PrefixQueries, float64(st.PrefixQueries))
+	s.Set(picker.PrefixHits, float64(st.PrefixHits))
+	s.Set(picker.Preemptions, float64(st.Preemptions))
+	s.Set(picker.BlockSize, engine.BlockSize)
+	s.Set(picker.NumBlocks, float64(f.sim.pods[pod].engine.Config().Blocks))
+	s.Set(picker.StartTime, f.sim.pods[pod].started.Seconds())
+	f.endpoints[pod].Observe(s, now)
+}

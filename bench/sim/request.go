@@ -1,0 +1,89 @@
+package sim
+
+import (
+	"time"
+
+	"github.com/fairway-proxy/fairway/bench/engine"
+	"github.com/fairway-proxy/fairway/bench/workload"
+	"github.com/fairway-proxy/fairway/picker"
+	"github.com/fairway-proxy/fairway/picker/prefix"
+)
+
+// A request is one turn of a conversation on its way. The first group of fields is what a router can see of it.
+type request struct {
+	session uint64   // the client's, as a session header or a user id would tell
+	model   string   // or the adapter
+	chain   []uint64 // hashes of the prompt's chunks of prefix.ChunkSize bytes
+	digest  uint64   // of the whole prompt
+	bytes   int      // of the prompt's text
+	limit   int      // tokens it asks for at most
+	stream  bool
+
+	// A router's own notes.
+	lease   picker.Lease
+	tokens  float64 // by which the prompt counts as load
+	replica int32
+	pod     int32
+
+	// The truth.
+	seq         engine.Sequence
+	uncached    int // prompt tokens to compute, as of the arrival at the engine
+	conv        *workload.Session
+	turn        int
+	intended    time.Duration
+	criticality string
+	measured    bool
+}
+
+// bytesPerToken is what the mean text has. A text has up to spread more or less than that, always the same, so that what a router
+// takes for the length of a prompt is off by as much.
+const (
+	bytesPerToken = 4.0
+	spread        = 0.10
+)
+
+// textOf is the segment in bytes instead of tokens.
+func textOf(s workload.Segment) workload.Segment {
+	u := float64(s.ID>>11) / (1 << 53)
+	return workload.Segment{ID: s.ID, Tokens: max(1, int(float64(s.Tokens)*bytesPerToken*(1-spread+2*spread*u)))}
+}
+
+// newRequest makes the request of a conversation's turn, which is due at the time given.
+func (s *simulation) newRequest(conv *workload.Session, turn int, due time.Duration) *request {
+	r := &request{
+		session: conv.ID, model: conv.Adapter, stream: !s.cfg.NonStreaming,
+		conv: conv, turn: turn, intended: due, criticality: conv.Criticality,
+		limit: conv.Turns[turn].Answer.Tokens,
+	}
+	s.segments = conv.AppendPrompt(s.segments[:0], turn)
+	prompt := workload.Tokens(s.segments)
+	s.segments = append(s.segments, conv.Turns[turn].Answer)
+
+	// The prompt's blocks and the answer's.
+	tokens := prompt + r.limit
+	s.blocks = workload.AppendBlocks(s.blocks[:0], s.segments, engine.BlockSize)
+	root := uint64(engine.RootHash(conv.Adapter, ""))
+	hashes := make([]engine.BlockHash, 0, tokens/engine.BlockSize)
+	for _, b := range s.blocks {
+		hashes = append(hashes, engine.BlockHash(max(b^root, 1)))
+	}
+	r.seq = engine.Sequence{PromptTokens: prompt, OutputTokens: r.limit, Adapter: conv.Adapter, Hashes: hashes, Owner: r}
+
+	// The prompt as the router reads it.
+	text := s.segments[:len(s.segments)-1]
+	for i, seg := range text {
+		text[i] = textOf(seg)
+		r.bytes += text[i].Tokens
+	}
+	seed := prefix.Seed(conv.Adapter)
+	r.chain = workload.AppendBlocks(make([]uint64, 0, r.bytes/prefix.ChunkSize), text, prefix.ChunkSize)
+	for i, h := range r.chain {
+		r.chain[i] = max(h^seed, 1)
+	}
+	s.blocks = workload.AppendBlocks(s.blocks[:0], text, r.bytes)
+	r.digest = s.blocks[0] ^ seed
+	return r
+}
+
+// estimate is the prompt's length as a router without a tokenizer takes it to be.
+func (r *request) estimate() float64 { return max(1, float64(r.bytes)/bytesPerToken) }

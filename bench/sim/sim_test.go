@@ -1,0 +1,91 @@
+package sim
+
+import (
+	"context"
+	"reflect"
+	"testing"
+	"time"
+
+	"github.com/fairway-proxy/fairway/bench/workload"
+)
+
+// play runs a workload for a few virtual seconds.
+func play(t *testing.T, name string, rate float64, change func(*Config)) *Result {
+	t.Helper()
+	w, err := workload.New(name, workload.Params{Seed: 1, Rate: rate})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := Config{Workload: w, Policy: "fairway", Fleet: sceneOf(name).fleet, Seed: 1, Warmup: 5 * time.Second, Measure: 10 * time.Second}
+	if change != nil {
+		change(&cfg)
+	}
+	r, err := Run(context.Background(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func TestSameSeedSameResult(t *testing.T) {
+	for _, policy := range Policies() {
+		with := func(seed uint64) *Result {
+			return play(t, "chat", 40, func(c *Config) {
+				c.Policy, c.Seed, c.Replicas, c.Measure, c.Churn = policy, seed, 2, 5*time.Second, 4*time.Second
+			})
+		}
+		if a, b := with(1), with(1); !reflect.DeepEqual(a, b) {
+			t.Errorf("%s: two runs differ", policy)
+		}
+	}
+}
+
+// Every request that is due is served, whatever the policy, also while pods come and go and where the fleet does not keep up.
+func TestEveryRequestEnds(t *testing.T) {
+	for _, policy := range Policies() {
+		for _, rate := range []float64{10, 60} {
+			r := play(t, "shared-prefix-short", rate, func(c *Config) {
+				c.Policy, c.Warmup, c.Measure, c.Churn, c.Fleet = policy, 0, 5*time.Second, 3*time.Second, c.Fleet[:3]
+			})
+			due := 0
+			w, _ := workload.New("shared-prefix-short", workload.Params{Seed: 1, Rate: rate})
+			for s := range w.Sessions() {
+				if s.Start >= 5*time.Second {
+					break
+				}
+				due++
+			}
+			finished := 0
+			for _, e := range r.Engines {
+				finished += int(e.Finished)
+				if e.Running+e.Waiting > 0 || e.KVUsage > 0 {
+					t.Errorf("%s: an engine is left with %+v", policy, e)
+				}
+			}
+			if len(r.Records) != due || finished != due {
+				t.Errorf("%s: %d requests were due, %d measured, %d finished by engines", policy, due, len(r.Records), finished)
+			}
+			if len(r.Engines) < 4 {
+				t.Errorf("%s: nobody joined", policy)
+			}
+		}
+	}
+}
+
+func TestFairwayBeatsRoundRobin(t *testing.T) {
+	c := Comparison{
+		Workload: "shared-prefix", Load: 0.6, Seeds: 2, Policies: []string{"round-robin", "fairway"},
+		Warmup: 30 * time.Second, Measure: 20 * time.Second,
+	}
+	rows, err := c.Run(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	rr, fw := rows[0], rows[1]
+	if rr.Policy != "round-robin" || fw.Policy != "fairway" || fw.Seeds != 2 || fw.Requests != rr.Requests {
+		t.Fatalf("rows %+v", rows)
+	}
+	if fw.TTFTP90 > rr.TTFTP90/2 || fw.HitRate < rr.HitRate+0.1 {
+		t.Errorf("p90 %.3f s against %.3f, hits %.2f against %.2f", fw.TTFTP90, rr.TTFTP90, fw.HitRate, rr.HitRate)
+	}
+}
