@@ -82,7 +82,9 @@ func TestConnectTimeout(t *testing.T) {
 	tr := &Transport{Address: crowded(t)}
 	t.Run("of the endpoint", func(t *testing.T) {
 		tr.SetConnectTimeout(50 * time.Millisecond)
-		_, err := tr.Get(t.Context())
+		ctx, cancel := context.WithTimeout(t.Context(), tooLong) // TCP_USER_TIMEOUT would end it as well
+		defer cancel()
+		_, err := tr.Get(ctx)
 		d, ok := err.(*DialError)
 		if !ok {
 			t.Fatalf("got %v", err)
