@@ -376,7 +376,7 @@ func TestDeadlineIsNotKept(t *testing.T) {
 			}
 			io.WriteString(c, "HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nabc")
 		}
-	})
+	}, page("200 OK", "a second connection"))
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	if _, _, err := e.transport.Fetch(ctx, "/", nil); err != nil {
@@ -405,7 +405,7 @@ func TestFetchConcurrently(t *testing.T) {
 	const workers, each = 8, 50
 	e := listen(t)
 	var answers []func(*net.TCPConn, func() bool)
-	for range workers {
+	for range workers * each { // more than are needed
 		answers = append(answers, func(c *net.TCPConn, next func() bool) {
 			for next() {
 				fmt.Fprintf(c, "HTTP/1.1 200 OK\r\ncontent-length: 4096\r\n\r\n%s", strings.Repeat("x", 4096))
