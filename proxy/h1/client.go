@@ -389,7 +389,7 @@ func (c *ClientConn) Trailers() []message.Field {
 // read to its end, and both sides keep the connection.
 func (c *ClientConn) Reusable() bool {
 	if c.sent == 0 {
-		return true
+		return c.err == nil && !c.sock.Interrupted()
 	}
 	return c.headed && c.ended() && c.piece == nil && (c.err == nil || c.err == io.EOF) && c.sending == noBody && c.body != untilClose && c.r == c.w &&
 		c.parse.head.persistent(c.parse.minor) && !c.sock.Interrupted()

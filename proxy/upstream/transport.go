@@ -130,6 +130,7 @@ func (t *Transport) rested() *Conn {
 	t.idle[n-1] = nil
 	t.idle = t.idle[:n-1]
 	c.resting = false
+	c.Sock().Unguard()
 	return c
 }
 
@@ -180,6 +181,7 @@ func (t *Transport) Put(c *Conn) {
 	}
 	c.idleSince = now
 	c.resting = true
+	c.Sock().Guard()
 	t.idle = append(t.idle, c)
 }
 
