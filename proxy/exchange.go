@@ -293,13 +293,15 @@ func (x *Exchange) attempt() (again bool, err error) {
 // forward sends the request and waits for the head of the answer. An engine may
 // answer, with an error as a rule, before it has read the whole body, and close.
 func (x *Exchange) forward(conn *upstream.Conn) error {
-	x.arm(conn, x.serving.timeouts.FirstByte)
 	x.segments = x.read.AppendSegments(x.segments[:0], x.body.bytes)
 	var sending error
-	if x.body.whole {
-		sending = conn.Send(x.head, x.segments...)
-	} else {
+	if !x.body.whole {
+		x.arm(conn, 0) // the client may take its time
 		sending = x.pump(conn)
+		x.arm(conn, x.serving.timeouts.FirstByte)
+	} else {
+		x.arm(conn, x.serving.timeouts.FirstByte)
+		sending = conn.Send(x.head, x.segments...)
 	}
 	if _, ours := errors.AsType[*Error](sending); ours {
 		return sending
