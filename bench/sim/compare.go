@@ -77,7 +77,7 @@ func (c *Comparison) RequestRate() (float64, error) {
 	case c.Trace != nil:
 		return c.Load * c.Trace.Params().Rate, nil
 	}
-	saturation, ok := saturationRates[c.Workload]
+	saturation, ok := SaturationRate(c.Workload)
 	if !ok {
 		return 0, fmt.Errorf("the saturation rate of workload %q has not been measured: give a rate instead of a load", c.Workload)
 	}

@@ -42,7 +42,12 @@ type Config struct {
 	NonStreaming  bool          // answers come whole: a router does not see first tokens
 	NoCacheReport bool          // engines do not report cached tokens in their answers
 	Churn         time.Duration // so often a pod leaves and, half of that later, a new one joins; 0: never
+
+	tolerated int // first tokens that may come later than sustainedTTFT before the run is given up; 0: any number
 }
+
+// errUnsustained says that a run was given up: more requests than tolerated were late.
+var errUnsustained = errors.New("sim: the fleet does not keep up")
 
 // A Record is one measured request.
 type Record struct {
@@ -86,6 +91,7 @@ type simulation struct {
 	sessions func() (workload.Session, bool)
 	coming   workload.Session // begins next
 	under    int              // requests under way
+	late     int              // measured requests whose first token came later than sustainedTTFT
 	truth    bool             // a policy looks at it: pods' queued is kept
 	result   Result
 
@@ -162,6 +168,9 @@ func (s *simulation) loop() error {
 			s.arrive(e.request)
 		case stepEnds:
 			s.commit(int(e.pod))
+			if s.cfg.tolerated > 0 && s.late > s.cfg.tolerated {
+				return errUnsustained
+			}
 		case scrapeDue:
 			s.scrape(e)
 		case podLeaves:
@@ -227,6 +236,9 @@ func (s *simulation) commit(pod int) {
 	for _, seq := range step.First {
 		r := seq.Owner.(*request)
 		p.queued -= r.uncached
+		if r.measured && s.now-r.intended > sustainedTTFT {
+			s.late++
+		}
 		if r.stream {
 			s.routers[r.replica].first(r, s.now)
 		}

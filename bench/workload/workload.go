@@ -40,28 +40,53 @@ type kind struct {
 	// varied: lengths are uniform between half and one and a half of what the parameters say, turns between 1 and twice their
 	// number less one, pauses exponential; what the parameters say is the mean. Otherwise they are exact.
 	varied bool
+	shape  func(*Workload, *Session, *rand.Rand) // changes a conversation made by the parameters; nil: nothing
 }
 
 // kinds are all the workloads there are.
 var kinds = []kind{
-	{
-		"chat", "conversations of several turns; assistants share system prompts",
-		Params{Groups: 20, SystemTokens: 1000, TurnTokens: 150, AnswerTokens: 250, Turns: 6, Think: 15 * time.Second}, true,
-	},
 	// The next two have the lengths and groups of the shared-prefix benchmark that llm-d publishes. There, five fixed questions
 	// a group are asked over and over, so that a cache that holds them all answers everything (Users: 5 does the same); here
 	// every question is new.
 	{
 		"shared-prefix", "150 groups with a long common prompt, long answers",
-		Params{Groups: 150, SystemTokens: 6000, TurnTokens: 1200, AnswerTokens: 1000, Turns: 1}, false,
+		Params{Groups: 150, SystemTokens: 6000, TurnTokens: 1200, AnswerTokens: 1000, Turns: 1}, false, nil,
 	},
 	{
 		"shared-prefix-short", "the same with short answers",
-		Params{Groups: 150, SystemTokens: 6000, TurnTokens: 1200, AnswerTokens: 250, Turns: 1}, false,
+		Params{Groups: 150, SystemTokens: 6000, TurnTokens: 1200, AnswerTokens: 250, Turns: 1}, false, nil,
+	},
+	{
+		"chat", "conversations of several turns; assistants share system prompts",
+		Params{Groups: 20, SystemTokens: 1000, TurnTokens: 150, AnswerTokens: 250, Turns: 6, Think: 15 * time.Second}, true, nil,
+	},
+	{
+		"agents", "long tool loops with contexts that grow from 20,000 to 60,000 tokens",
+		Params{Groups: 5, SystemTokens: 5000, TurnTokens: 2000, AnswerTokens: 200, Turns: 10, Think: 3 * time.Second}, true, agent,
+	},
+	{
+		"rag", "questions on five documents each, some of them popular: little is shared",
+		Params{Groups: 1, SystemTokens: 500, TurnTokens: 100, AnswerTokens: 200, Turns: 1}, true, rag,
+	},
+	{
+		"mix", "four interactive questions (Critical) to one long job of a batch (Sheddable)",
+		Params{Groups: 50, SystemTokens: 2000, TurnTokens: 300, AnswerTokens: 150, Turns: 1}, true, mixed,
+	},
+	{
+		"hot-prefix", "of 150 groups one suddenly has most of the requests, after 30 s",
+		Params{Groups: 150, SystemTokens: 4000, TurnTokens: 400, AnswerTokens: 100, Turns: 1}, false, hot,
+	},
+	{
+		"heterogeneous", "the traffic of shared-prefix-short; half of the simulated fleet is of a slower GPU",
+		Params{Groups: 150, SystemTokens: 6000, TurnTokens: 1200, AnswerTokens: 250, Turns: 1}, false, nil,
 	},
 	{
 		"unshared", "single questions that have nothing in common",
-		Params{TurnTokens: 256, AnswerTokens: 128, Turns: 1}, false,
+		Params{TurnTokens: 256, AnswerTokens: 128, Turns: 1}, false, nil,
+	},
+	{
+		"adapters", "32 LoRA adapters, some popular, of which an engine runs few at once",
+		Params{Groups: 32, SystemTokens: 1000, TurnTokens: 300, AnswerTokens: 150, Turns: 1}, true, adapted,
 	},
 }
 
@@ -211,8 +236,7 @@ func (w *Workload) Sessions() iter.Seq[Session] {
 		var start float64 // seconds
 		for id := uint64(0); ; id++ {
 			start += gaps.ExpFloat64() / w.starts()
-			s := w.session(id, order)
-			s.Start = duration(start)
+			s := w.session(id, duration(start), order)
 			for len(resumed) > 0 && resumed[0].Start <= s.Start {
 				if !yield(resumed[0]) {
 					return
@@ -243,8 +267,7 @@ func (w *Workload) resumed(order []int) []Session {
 		if before += gaps.ExpFloat64() / w.starts(); before > longest {
 			break
 		}
-		s := w.session(id, order)
-		s.Start = -duration(before)
+		s := w.session(id, -duration(before), order)
 		for s.Start < 0 && s.Resume < len(s.Turns) {
 			s.Start += time.Duration(s.Turns[s.Resume].Answer.Tokens) * pace
 			if s.Resume++; s.Resume < len(s.Turns) {
@@ -259,11 +282,11 @@ func (w *Workload) resumed(order []int) []Session {
 	return list
 }
 
-// session makes the conversation of that number. order is the order in which the fixed users take turns; it is empty if there are none.
-func (w *Workload) session(id uint64, order []int) Session {
+// session makes the conversation of that number and start. order is the order in which the fixed users take turns; it is empty if there are none.
+func (w *Workload) session(id uint64, start time.Duration, order []int) Session {
 	p := w.params
 	rng := rand.New(rand.NewPCG(p.Seed, identity(p.Seed, sessions, id)))
-	s := Session{ID: id}
+	s := Session{ID: id, Start: start}
 
 	group, opening := id, identity(p.Seed, question, id)
 	switch {
@@ -294,6 +317,9 @@ func (w *Workload) session(id uint64, order []int) Session {
 		}
 	}
 	s.Turns[0].User[0] = Segment{opening, w.length(rand.New(rand.NewPCG(opening, 0)), p.TurnTokens)}
+	if w.kind.shape != nil {
+		w.kind.shape(w, &s, rng)
+	}
 	return s
 }
 
