@@ -5,9 +5,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
-	"runtime/debug"
 	"time"
 
 	"github.com/fairway-proxy/fairway/picker"
@@ -186,14 +184,6 @@ func (x *Exchange) readBody() error {
 	return unreadable(x.read.Read(x.kind, x.body.bytes))
 }
 
-// receive takes in n bytes of the body, or all of it.
-func (x *Exchange) receive(n int64) error {
-	if err := x.body.receive(x.stream, n); err != nil {
-		return x.bodyError(err)
-	}
-	return nil
-}
-
 // route finds the pool, the name its engines know the model by, and what the
 // picker is to know of the request.
 func (x *Exchange) route() error {
@@ -314,57 +304,6 @@ func (x *Exchange) forward(conn *upstream.Conn) error {
 	return nil
 }
 
-// pump sends what there is of the body, and the rest as it is received. An
-// *Error is the client's doing.
-func (x *Exchange) pump(conn *upstream.Conn) error {
-	head := *x.head
-	if head.ContentLength != message.Unknown {
-		for _, s := range x.segments {
-			head.ContentLength += int64(len(s))
-		}
-		head.ContentLength -= int64(len(x.body.bytes))
-	}
-	if err := conn.SendHead(&head); err != nil {
-		return err
-	}
-	for _, s := range x.segments {
-		if err := conn.WriteBody(s); err != nil {
-			return err
-		}
-	}
-	for !x.body.whole {
-		piece, err := x.moreBody()
-		if err != nil {
-			return err
-		}
-		if err := conn.WriteBody(piece); err != nil {
-			return err
-		}
-	}
-	return conn.EndBody(nil)
-}
-
-// moreBody receives the next piece of a body of which the start was sent. It
-// does not give the last one of a body that took back what it said at its start.
-func (x *Exchange) moreBody() (piece []byte, err error) {
-	if x.kind == openai.Other {
-		piece, err = x.body.pass(x.stream)
-	} else {
-		piece, err = x.body.more(x.stream)
-	}
-	if err != nil {
-		return nil, x.bodyError(err)
-	}
-	if !x.body.whole || x.kind == openai.Other {
-		return piece, nil
-	}
-	if err := x.read.ReadRest(x.body.bytes); err != nil {
-		return nil, unreadable(err)
-	}
-	x.edit()
-	return piece, nil
-}
-
 // arm bounds the next wait on the endpoint: by d, and by what the whole request
 // has left.
 func (x *Exchange) arm(conn *upstream.Conn, d time.Duration) {
@@ -377,166 +316,7 @@ func (x *Exchange) arm(conn *upstream.Conn, d time.Duration) {
 	conn.Sock().SetTimeout(d)
 }
 
-// unreachable is for an endpoint that could not be connected to: nothing was
-// sent, so any other may be tried, as long as there is one.
-func (x *Exchange) unreachable(e *picker.Endpoint, err error) (again bool, _ error) {
-	switch {
-	case x.gone():
-		return false, errGone
-	case x.ctx.Err() != nil:
-		return false, x.timeout()
-	}
-	if errors.Is(err, upstream.ErrClosed) { // left the World in this moment
-		x.tried = append(x.tried, e)
-		return true, nil
-	}
-	if upstream.Exhausted(err) {
-		return false, errExhausted(err)
-	}
-	if e.Eject(Now()) {
-		x.server.log.Warn("endpoint does not take connections", "pool", x.pool.name, "endpoint", e.Address(), "error", err)
-	} else if x.refuges++; x.refuges == maxRefuges {
-		return false, errUpstream(err)
-	}
-	x.tryElsewhere(e, err)
-	return true, nil
-}
-
-// unanswered is for a request that was sent, in whole or in part, and got no
-// answer: it is sent a second time at most, and only within the retry budget.
-func (x *Exchange) unanswered(e *picker.Endpoint, conn *upstream.Conn, err error) (again bool, _ error) {
-	if conn.Sock().TimedOut() {
-		return false, x.timeout()
-	}
-	x.failure = fmt.Errorf("%s: %w", e.Address(), err)
-	if x.resent || x.body.lost {
-		return false, errUpstream(x.failure)
-	}
-	x.resent = true
-	if conn.Used() {
-		// Engines close idle connections, now and then in the very moment one
-		// is used: the same endpoint may be asked again, on a new connection.
-		x.record.Retries++
-		return true, nil
-	}
-	x.tryElsewhere(e, x.failure)
-	return true, nil
-}
-
-func (x *Exchange) tryElsewhere(e *picker.Endpoint, why error) {
-	x.tried = append(x.tried, e)
-	x.failure = why
-	x.record.Retries++
-}
-
-// waitToRetry takes a place in the retry budget for a request that was sent
-// before. Nothing is held meanwhile but the body.
-func (x *Exchange) waitToRetry() error {
-	if !x.resent || x.retry != nil {
-		return nil
-	}
-	x.retry = x.server.retries.begin(x.ctx, &x.server.live)
-	switch {
-	case x.retry != nil:
-		return nil
-	case x.gone():
-		return errGone
-	}
-	return x.timeout()
-}
-
-// settled is for an answer that has begun, or will not: nothing is sent again
-// from here on.
-func (x *Exchange) settled() {
-	if x.retry != nil {
-		x.retry.end()
-		x.retry = nil
-	}
-	x.record.BytesIn += int64(len(x.body.bytes)) + x.body.passed
-	x.body.release()
-}
-
-// noEndpoint is the error for a request that no endpoint is left for.
-func (x *Exchange) noEndpoint(err error) error {
-	if own, ok := errors.AsType[*Error](err); ok {
-		return own
-	}
-	if x.gone() {
-		return errGone
-	}
-	if x.failure != nil {
-		return errUpstream(x.failure)
-	}
-	return errNoEndpoint(x.pool.name)
-}
-
-func (x *Exchange) timeout() error {
-	if x.until > 0 && Now() >= x.until {
-		return errTimeout("whole answer", x.serving.timeouts.Request)
-	}
-	return errTimeout("answer", x.serving.timeouts.FirstByte)
-}
-
-// maxRefuges is how many endpoints a request tries that were known not to take
-// connections. The picker gives such a one only when there is no other.
-const maxRefuges = 2
-
-// errGone ends an exchange whose client has left: nobody is there to answer.
-var errGone = errors.New("the client has gone")
-
 func (x *Exchange) gone() bool { return x.stream.Context().Err() != nil }
-
-// bodyError says what a body that could not be read means to the client.
-func (x *Exchange) bodyError(err error) error {
-	if own, ok := errors.AsType[*Error](err); ok {
-		return own
-	}
-	if x.gone() {
-		return errGone
-	}
-	if status := malformed(err); status != 0 {
-		return &Error{Status: status, Type: "fairway_bad_request", Message: "The request body cannot be taken: " + err.Error() + "."}
-	}
-	return errBadRequest("The request body broke off: " + err.Error() + ".")
-}
-
-// refuse answers with an error of ours.
-func (x *Exchange) refuse(err error) {
-	if errors.Is(err, errGone) || x.stream.Started() {
-		x.record.Status, x.record.Reason = statusClientGone, x.leftBecause()
-		x.stream.Abort()
-		return
-	}
-	e, ok := errors.AsType[*Error](err)
-	if !ok {
-		x.server.log.Error("unexpected error", "request_id", x.record.ID, "error", err)
-		e = errInternal()
-	}
-	x.record.Status, x.record.Reason = e.Status, e.Type
-	if err := writeError(x.stream, e, x.record.ID); err != nil {
-		x.stream.Abort()
-	}
-}
-
-// leftBecause is the word for why nobody is there to answer.
-func (x *Exchange) leftBecause() string {
-	if slow(context.Cause(x.stream.Context())) {
-		return account.ClientTimeout
-	}
-	return account.ClientGone
-}
-
-// statusClientGone stands in the access log for an exchange whose client left
-// before it got a status; nginx's word.
-const statusClientGone = 499
-
-// contain keeps a fault of ours to the one request that met it.
-func (x *Exchange) contain() {
-	if fault := recover(); fault != nil {
-		x.server.log.Error("panic while serving", "request_id", x.record.ID, "fault", fault, "stack", string(debug.Stack()))
-		x.refuse(errInternal())
-	}
-}
 
 // account tells of the exchange what there is to tell.
 func (x *Exchange) account() {

@@ -1,0 +1,85 @@
+package proxy
+
+import (
+	"errors"
+
+	"github.com/fairway-proxy/fairway/proxy/message"
+	"github.com/fairway-proxy/fairway/proxy/openai"
+	"github.com/fairway-proxy/fairway/proxy/upstream"
+)
+
+// How a body gets from the client to the endpoint: what is received of it, and
+// what is sent on while it is received.
+
+// receive takes in n bytes of the body, or all of it.
+func (x *Exchange) receive(n int64) error {
+	if err := x.body.receive(x.stream, n); err != nil {
+		return x.bodyError(err)
+	}
+	return nil
+}
+
+// pump sends what there is of the body, and the rest as it is received. An
+// *Error is the client's doing.
+func (x *Exchange) pump(conn *upstream.Conn) error {
+	head := *x.head
+	if head.ContentLength != message.Unknown {
+		for _, s := range x.segments {
+			head.ContentLength += int64(len(s))
+		}
+		head.ContentLength -= int64(len(x.body.bytes))
+	}
+	if err := conn.SendHead(&head); err != nil {
+		return err
+	}
+	for _, s := range x.segments {
+		if err := conn.WriteBody(s); err != nil {
+			return err
+		}
+	}
+	for !x.body.whole {
+		piece, err := x.moreBody()
+		if err != nil {
+			return err
+		}
+		if err := conn.WriteBody(piece); err != nil {
+			return err
+		}
+	}
+	return conn.EndBody(nil)
+}
+
+// moreBody receives the next piece of a body of which the start was sent. It
+// does not give the last one of a body that took back what it said at its start.
+func (x *Exchange) moreBody() (piece []byte, err error) {
+	if x.kind == openai.Other {
+		piece, err = x.body.pass(x.stream)
+	} else {
+		piece, err = x.body.more(x.stream)
+	}
+	if err != nil {
+		return nil, x.bodyError(err)
+	}
+	if !x.body.whole || x.kind == openai.Other {
+		return piece, nil
+	}
+	if err := x.read.ReadRest(x.body.bytes); err != nil {
+		return nil, unreadable(err)
+	}
+	x.edit()
+	return piece, nil
+}
+
+// bodyError says what a body that could not be read means to the client.
+func (x *Exchange) bodyError(err error) error {
+	if own, ok := errors.AsType[*Error](err); ok {
+		return own
+	}
+	if x.gone() {
+		return errGone
+	}
+	if status := malformed(err); status != 0 {
+		return &Error{Status: status, Type: "fairway_bad_request", Message: "The request body cannot be taken: " + err.Error() + "."}
+	}
+	return errBadRequest("The request body broke off: " + err.Error() + ".")
+}
