@@ -2,6 +2,7 @@ package load
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -86,8 +87,8 @@ type message struct {
 	Content string `json:"content"`
 }
 
-// body writes out a request.
-func (p *player) body(messages []message, answerTokens int) []byte {
+// body writes out a request; adapter is the model to ask for, "" the configured one.
+func (p *player) body(adapter string, messages []message, answerTokens int) []byte {
 	type streamOptions struct {
 		IncludeUsage bool `json:"include_usage"`
 	}
@@ -98,7 +99,7 @@ func (p *player) body(messages []message, answerTokens int) []byte {
 		Stream        bool           `json:"stream"`
 		StreamOptions *streamOptions `json:"stream_options,omitempty"`
 		IgnoreEOS     bool           `json:"ignore_eos,omitempty"`
-	}{Model: p.cfg.Model, Messages: messages, MaxTokens: answerTokens, Stream: true, IgnoreEOS: p.cfg.IgnoreEOS}
+	}{Model: cmp.Or(adapter, p.cfg.Model), Messages: messages, MaxTokens: answerTokens, Stream: true, IgnoreEOS: p.cfg.IgnoreEOS}
 	if !p.cfg.OmitUsage {
 		req.StreamOptions = &streamOptions{true}
 	}

@@ -177,7 +177,7 @@ func (p *player) converse(ctx context.Context, s workload.Session) {
 			messages = append(messages, message{"assistant", workload.Text(turn.Answer)})
 			continue
 		}
-		body := p.body(messages, turn.Answer.Tokens)
+		body := p.body(s.Adapter, messages, turn.Answer.Tokens)
 		if p.beyond(due) || !p.sleep(ctx, due) {
 			return
 		}
