@@ -32,12 +32,13 @@ func (s SLO) met(r *Record) bool {
 // Comparison plays a workload through several policies, with the same seeds for each.
 type Comparison struct {
 	Workload      string             // a name that package workload knows
-	Trace         *workload.Workload // played instead of a named one, at Load times its recorded rate
+	Trace         *workload.Workload // played instead of a named one, at Load times its recorded rate; the same for every seed
 	Load          float64            // fraction of the workload's saturation rate
 	Rate          float64            // requests a second, instead of Load; 0: as Load says
 	Policies      []string           // nil: all
 	Seeds         int                // 1 to Seeds; 0: 1
 	Replicas      int                // of the router; 0: 1
+	Burst         int                // as in workload.Params
 	SLO           SLO
 	ByCriticality bool // a row for each criticality instead of one for all
 
@@ -57,7 +58,7 @@ type Row struct {
 	Replicas    int     `json:"replicas"`
 	Seeds       int     `json:"seeds"`                 // that it is made of
 	Criticality string  `json:"criticality,omitempty"` // of its requests; "": all
-	Requests    int     `json:"requests"`              // measured, over all seeds
+	Requests    int     `json:"requests"`              // measured, over all seeds, and refused
 	Refused     int     `json:"refused"`               // of these
 	TTFTP50     float64 `json:"ttft_p50_s"`            // this and all below: mean over the seeds
 	TTFTP90     float64 `json:"ttft_p90_s"`
@@ -93,7 +94,7 @@ func (c *Comparison) config(policy string, seed uint64) (Config, error) {
 	w := c.Trace
 	if w != nil {
 		w = w.At(rate)
-	} else if w, err = workload.New(c.Workload, workload.Params{Seed: seed, Rate: rate}); err != nil {
+	} else if w, err = workload.New(c.Workload, workload.Params{Seed: seed, Rate: rate, Burst: c.Burst}); err != nil {
 		return Config{}, err
 	}
 	scene := sceneOf(c.Workload)
@@ -101,6 +102,9 @@ func (c *Comparison) config(policy string, seed uint64) (Config, error) {
 		Workload: w, Policy: policy, Fleet: scene.fleet, Replicas: c.Replicas, Seed: seed,
 		Warmup: scene.warmup, Measure: scene.measure, Scrape: c.Scrape, Churn: c.Churn,
 		NonStreaming: c.NonStreaming, NoCacheReport: c.NoCacheReport,
+	}
+	if c.Trace != nil { // the beginning of a trace fills the caches
+		cfg.Warmup, cfg.Measure = w.Length()/10, w.Length()-w.Length()/10
 	}
 	if c.Warmup > 0 {
 		cfg.Warmup = c.Warmup
@@ -236,6 +240,10 @@ func (c *Comparison) row(policy, class string, results []*Result) (Row, bool) {
 		}
 		row.Seeds++
 		row.Requests += len(ttft)
+		if class == "" {
+			row.Requests += res.Refused
+			row.Refused += res.Refused
+		}
 		row.TTFTP50 += quantile(ttft, 0.5)
 		p90s = append(p90s, quantile(ttft, 0.9))
 		row.TPOTP90 += quantile(tpot, 0.9)

@@ -64,6 +64,7 @@ type Record struct {
 // Result is what a run has measured.
 type Result struct {
 	Records []Record
+	Refused int           // requests that no engine of the fleet could ever hold
 	Start   time.Duration // when the first of the records may have been due
 	Window  time.Duration // in which the records were due
 	End     time.Duration // when the last request ended
@@ -91,6 +92,7 @@ type simulation struct {
 	sessions func() (workload.Session, bool)
 	coming   workload.Session // begins next
 	under    int              // requests under way
+	longest  int              // tokens that every engine can hold
 	late     int              // measured requests whose first token came later than sustainedTTFT
 	truth    bool             // a policy looks at it: pods' queued is kept
 	result   Result
@@ -194,6 +196,12 @@ func (s *simulation) nextSession() {
 // due picks a pod for a request that a client sends now.
 func (s *simulation) due(r *request) {
 	r.measured = s.now >= s.cfg.Warmup && s.now < s.end()
+	if r.seq.PromptTokens+r.seq.OutputTokens > s.longest {
+		if r.measured {
+			s.result.Refused++
+		}
+		return // as vLLM answers 400; the conversation ends
+	}
 	if s.cfg.Replicas > 1 {
 		r.replica = int32(s.rng.IntN(s.cfg.Replicas))
 	}
@@ -212,7 +220,7 @@ func (s *simulation) due(r *request) {
 func (s *simulation) arrive(r *request) {
 	p := s.pods[r.pod]
 	if err := p.engine.Submit(&r.seq, s.now); err != nil {
-		panic(fmt.Sprintf("sim: workload %q does not fit its fleet: %v", s.cfg.Workload.Name(), err))
+		panic(fmt.Sprintf("sim: %v", err)) // it has a length that fits, and is submitted once
 	}
 	if !p.stepping {
 		s.plan(int(r.pod))
@@ -291,7 +299,11 @@ func (s *simulation) scrape(e event) {
 // join puts a new pod into service.
 func (s *simulation) join(cfg engine.Config) {
 	index := len(s.pods)
-	s.pods = append(s.pods, &pod{engine: engine.New(cfg), started: s.now})
+	e := engine.New(cfg)
+	s.pods = append(s.pods, &pod{engine: e, started: s.now})
+	if s.longest == 0 || e.MaxTokens() < s.longest {
+		s.longest = e.MaxTokens()
+	}
 	s.live = append(s.live, index)
 	for i, r := range s.routers {
 		r.setPods(s.live)

@@ -89,3 +89,38 @@ func TestFairwayBeatsRoundRobin(t *testing.T) {
 		t.Errorf("p90 %.3f s against %.3f, hits %.2f against %.2f", fw.TTFTP90, rr.TTFTP90, fw.HitRate, rr.HitRate)
 	}
 }
+
+// A prompt that no engine can hold is refused, as vLLM refuses it, and counted.
+func TestTooLongIsRefused(t *testing.T) {
+	r := play(t, "unshared", 10, func(c *Config) {
+		c.Warmup = 0
+		for i := range c.Fleet {
+			c.Fleet[i].Blocks = 20
+		}
+	})
+	if r.Refused == 0 || len(r.Records) > 0 {
+		t.Errorf("%d refused, %d served", r.Refused, len(r.Records))
+	}
+}
+
+// What a run may not see is not used: without metrics, and with answers that come whole, everything still ends.
+func TestWithoutMetricsAndStreams(t *testing.T) {
+	for name, change := range map[string]func(*Config){
+		"no metrics":   func(c *Config) { c.Scrape = -1 },
+		"no streams":   func(c *Config) { c.NonStreaming = true },
+		"no reports":   func(c *Config) { c.NoCacheReport = true },
+		"all of these": func(c *Config) { c.Scrape, c.NonStreaming, c.NoCacheReport = -1, true, true },
+	} {
+		r := play(t, "shared-prefix-short", 20, change)
+		hits, prompts := 0, 0
+		for _, rec := range r.Records {
+			hits, prompts = hits+rec.CachedTokens, prompts+rec.PromptTokens
+			if (rec.TTFT == rec.E2E) != (name == "no streams" || name == "all of these") {
+				t.Fatalf("%s: %+v", name, rec)
+			}
+		}
+		if share := float64(hits) / float64(prompts); share < 0.5 {
+			t.Errorf("%s: %.2f cached", name, share)
+		}
+	}
+}

@@ -31,6 +31,7 @@ type Params struct {
 	AnswerTokens int           `json:"answer_tokens"` // length of an answer
 	Turns        int           `json:"turns"`         // questions in a conversation
 	Think        time.Duration `json:"think_ns"`      // pause between an answer and the next question
+	Burst        int           `json:"burst"`         // conversations that begin at the same moment, in the mean; 0 and 1: each by itself
 }
 
 // kind is a named workload.
@@ -118,7 +119,7 @@ func New(name string, p Params) (*Workload, error) {
 		if k.name != name {
 			continue
 		}
-		if p.Rate < 0 || min(p.Groups, p.Users, p.SystemTokens, p.TurnTokens, p.AnswerTokens, p.Turns, int(p.Think)) < 0 {
+		if p.Rate < 0 || min(p.Groups, p.Users, p.SystemTokens, p.TurnTokens, p.AnswerTokens, p.Turns, p.Burst, int(p.Think)) < 0 {
 			return nil, fmt.Errorf("workload %q: a parameter is below zero; leave it 0 for the workload's own", name)
 		}
 		return &Workload{kind: k, params: p.or(k.defaults)}, nil
@@ -147,6 +148,14 @@ func (p Params) or(d Params) Params {
 		p.Think = d.Think
 	}
 	return p
+}
+
+// Length is from the beginning to the last conversation's Start; 0: without end.
+func (w *Workload) Length() time.Duration {
+	if w.trace == nil {
+		return 0
+	}
+	return duration(float64(len(w.trace)) / w.params.Rate)
 }
 
 // At is the same workload at another rate, in requests a second.
@@ -235,7 +244,9 @@ func (w *Workload) Sessions() iter.Seq[Session] {
 		gaps := rand.New(rand.NewPCG(p.Seed, identity(p.Seed, arrivals, 0)))
 		var start float64 // seconds
 		for id := uint64(0); ; id++ {
-			start += gaps.ExpFloat64() / w.starts()
+			if burst := float64(max(p.Burst, 1)); burst == 1 || gaps.Float64()*burst < 1 {
+				start += burst * gaps.ExpFloat64() / w.starts()
+			}
 			s := w.session(id, duration(start), order)
 			for len(resumed) > 0 && resumed[0].Start <= s.Start {
 				if !yield(resumed[0]) {

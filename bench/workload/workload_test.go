@@ -90,6 +90,20 @@ func TestArrivals(t *testing.T) {
 	}
 }
 
+func TestBursts(t *testing.T) {
+	together, last := 0, time.Duration(-1)
+	list := take(t, "unshared", Params{Rate: 10, Burst: 5}, 10_000)
+	for _, s := range list {
+		if s.Start == last {
+			together++
+		}
+		last = s.Start
+	}
+	if share := float64(together) / 10_000; math.Abs(share-0.8) > 0.02 || math.Abs(last.Seconds()/1000-1) > 0.1 {
+		t.Errorf("%.2f of them begin with the one before, all within %v", share, last)
+	}
+}
+
 // Traffic is the same from the first second on: conversations under way are there from the beginning.
 func TestBeginsInTheMiddle(t *testing.T) {
 	const window, rate = 20 * time.Second, 30.0

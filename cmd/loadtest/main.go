@@ -69,7 +69,7 @@ func newRoot() *cobra.Command {
 		return misuse{fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())}
 	})
 	root.PersistentFlags().Bool("json", false, "say what there is to say as JSON")
-	root.AddCommand(newRun(), newCompare(), newSaturation(), newVersion())
+	root.AddCommand(newRun(), newCompare(), newSaturation(), newTables(), newVersion())
 	return root
 }
 

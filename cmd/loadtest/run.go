@@ -60,6 +60,7 @@ func newRun() *cobra.Command {
 	f.IntVar(&o.params.AnswerTokens, "answer-tokens", 0, "length of an answer")
 	f.IntVar(&o.params.Turns, "turns", 0, "questions in a conversation")
 	f.DurationVar(&o.params.Think, "think", 0, "pause between an answer and the next question")
+	f.IntVar(&o.params.Burst, "burst", 0, "conversations that begin at the same moment, in the mean")
 	return cmd
 }
 
