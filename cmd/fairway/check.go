@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/fairway-proxy/fairway/cmd/internal/cli"
 	"github.com/fairway-proxy/fairway/discovery/file"
 )
 
@@ -19,10 +20,10 @@ func newCheck() *cobra.Command {
 				path, args = args[0], nil
 			}
 			if path == "" || len(args) > 0 {
-				return misuse{errors.New("which file? give one, as -f FILE")}
+				return cli.Misuse(errors.New("which file? give one, as -f FILE"))
 			}
 			c, err := file.Load(path)
-			if asJSON(cmd) {
+			if cli.JSON(cmd) {
 				return checkJSON(cmd, c, err)
 			}
 			if err != nil {
@@ -51,7 +52,7 @@ func checkJSON(cmd *cobra.Command, c *file.Config, err error) error {
 			verdict.Errors = append(verdict.Errors, e.Error())
 		}
 	}
-	if werr := writeJSON(cmd.OutOrStdout(), verdict); werr != nil {
+	if werr := cli.WriteJSON(cmd.OutOrStdout(), verdict); werr != nil {
 		return werr
 	}
 	if err != nil {

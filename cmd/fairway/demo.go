@@ -19,6 +19,7 @@ import (
 	"github.com/fairway-proxy/fairway/bench/load"
 	"github.com/fairway-proxy/fairway/bench/mock"
 	"github.com/fairway-proxy/fairway/bench/workload"
+	"github.com/fairway-proxy/fairway/cmd/internal/cli"
 	"github.com/fairway-proxy/fairway/discovery/file"
 	"github.com/fairway-proxy/fairway/picker"
 	"github.com/fairway-proxy/fairway/proxy"
@@ -49,7 +50,7 @@ func newDemo() *cobra.Command {
 their text up, puts the proxy in front, and plays multi-turn conversations. The
 same conversations go to as many engines of their own by round robin, for
 comparison. It keeps serving until Ctrl-C, or for as long as --for says.`,
-		Args: noArgs,
+		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd) },
 	}
 	f := cmd.Flags()
@@ -69,7 +70,7 @@ type demoOptions struct {
 
 func (o *demoOptions) run(cmd *cobra.Command) error {
 	if o.pods < 1 || o.pods > 64 {
-		return misuse{fmt.Errorf("--pods %d: want 1 to 64", o.pods)}
+		return cli.Misuse(fmt.Errorf("--pods %d: want 1 to 64", o.pods))
 	}
 	ctx := cmd.Context()
 	if o.life > 0 {
@@ -77,7 +78,7 @@ func (o *demoOptions) run(cmd *cobra.Command) error {
 		ctx, cancel = context.WithTimeout(ctx, o.life)
 		defer cancel()
 	}
-	log := newLog(cmd.ErrOrStderr(), asJSON(cmd), slog.LevelWarn)
+	log := newLog(cmd.ErrOrStderr(), cli.JSON(cmd), slog.LevelWarn)
 
 	ours, err := startStack(ctx, o.pods, file.Listen{HTTP: o.listen, Metrics: o.metrics, Admin: o.admin}, picker.Config{}, log)
 	if err != nil {
@@ -91,7 +92,7 @@ func (o *demoOptions) run(cmd *cobra.Command) error {
 	defer rival.stop()
 
 	out := cmd.OutOrStdout()
-	quiet := asJSON(cmd)
+	quiet := cli.JSON(cmd)
 	if !quiet {
 		o.greet(out, ours)
 	}
@@ -100,7 +101,7 @@ func (o *demoOptions) run(cmd *cobra.Command) error {
 		return err
 	}
 	if quiet {
-		err = writeJSON(out, report)
+		err = cli.WriteJSON(out, report)
 	} else {
 		err = report.print(out)
 	}

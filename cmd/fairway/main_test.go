@@ -16,13 +16,14 @@ import (
 	"time"
 
 	"github.com/fairway-proxy/fairway/bench/mock"
+	"github.com/fairway-proxy/fairway/cmd/internal/cli"
 )
 
 // call runs a command line to its end.
 func call(t *testing.T, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
 	var out, err bytes.Buffer
-	code = execute(t.Context(), args, &out, &err)
+	code = cli.Execute(t.Context(), newRoot(), args, &out, &err)
 	return code, out.String(), err.String()
 }
 
@@ -83,7 +84,9 @@ func serve(t *testing.T, args ...string) *running {
 	t.Helper()
 	ctx, stop := context.WithCancel(context.Background())
 	r := &running{make(chan int, 1), stop, new(lockedBuffer)}
-	go func() { r.code <- execute(ctx, append([]string{"serve"}, args...), io.Discard, r.stderr) }()
+	go func() {
+		r.code <- cli.Execute(ctx, newRoot(), append([]string{"serve"}, args...), io.Discard, r.stderr)
+	}()
 	t.Cleanup(stop)
 	return r
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/fairway-proxy/fairway/cmd/internal/cli"
 	"github.com/fairway-proxy/fairway/discovery/file"
 	"github.com/fairway-proxy/fairway/picker"
 	"github.com/fairway-proxy/fairway/proxy"
@@ -30,7 +31,7 @@ they come (SIGHUP makes it look at once). With --endpoint it serves one pool of
 these endpoints, whatever the model.`,
 		Example: `  fairway serve --endpoint http://10.0.0.1:8000 --endpoint http://10.0.0.2:8000
   fairway serve --config fairway.yaml`,
-		Args: noArgs,
+		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd) },
 	}
 	f := cmd.Flags()
@@ -55,13 +56,13 @@ type serveOptions struct {
 func (o *serveOptions) run(cmd *cobra.Command) error {
 	var level slog.Level
 	if level.UnmarshalText([]byte(o.level)) != nil {
-		return misuse{fmt.Errorf("--log-level %s: want debug, info, warn or error", o.level)}
+		return cli.Misuse(fmt.Errorf("--log-level %s: want debug, info, warn or error", o.level))
 	}
 	watcher, config, err := o.load()
 	if err != nil {
 		return err
 	}
-	log := newLog(cmd.ErrOrStderr(), asJSON(cmd), level)
+	log := newLog(cmd.ErrOrStderr(), cli.JSON(cmd), level)
 	access := log
 	if o.noAccessLog {
 		access = nil
@@ -70,7 +71,7 @@ func (o *serveOptions) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	log.Info("serving", "version", programVersion(), "http", config.Listen.HTTP, "metrics", config.Listen.Metrics,
+	log.Info("serving", "version", cli.Version(version), "http", config.Listen.HTTP, "metrics", config.Listen.Metrics,
 		"admin", config.Listen.Admin, "pools", len(config.World.Pools), "endpoints", len(a.server.Endpoints()))
 
 	ctx, stop := context.WithCancel(cmd.Context())
@@ -105,7 +106,7 @@ func (a *app) reload(c *file.Config, err error, o *serveOptions) {
 func (o *serveOptions) load() (*file.Watcher, *file.Config, error) {
 	switch {
 	case o.config != "" && len(o.endpoints) > 0:
-		return nil, nil, misuse{errors.New("--config and --endpoint exclude each other: name the endpoints in the file")}
+		return nil, nil, cli.Misuse(errors.New("--config and --endpoint exclude each other: name the endpoints in the file"))
 	case o.config != "":
 		w := &file.Watcher{Path: o.config}
 		c, err := w.Load()
@@ -120,18 +121,18 @@ func (o *serveOptions) load() (*file.Watcher, *file.Config, error) {
 		for _, url := range o.endpoints {
 			address, err := file.ParseEndpoint(url)
 			if err != nil {
-				return nil, nil, misuse{fmt.Errorf("--endpoint: %w", err)}
+				return nil, nil, cli.Misuse(fmt.Errorf("--endpoint: %w", err))
 			}
 			pool.Endpoints = append(pool.Endpoints, proxy.Endpoint{Address: address})
 		}
 		c.World.Pools = []proxy.Pool{pool}
 		o.override(c)
 		if err := c.Validate(flagFor); err != nil {
-			return nil, nil, misuse{err}
+			return nil, nil, cli.Misuse(err)
 		}
 		return nil, c, nil
 	}
-	return nil, nil, misuse{errors.New("nothing to serve: give --config FILE, or --endpoint URL once for each engine")}
+	return nil, nil, cli.Misuse(errors.New("nothing to serve: give --config FILE, or --endpoint URL once for each engine"))
 }
 
 // override lets flags win over the file.
@@ -159,9 +160,9 @@ func flagFor(path string) string {
 	return "--endpoint"
 }
 
-func newLog(w io.Writer, asJSON bool, level slog.Level) *slog.Logger {
+func newLog(w io.Writer, inJSON bool, level slog.Level) *slog.Logger {
 	options := &slog.HandlerOptions{Level: level}
-	if asJSON {
+	if inJSON {
 		return slog.New(slog.NewJSONHandler(w, options))
 	}
 	return slog.New(slog.NewTextHandler(w, options))

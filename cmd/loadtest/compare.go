@@ -16,6 +16,7 @@ import (
 
 	"github.com/fairway-proxy/fairway/bench/sim"
 	"github.com/fairway-proxy/fairway/bench/workload"
+	"github.com/fairway-proxy/fairway/cmd/internal/cli"
 )
 
 // compareOptions are the flags of compare.
@@ -36,7 +37,7 @@ func newCompare() *cobra.Command {
 			"\n\nPolicies:\n" + policies(),
 		Example: "  loadtest compare --workload chat --load 0.7 --seeds 5\n" +
 			"  loadtest compare --workload agents --load 0.95 --policies fairway,epp-default --replicas 3 --json",
-		Args: noArgs,
+		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd) },
 	}
 	f := cmd.Flags()
@@ -100,7 +101,7 @@ func (o *compareOptions) complete() error {
 // run plays, shows progress and tells the rows.
 func (o *compareOptions) run(cmd *cobra.Command) error {
 	if err := o.complete(); err != nil {
-		return misuse{err}
+		return cli.Misuse(err)
 	}
 	if !o.quiet {
 		stop := o.showProgress(cmd.ErrOrStderr())
@@ -110,8 +111,8 @@ func (o *compareOptions) run(cmd *cobra.Command) error {
 	if err != nil && !errors.Is(err, context.Canceled) {
 		return err
 	}
-	if asJSON(cmd) {
-		return writeJSON(cmd.OutOrStdout(), rows)
+	if cli.JSON(cmd) {
+		return cli.WriteJSON(cmd.OutOrStdout(), rows)
 	}
 	return o.writeRows(cmd.OutOrStdout(), rows, err != nil)
 }

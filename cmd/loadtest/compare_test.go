@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/fairway-proxy/fairway/bench/sim"
+	"github.com/fairway-proxy/fairway/cmd/internal/cli"
 )
 
 const quick = "--warmup 2s --measure 4s --rate 20 --seeds 2 --policies round-robin,fairway "
@@ -108,7 +109,7 @@ func TestCompareMisuse(t *testing.T) {
 		"--workload chat extra": "extra",
 	} {
 		code, stdout, stderr := loadtest(t.Context(), append([]string{"compare"}, strings.Fields(args)...)...)
-		if code != exitMisused || !strings.Contains(stderr, want) || stdout != "" {
+		if code != cli.Misused || !strings.Contains(stderr, want) || stdout != "" {
 			t.Errorf("%s: exit %d, %q", args, code, stderr)
 		}
 	}
@@ -120,17 +121,17 @@ func TestTablesNeedTheirMarks(t *testing.T) {
 	if err := os.WriteFile(page, []byte("# Routing\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if code, _, stderr := loadtest(t.Context(), "tables", "--page", page); code != exitFailed || !strings.Contains(stderr, tablesBegin) {
+	if code, _, stderr := loadtest(t.Context(), "tables", "--page", page); code != cli.Failed || !strings.Contains(stderr, tablesBegin) {
 		t.Errorf("exit %d: %s", code, stderr)
 	}
-	if code, _, stderr := loadtest(t.Context(), "tables"); code != exitMisused || !strings.Contains(stderr, "--page") {
+	if code, _, stderr := loadtest(t.Context(), "tables"); code != cli.Misused || !strings.Contains(stderr, "--page") {
 		t.Errorf("exit %d: %s", code, stderr)
 	}
 }
 
 func TestSaturationOfOne(t *testing.T) {
 	code, _, stderr := loadtest(t.Context(), "saturation", "--workloads", "chatter")
-	if code != exitMisused || !strings.Contains(stderr, "chatter") {
+	if code != cli.Misused || !strings.Contains(stderr, "chatter") {
 		t.Errorf("exit %d: %s", code, stderr)
 	}
 }

@@ -19,6 +19,7 @@ import (
 
 	"github.com/fairway-proxy/fairway/bench/load"
 	"github.com/fairway-proxy/fairway/bench/mock"
+	"github.com/fairway-proxy/fairway/cmd/internal/cli"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -43,7 +44,7 @@ func startMock(t *testing.T, cfg mock.Config) (*mock.Server, string) {
 // loadtest runs a command line.
 func loadtest(ctx context.Context, args ...string) (code int, stdout, stderr string) {
 	var out, err bytes.Buffer
-	code = execute(ctx, args, &out, &err)
+	code = cli.Execute(ctx, newRoot(), args, &out, &err)
 	return code, out.String(), err.String()
 }
 
@@ -65,7 +66,7 @@ func TestMisuse(t *testing.T) {
 		{"version x", "x"},
 	} {
 		code, stdout, stderr := loadtest(t.Context(), strings.Fields(c.args)...)
-		if code != exitMisused || !strings.Contains(stderr, c.want) || stdout != "" {
+		if code != cli.Misused || !strings.Contains(stderr, c.want) || stdout != "" {
 			t.Errorf("%s: exit %d, %q, %q", c.args, code, stdout, stderr)
 		}
 	}
@@ -100,7 +101,7 @@ func TestFailures(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			code, _, stderr := loadtest(t.Context(), append([]string{"run"}, strings.Fields(c.args)...)...)
-			if code != exitFailed || !strings.Contains(stderr, c.want) {
+			if code != cli.Failed || !strings.Contains(stderr, c.want) {
 				t.Errorf("exit %d, %q", code, stderr)
 			}
 		})

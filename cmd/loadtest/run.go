@@ -13,6 +13,7 @@ import (
 
 	"github.com/fairway-proxy/fairway/bench/load"
 	"github.com/fairway-proxy/fairway/bench/workload"
+	"github.com/fairway-proxy/fairway/cmd/internal/cli"
 )
 
 // runOptions are the flags of run.
@@ -35,7 +36,7 @@ func newRun() *cobra.Command {
 			"from when its request was due. Ctrl-C ends it early; what was measured until then is still written.\n\nWorkloads:\n" + workloads(),
 		Example: "  loadtest run --target http://127.0.0.1:8080 --workload chat --rate 5 --duration 1m --out chat.jsonl\n" +
 			"  loadtest run --target http://127.0.0.1:8080 --workload shared-prefix-short --groups 8 --system-tokens 2000 --explain",
-		Args: noArgs,
+		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd) },
 	}
 	f := cmd.Flags()
@@ -129,7 +130,7 @@ func parseSLO(flags map[string]string) (load.SLO, error) {
 // run plays, shows progress and tells the result.
 func (o *runOptions) run(cmd *cobra.Command) error {
 	if err := o.config(); err != nil {
-		return misuse{err}
+		return cli.Misuse(err)
 	}
 	var file *os.File
 	var lines *json.Encoder
@@ -163,8 +164,8 @@ func (o *runOptions) run(cmd *cobra.Command) error {
 		}
 		writeErr = errors.Join(writeErr, file.Close())
 	}
-	if asJSON(cmd) {
-		err = writeJSON(cmd.OutOrStdout(), result)
+	if cli.JSON(cmd) {
+		err = cli.WriteJSON(cmd.OutOrStdout(), result)
 	} else {
 		err = writeTable(cmd.OutOrStdout(), result, o.cfg.SLO)
 	}

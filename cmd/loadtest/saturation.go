@@ -14,6 +14,7 @@ import (
 
 	"github.com/fairway-proxy/fairway/bench/sim"
 	"github.com/fairway-proxy/fairway/bench/workload"
+	"github.com/fairway-proxy/fairway/cmd/internal/cli"
 )
 
 // rivals are the policies whose saturation rates are measured. The others' are lower: they know neither caches nor, some, load.
@@ -27,7 +28,7 @@ func newSaturation() *cobra.Command {
 		Short: "Search the highest rates that policies sustain in virtual time",
 		Long: "saturation searches, for each workload and policy, the highest rate at which 90 % of the first tokens come within 5 s, to 2 %,\n" +
 			"and writes a table of them: loads of compare are fractions of the best policy's.",
-		Args: noArgs,
+		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			table, err := saturate(cmd, names, against)
 			if err != nil && !errors.Is(err, context.Canceled) {
@@ -71,7 +72,7 @@ func saturate(cmd *cobra.Command, names, against []string) (map[string]map[strin
 	)
 	for _, w := range names {
 		if table[w] == nil {
-			return nil, misuse{fmt.Errorf("there is no workload %q", w)}
+			return nil, cli.Misuse(fmt.Errorf("there is no workload %q", w))
 		}
 		for _, p := range against {
 			start := sim.Saturation(w, p)

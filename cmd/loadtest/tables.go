@@ -12,6 +12,7 @@ import (
 
 	"github.com/fairway-proxy/fairway/bench/sim"
 	"github.com/fairway-proxy/fairway/bench/workload"
+	"github.com/fairway-proxy/fairway/cmd/internal/cli"
 )
 
 // What a page has around the tables that are made.
@@ -29,10 +30,10 @@ func newTables() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "tables --page FILE",
 		Short: "Measure every table of the page on routing in virtual time",
-		Args:  noArgs,
+		Args:  cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if page == "" || seeds < 1 {
-				return misuse{errors.New("--page is missing, or --seeds is below 1")}
+				return cli.Misuse(errors.New("--page is missing, or --seeds is below 1"))
 			}
 			old, err := os.ReadFile(page)
 			if err != nil {

@@ -4,61 +4,27 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"net"
-	"os"
-	"os/signal"
-	"runtime/debug"
 	"strings"
-	"syscall"
 	"time"
+
+	"github.com/spf13/cobra"
 
 	"github.com/fairway-proxy/fairway/bench/engine"
 	"github.com/fairway-proxy/fairway/bench/mock"
-	"github.com/spf13/cobra"
+	"github.com/fairway-proxy/fairway/cmd/internal/cli"
 )
 
-// Exit codes.
-const (
-	exitDone    = 0
-	exitFailed  = 1
-	exitMisused = 2
-)
+// version is set by the linker (make build).
+var version = ""
 
-// misuse is an error of whoever typed the command.
-type misuse struct{ error }
-
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
-}
-
-// run executes the command line and returns the exit code.
-func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	cmd := newCommand()
-	cmd.SetArgs(args)
-	cmd.SetOut(stdout)
-	cmd.SetErr(stderr)
-	err := cmd.ExecuteContext(ctx)
-	if err == nil {
-		return exitDone
-	}
-	fmt.Fprintln(stderr, "mockvllm:", err)
-	if errors.As(err, &misuse{}) {
-		fmt.Fprintln(stderr, "See mockvllm --help.")
-		return exitMisused
-	}
-	return exitFailed
-}
+func main() { cli.Main(newCommand()) }
 
 // options are the flags.
 type options struct {
 	listen   string
 	profile  string
-	json     bool
 	blocks   int
 	maxLoras int
 	loadTime time.Duration
@@ -73,13 +39,10 @@ func newCommand() *cobra.Command {
 		Short: "A vLLM server without a model",
 		Long: "mockvllm speaks vLLM's API and shows its metrics page. What it answers is made up; when it answers follows vLLM's\n" +
 			"scheduler and prefix cache, at the pace of a model and hardware of your choice.\n\nProfiles:\n" + profiles(),
-		Example:       "  mockvllm --listen :8000 --model llama --lora support --lora sales\n  mockvllm --listen :8001 --profile tiny-cpu --speed 10",
-		SilenceErrors: true,
-		SilenceUsage:  true,
-		Args:          func(cmd *cobra.Command, args []string) error { return misused(cobra.NoArgs(cmd, args)) },
-		RunE:          func(cmd *cobra.Command, _ []string) error { return serve(cmd, o) },
+		Example: "  mockvllm --listen :8000 --model llama --lora support --lora sales\n  mockvllm --listen :8001 --profile tiny-cpu --speed 10",
+		Args:    cli.NoArgs,
+		RunE:    func(cmd *cobra.Command, _ []string) error { return serve(cmd, o) },
 	}
-	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return misused(err) })
 	f := cmd.Flags()
 	f.StringVar(&o.listen, "listen", ":8000", "address to listen on; port 0 chooses one")
 	f.StringVar(&o.cfg.Model, "model", "mock", "served model name")
@@ -99,16 +62,9 @@ func newCommand() *cobra.Command {
 	f.BoolVar(&o.cfg.ForceUsage, "enable-force-include-usage", false, "usage on every event of every stream")
 	f.BoolVar(&o.cfg.HideCachedTokens, "no-prompt-tokens-details", false, "leave cached tokens out of the usage")
 	f.DurationVar(&o.drain, "drain", 10*time.Second, "on SIGTERM, how long to wait for answers to be written")
-	f.BoolVar(&o.json, "json", false, "print the start line as JSON")
-	cmd.AddCommand(versionCommand())
+	cmd.PersistentFlags().Bool("json", false, "say what there is to say as JSON")
+	cmd.AddCommand(cli.NewVersion(version))
 	return cmd
-}
-
-func misused(err error) error {
-	if err == nil {
-		return nil
-	}
-	return misuse{err}
 }
 
 func profiles() string {
@@ -123,7 +79,7 @@ func profiles() string {
 func (o *options) config() (mock.Config, error) {
 	p, err := engine.ProfileNamed(o.profile)
 	if err != nil {
-		return mock.Config{}, misused(fmt.Errorf("--profile: %w", err))
+		return mock.Config{}, cli.Misuse(fmt.Errorf("--profile: %w", err))
 	}
 	if o.blocks != 0 {
 		p.Engine.Blocks = o.blocks
@@ -148,7 +104,7 @@ func (o *options) config() (mock.Config, error) {
 	}
 	cfg := o.cfg
 	cfg.Profile = p
-	return cfg, misused(err)
+	return cfg, cli.Misuse(err)
 }
 
 // serve runs the server until ctx is done.
@@ -164,7 +120,7 @@ func serve(cmd *cobra.Command, o *options) error {
 	s := mock.New(cfg)
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(ln) }()
-	if o.json {
+	if cli.JSON(cmd) {
 		json.NewEncoder(cmd.OutOrStdout()).Encode(map[string]any{
 			"listen": ln.Addr().String(), "model": cfg.Model, "loras": append([]string{}, cfg.Loras...), "profile": cfg.Profile.Name, "speed": cfg.Speed,
 		})
@@ -183,33 +139,4 @@ func serve(cmd *cobra.Command, o *options) error {
 		return fmt.Errorf("some answers were cut off: not written within %v", o.drain)
 	}
 	return nil
-}
-
-func versionCommand() *cobra.Command {
-	var asJSON bool
-	cmd := &cobra.Command{
-		Use:   "version",
-		Short: "Print the version",
-		Args:  func(cmd *cobra.Command, args []string) error { return misused(cobra.NoArgs(cmd, args)) },
-		Run: func(cmd *cobra.Command, _ []string) {
-			version, revision := "devel", ""
-			if info, ok := debug.ReadBuildInfo(); ok {
-				if info.Main.Version != "" {
-					version = info.Main.Version
-				}
-				for _, s := range info.Settings {
-					if s.Key == "vcs.revision" {
-						revision = s.Value
-					}
-				}
-			}
-			if asJSON {
-				json.NewEncoder(cmd.OutOrStdout()).Encode(map[string]string{"version": version, "revision": revision})
-				return
-			}
-			fmt.Fprintln(cmd.OutOrStdout(), "mockvllm", version, revision)
-		},
-	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print as JSON")
-	return cmd
 }

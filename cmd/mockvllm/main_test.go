@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"go.uber.org/goleak"
+
+	"github.com/fairway-proxy/fairway/cmd/internal/cli"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -21,7 +23,7 @@ func TestServesUntilStopped(t *testing.T) {
 	r, w := io.Pipe()
 	code := make(chan int, 1)
 	go func() {
-		code <- run(ctx, []string{"--listen", "127.0.0.1:0", "--model", "tiny", "--lora", "a", "--profile", "tiny-cpu", "--speed", "50", "--json"}, w, io.Discard)
+		code <- cli.Execute(ctx, newCommand(), []string{"--listen", "127.0.0.1:0", "--model", "tiny", "--lora", "a", "--profile", "tiny-cpu", "--speed", "50", "--json"}, w, io.Discard)
 		w.Close()
 	}()
 	var start struct {
@@ -45,7 +47,7 @@ func TestServesUntilStopped(t *testing.T) {
 		t.Errorf("%s: %s", resp.Status, body)
 	}
 	stop()
-	if c := <-code; c != exitDone {
+	if c := <-code; c != cli.Done {
 		t.Errorf("exit code %d", c)
 	}
 }
@@ -56,21 +58,21 @@ func TestExitCodes(t *testing.T) {
 		code int
 		says string
 	}{
-		{"version", exitDone, "mockvllm"},
-		{"version --json", exitDone, `"version"`},
-		{"--help", exitDone, "llama3-8b-h100"},
-		{"--no-such-flag", exitMisused, "--no-such-flag"},
-		{"extra", exitMisused, "extra"},
-		{"--profile abacus", exitMisused, "tiny-cpu"},
-		{"--speed 0", exitMisused, "--speed"},
-		{"--num-gpu-blocks 1", exitMisused, "--num-gpu-blocks"},
-		{"--lora-load-time -1s", exitMisused, "--lora-load-time"},
-		{"--max-loras 0", exitMisused, "--max-loras"},
-		{"--max-model-len 999999999", exitMisused, "does not fit"},
-		{"--listen 127.0.0.1:notaport", exitFailed, "notaport"},
+		{"version", cli.Done, "mockvllm"},
+		{"version --json", cli.Done, `"version"`},
+		{"--help", cli.Done, "llama3-8b-h100"},
+		{"--no-such-flag", cli.Misused, "--no-such-flag"},
+		{"extra", cli.Misused, "extra"},
+		{"--profile abacus", cli.Misused, "tiny-cpu"},
+		{"--speed 0", cli.Misused, "--speed"},
+		{"--num-gpu-blocks 1", cli.Misused, "--num-gpu-blocks"},
+		{"--lora-load-time -1s", cli.Misused, "--lora-load-time"},
+		{"--max-loras 0", cli.Misused, "--max-loras"},
+		{"--max-model-len 999999999", cli.Misused, "does not fit"},
+		{"--listen 127.0.0.1:notaport", cli.Failed, "notaport"},
 	} {
 		var out bytes.Buffer
-		if code := run(t.Context(), strings.Fields(tt.args), &out, &out); code != tt.code || !strings.Contains(out.String(), tt.says) {
+		if code := cli.Execute(t.Context(), newCommand(), strings.Fields(tt.args), &out, &out); code != tt.code || !strings.Contains(out.String(), tt.says) {
 			t.Errorf("%q: exit code %d, said %q", tt.args, code, out.String())
 		}
 	}
