@@ -210,6 +210,20 @@ func (s *stream) next() (data string, ok bool) {
 	return "", false
 }
 
+// awaitText reads until the answer has said something.
+func (s *stream) awaitText(t *testing.T) {
+	t.Helper()
+	for {
+		data, ok := s.next()
+		if !ok {
+			t.Fatalf("the stream of %s ended without any text: %v", s.api.name, s.lines.Err())
+		}
+		if decodeEvent(t, data).text() != "" {
+			return
+		}
+	}
+}
+
 // rest reads the stream to its end.
 func (s *stream) rest(t *testing.T) (events []string) {
 	t.Helper()

@@ -135,7 +135,8 @@ func refused() []exchange {
 		{name: "wrong content type", target: chatPath, noType: true, fields: []string{"Content-Type: text/plain"}, body: `{"model":"tiny",` + hi + `}`},
 		{name: "no content type", target: chatPath, noType: true, body: `{"model":"tiny",` + hi + `}`},
 		{name: "bad rank", target: chatPath, fields: []string{"X-data-parallel-rank: 7"}, body: `{"model":"tiny",` + hi + `,` + few + `}`},
-		{name: "transcription without a file", target: "/v1/audio/transcriptions", body: `{}`},
+		{name: "transcription", target: "/v1/audio/transcriptions", noType: true, fields: []string{"Content-Type: multipart/form-data; boundary=b"},
+			body: "--b\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\ntiny\r\n--b--\r\n"},
 	}
 }
 

@@ -20,7 +20,8 @@ func testEnds(t *testing.T, f *fleet) {
 	t.Run("told to end", func(t *testing.T) { testTerminated(t, f) })
 }
 
-// openStreams opens long streams until each engine serves one of every API, and returns them by engine.
+// openStreams opens long streams until each engine serves one of every API, and returns them by engine. All of them
+// have told some text: an engine that aborts a completion before its first token says nothing but [DONE].
 func openStreams(t *testing.T, f *fleet) map[*engine][]*stream {
 	t.Helper()
 	streams := map[*engine][]*stream{}
@@ -40,6 +41,11 @@ func openStreams(t *testing.T, f *fleet) map[*engine][]*stream {
 		e := f.at(t, s.endpoint())
 		streams[e] = append(streams[e], s)
 		delete(missing, e.name+api.name)
+	}
+	for _, served := range streams {
+		for _, s := range served {
+			s.awaitText(t)
+		}
 	}
 	return streams
 }

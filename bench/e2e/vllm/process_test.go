@@ -150,7 +150,7 @@ func startEngine(t *testing.T, name, address string) *engine {
 	env := []string{
 		"HF_HUB_OFFLINE=1", "TRANSFORMERS_OFFLINE=1", "VLLM_NO_USAGE_STATS=1",
 		"VLLM_ALLOW_RUNTIME_LORA_UPDATING=1",
-		"TORCHDYNAMO_DISABLE=1", // or the first request for logprobs compiles C++, and ends an engine without g++
+		"TORCHDYNAMO_DISABLE=1",    // or the first request for logprobs compiles C++, and ends an engine without g++
 		"VLLM_CPU_KVCACHE_SPACE=1", // GiB
 		// One thread: a tiny model gets slower with more.
 		"VLLM_CPU_OMP_THREADS_BIND=nobind", "OMP_NUM_THREADS=1",
