@@ -13,7 +13,7 @@ RACE := $(shell [ "$$(go env CGO_ENABLED)" = 1 ] && echo '\#include <stdlib.h>' 
 ALLOCATING = $(shell grep -rl AllocsPerRun --include='*_test.go' . | xargs -n 1 dirname | sort -u)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test check bench churn image-context image e2e-compose e2e-vllm e2e-clients e2e-smuggling clean
+.PHONY: help demo build test check bench bench-routing churn image-context image e2e-compose e2e-vllm e2e-clients e2e-smuggling clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -39,6 +39,10 @@ check: ## format, vet, staticcheck, go.mod's tidiness, import rules
 
 bench: ## every Go benchmark once, with allocations
 	go test -run '^$$' -bench . -benchmem -count=1 -p 1 ./...
+
+bench-routing: ## saturation rates and every table of docs/routing.md, in virtual time; SEEDS says how often
+	go run ./cmd/loadtest saturation --out bench/sim/saturation.json
+	go run ./cmd/loadtest tables --seeds $(or $(SEEDS),3) --page docs/routing.md
 
 churn: ## 300 streams for a minute while engines are killed and started again
 	go test $(RACE) $(TESTFLAGS) -count=1 -timeout 5m -run '^TestStreamsWhilePodsComeAndGo$$' ./cmd/fairway -churn 1m

@@ -10,7 +10,7 @@ import (
 // What the named workloads have beyond their parameters. A shape changes a conversation that the parameters have made; it draws
 // from rng, which is the conversation's own.
 const (
-	agentContext = 13_000 // tokens an agent reads before its first step: with system prompt and steps, 20,000 to 60,000
+	agentContext = 14_000 // tokens an agent reads before its first step: with system prompt and steps, 20,000 to 60,000
 
 	ragDocuments = 10_000 // in the store
 	ragRetrieved = 5      // of them for a question, the most relevant first

@@ -13,7 +13,7 @@ func TestAgentsHaveLongContexts(t *testing.T) {
 	var first, longest []int
 	for _, s := range take(t, "agents", Params{}, 500) {
 		first = append(first, s.PromptTokens(0))
-		if len(s.Turns) > 16 {
+		if len(s.Turns) > 32 {
 			longest = append(longest, s.PromptTokens(len(s.Turns)-1))
 		}
 	}

@@ -63,7 +63,7 @@ var kinds = []kind{
 	},
 	{
 		"agents", "long tool loops with contexts that grow from 20,000 to 60,000 tokens",
-		Params{Groups: 5, SystemTokens: 5000, TurnTokens: 2000, AnswerTokens: 200, Turns: 10, Think: 3 * time.Second}, true, agent,
+		Params{Groups: 5, SystemTokens: 5000, TurnTokens: 1000, AnswerTokens: 150, Turns: 20, Think: 3 * time.Second}, true, agent,
 	},
 	{
 		"rag", "questions on five documents each, some of them popular: little is shared",
