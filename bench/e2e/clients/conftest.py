@@ -1,7 +1,7 @@
 """Fixtures: the fleet under test, and the last line that counts the cases.
 
-Every test that takes `target` runs against mock engines, and again against the real ones that FAIRWAY_E2E_TARGET names: their URLs without
-/v1, separated by commas, serving one model.
+Every test that takes `target` runs against mock engines, and again against real ones: those that FAIRWAY_E2E_TARGET names (their URLs
+separated by commas, serving one model), or two started with the vLLM and the tiny model in FAIRWAY_E2E_VLLM, a directory.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ import os
 import signal
 import time
 import uuid
+from pathlib import Path
 
 import pytest
 
@@ -17,11 +18,20 @@ import scripted
 from fleet import Fleet, Target, get
 
 REAL = [url.rstrip("/").removesuffix("/v1") for url in os.environ.get("FAIRWAY_E2E_TARGET", "").split(",") if url.strip()]
-BODY, BUFFERS = 65_536, 262_144  # the cramped Fairway's limits, in bytes
+VLLM = os.environ.get("FAIRWAY_E2E_VLLM")
+BODY, BUFFERS = 65_536, 163_840  # the cramped Fairway's limits, in bytes
 
-# SIGTERM ends the suite as Ctrl-C does: fixtures are closed, and with them the processes.
-signal.signal(signal.SIGTERM, signal.default_int_handler)
 started = time.monotonic()
+
+
+def pytest_sessionstart(session):
+    """SIGTERM ends the suite as Ctrl-C does: fixtures are closed, and with them the processes."""
+
+    def stop(*_):
+        session.shouldstop = "SIGTERM"  # after this test at the latest: an exception is lost in some places, such as weakref's callbacks
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
 
 
 @pytest.fixture(scope="session")
@@ -40,12 +50,17 @@ def mock(fleet) -> Target:
     return Target("mock", fleet.fairway(engines), "mock", engines)
 
 
-@pytest.fixture(scope="session", params=["mock", "engine"] if REAL else ["mock"])
-def target(request, fleet) -> Target:
-    if request.param == "mock":
-        return request.getfixturevalue("mock")
-    model = json.loads(get(REAL[0] + "/v1/models"))["data"][0]["id"]
-    return Target("engine", fleet.fairway(REAL), model, REAL)
+@pytest.fixture(scope="session")
+def real(fleet) -> Target:
+    """Real engines behind Fairway."""
+    engines = REAL or fleet.vllm(Path(VLLM, "bin", "vllm"), Path(VLLM, "models", "tiny"), engines=2)
+    model = json.loads(get(engines[0] + "/v1/models"))["data"][0]["id"]
+    return Target("engine", fleet.fairway(engines), model, engines)
+
+
+@pytest.fixture(scope="session", params=["mock", "engine"] if REAL or VLLM else ["mock"])
+def target(request) -> Target:
+    return request.getfixturevalue("mock" if request.param == "mock" else "real")
 
 
 @pytest.fixture(scope="session")

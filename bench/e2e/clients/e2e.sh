@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# e2e.sh: real clients against Fairway, in front of mock engines and of the real ones that FAIRWAY_E2E_TARGET names (their URLs,
-# separated by commas). It builds the commands, installs the clients once, outside of the repository, and runs the tests of this
-# folder. Run it as `make e2e-clients`. Arguments go to pytest: `e2e.sh -k curl`.
+# e2e.sh: real clients against Fairway, in front of mock engines, and of real ones: those that FAIRWAY_E2E_TARGET names (their URLs,
+# separated by commas), or two of the vLLM that `make e2e-vllm` has installed, if it has. It builds the commands, installs the clients
+# once, outside of the repository, and runs the tests of this folder. Run it as `make e2e-clients`. Arguments go to pytest:
+# `e2e.sh -k 'curl and not engine'`.
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 suite=$PWD/bench/e2e/clients
@@ -54,6 +55,16 @@ if [ ! -e "$environment/complete" ]; then
 	echo "e2e-clients: installed in $((SECONDS - start)) s"
 fi
 
+# What e2e-vllm has installed, as its e2e.sh names it.
+vllm=$cache/vllm-$(cat bench/e2e/vllm/{requirements.txt,model.py} 2>/dev/null | sha256sum | cut -c 1-12)
+if [ -z "${FAIRWAY_E2E_TARGET:-}" ]; then
+	if [ -e "$vllm/complete" ]; then
+		export FAIRWAY_E2E_VLLM=$vllm
+	else
+		echo "e2e-clients: mock engines only: FAIRWAY_E2E_TARGET names no real ones, and make e2e-vllm has installed none"
+	fi
+fi
+
 bin=$(mktemp -d)
 trap 'rm -rf "$bin"' EXIT
 CGO_ENABLED=0 go build -trimpath -buildvcs=false -o "$bin/" ./cmd/fairway ./cmd/mockvllm || fail "the commands do not build"
@@ -66,7 +77,7 @@ export PATH=$environment/bin:$PATH NODE_PATH=$environment/node_modules
 # The tests' processes are stopped by the tests; a signal to this script is passed on to them.
 "$environment/bin/python" -m pytest -q -p pytest_timeout --timeout=600 -p no:cacheprovider --basetemp="$bin/tmp" --tb=short --durations=5 -rs --rootdir="$suite" "$@" "$suite" &
 tests=$!
-trap 'kill -TERM $tests 2>/dev/null; wait $tests; rm -rf "$bin"; exit 130' INT TERM
+trap 'kill -TERM $tests 2>/dev/null; wait $tests || true; exit 130' INT TERM
 status=0
 wait $tests || status=$?
 exit $status

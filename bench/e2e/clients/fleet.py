@@ -1,5 +1,6 @@
 """The processes under test: mock engines and Fairway, each on free ports, each stopped by whoever started it."""
 
+import contextlib
 import json
 import os
 import signal
@@ -46,7 +47,7 @@ class Target:
                     total += float(line.rsplit(" ", 1)[1])
         return total
 
-    def await_running(self, wanted, within: float = 5) -> None:
+    def await_running(self, wanted, within: float = 10) -> None:
         """Waits until wanted(running) holds."""
         deadline = time.monotonic() + within
         while not wanted(running := self.running()):
@@ -55,7 +56,7 @@ class Target:
 
 
 class Fleet:
-    """Starts processes; close stops those it started, in reverse, each by its own process."""
+    """Starts processes; close stops those that it started."""
 
     def __init__(self, logs: Path):
         self.logs = logs
@@ -63,8 +64,8 @@ class Fleet:
 
     def mock(self, model: str) -> str:
         """Starts a mock engine and returns its URL."""
-        # 1 MB of prompt has to fit; four times an H100's pace keeps the suite short and streams still long enough to be left.
-        process = self._start("mockvllm", "--listen", "127.0.0.1:0", "--json", "--model", model, "--speed", "4",
+        # 1 MB of prompt has to fit; twice an H100's pace keeps the suite short, and streams long enough to be left.
+        process = self._start("mockvllm", "--listen", "127.0.0.1:0", "--json", "--model", model, "--speed", "2",
                               "--max-model-len", "400000", stdout=subprocess.PIPE)
         line = process.stdout.readline()
         assert line, f"mockvllm did not start:\n{self.output()}"
@@ -83,15 +84,33 @@ class Fleet:
                 return f"http://127.0.0.1:{http}"
         raise AssertionError(f"fairway did not start:\n{self.output()}")
 
-    def _start(self, program: str, *args: str, stdout=None) -> subprocess.Popen:
-        log = open(self.logs / f"{len(self.processes):02d}-{program}.log", "wb")
-        with log:
-            process = subprocess.Popen([BIN / program, *args], stdin=subprocess.DEVNULL, stdout=stdout or log, stderr=log, start_new_session=True)
+    def vllm(self, program: Path, model: Path, engines: int) -> list[str]:
+        """Starts real engines, which takes a minute, and returns their URLs."""
+        env = {
+            "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1",  # a tiny model gets slower with more threads
+            "VLLM_HOST_IP": "127.0.0.1", "VLLM_LOOPBACK_IP": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo",
+        }
+        started = []
+        for port in [free_port() for _ in range(engines)]:
+            process = self._start(str(program), "serve", str(model), "--host", "127.0.0.1", "--port", str(port), "--served-model-name", model.name,
+                                  "--dtype", "bfloat16", "--max-model-len", "8192", "--enforce-eager", "--block-size", "32", "--enable-prefix-caching",
+                                  "--enable-prompt-tokens-details", env={**os.environ, **env})
+            started.append((process, f"http://127.0.0.1:{port}"))
+        for process, url in started:
+            assert self._ready(process, url + "/health", within=300), f"vLLM did not start:\n{self.output()}"
+        return [url for _, url in started]
+
+    def _start(self, program: str, *args: str, stdout=None, env=None) -> subprocess.Popen:
+        """Starts a program, one of Fairway's if it is a name without a path, in a process group of its own."""
+        with open(self.logs / f"{len(self.processes):02d}-{Path(program).name}.log", "wb") as log:
+            process = subprocess.Popen([BIN / program, *args], stdin=subprocess.DEVNULL, stdout=stdout or log, stderr=log, env=env, start_new_session=True)
         self.processes.append((log.name, process))
         return process
 
-    def _ready(self, process: subprocess.Popen, url: str) -> bool:
-        deadline = time.monotonic() + 20
+    def _ready(self, process: subprocess.Popen, url: str, within: float = 20) -> bool:
+        deadline = time.monotonic() + within
         while process.poll() is None and time.monotonic() < deadline:
             try:
                 get(url)
@@ -105,15 +124,15 @@ class Fleet:
         return "\n".join(f"--- {name}\n{Path(name).read_text(errors='replace')[-2000:]}" for name, _ in self.processes)
 
     def close(self) -> None:
-        for _, process in reversed(self.processes):
+        for _, process in self.processes:
             if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-        for _, process in reversed(self.processes):
-            try:
+                process.terminate()
+        for _, process in self.processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # and whatever it has started
+            process.wait()
             if process.stdout:
                 process.stdout.close()
 

@@ -9,6 +9,7 @@ GET /received/KEY tells the requests of a key: [{at, headers, body}], at in seco
 
 import gzip
 import json
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,6 +30,10 @@ class Engine(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def handle_error(self, *args):
+        if not isinstance(sys.exception(), ConnectionError):  # that is a client that has gone
+            super().handle_error(*args)
 
     def close(self) -> None:
         self.shutdown()

@@ -12,12 +12,12 @@ const { z } = require("zod");
 
 const target = { url: process.env.E2E_URL, model: process.env.E2E_MODEL, engines: process.env.E2E_ENGINES.split(",") };
 const scripts = { url: process.env.E2E_SCRIPTS_URL, model: "scripted", engine: process.env.E2E_SCRIPTS_ENGINE };
-const cramped = { url: process.env.E2E_CRAMPED_URL, model: "scripted", buffers: Number(process.env.E2E_CRAMPED_BUFFERS) };
+const cramped = { url: process.env.E2E_CRAMPED_URL, model: "scripted" };
 const deserted = { url: process.env.E2E_DESERTED_URL, model: "scripted" };
 
 const messages = [{ role: "user", content: "Hello." }];
 const exactly = (tokens) => ({ max_tokens: tokens, ignore_eos: true });
-const long = exactly(4000); // an answer of many seconds
+const long = exactly(8000); // takes an engine longer than awaitRunning waits
 
 function client(at, options = {}) {
   return new OpenAI({ baseURL: at.url + "/v1", apiKey: "none", maxRetries: 0, timeout: 120_000, ...options });
@@ -44,9 +44,9 @@ async function running() {
 }
 
 async function awaitRunning(wanted) {
-  const deadline = Date.now() + 5000;
+  const deadline = Date.now() + 10_000;
   for (let n; (n = await running()) !== wanted; await sleep(20)) {
-    assert.ok(Date.now() < deadline, `after 5 s the engines have ${n} requests running or waiting, not ${wanted}`);
+    assert.ok(Date.now() < deadline, `after 10 s the engines have ${n} requests running or waiting, not ${wanted}`);
   }
 }
 
@@ -80,14 +80,14 @@ test("completion", async () => {
 test("stream", async () => {
   const chunks = [];
   const times = [];
-  for await (const chunk of await client(target).chat.completions.create({ model: target.model, messages, stream: true, ...exactly(100) })) {
+  for await (const chunk of await client(target).chat.completions.create({ model: target.model, messages, stream: true, ...exactly(500) })) {
     chunks.push(chunk);
     times.push(performance.now());
   }
   assert.equal(chunks[0].choices[0].delta.role, "assistant");
   assert.equal(chunks.at(-1).choices[0].finish_reason, "length");
-  assert.ok(chunks.length > 50);
-  assert.ok(times.at(-1) - times[0] > 50, "the events did not come as they were made");
+  assert.ok(chunks.length > 10);
+  assert.ok(times.at(-1) - times[0] > 200, "the events did not come as they were made");
 });
 
 test("stream runner", async () => {
@@ -248,22 +248,20 @@ test("retry gives up", async () => {
 });
 
 test("retry of Fairway's own refusal", async () => {
-  // Uploads that lack their last byte hold the buffers; any that are too many are refused.
+  // Uploads that lack their last byte hold the buffers.
   const { hostname, port } = new URL(cramped.url);
   const uploads = [];
-  for (let held = 0; held <= cramped.buffers; held += 4000) {
-    const upload = net.connect(Number(port), hostname);
-    upload.on("error", () => {});
-    upload.write("POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 4000\r\n\r\n" + " ".repeat(3999));
-    uploads.push(upload);
-  }
   try {
     const asked = { model: cramped.model, messages: [{ role: "user", content: "x".repeat(4000) }] };
     const refused = (err) => err instanceof OpenAI.InternalServerError && err.status === 503 && err.type === "fairway_buffers_spent";
-    for (const deadline = Date.now() + 10_000; ; ) {
-      const err = await client(cramped).chat.completions.create(asked).then(() => null, (err) => err);
-      if (err && refused(err)) break;
-      assert.ok(Date.now() < deadline, "uploads do not count against limits.buffers");
+    for (const deadline = Date.now() + 30_000; ; ) {
+      const outcome = await client(cramped).chat.completions.create(asked).catch((err) => err);
+      if (refused(outcome)) break;
+      assert.ok(Date.now() < deadline, `uploads do not count against limits.buffers: ${outcome}`);
+      const upload = net.connect(Number(port), hostname);
+      upload.on("error", () => {});
+      upload.write("POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 4000\r\n\r\n" + " ".repeat(3999));
+      uploads.push(upload);
     }
     const statuses = [];
     const times = [];

@@ -62,9 +62,12 @@ def test_stream(target):
 
 def test_stream_left(target):
     target.await_running(lambda n: n == 0)
-    done = post(target, ask(target, stream=True, max_tokens=4000), "-N", within=0.5, check=False)
-    assert done.returncode == 28, "curl was to run into its --max-time"
-    assert done.stdout.startswith(b"data: ")
+    body = json.dumps(ask(target, stream=True, max_tokens=8000))
+    curl = subprocess.Popen(["curl", "-sSN", "-H", "Content-Type: application/json", "-d", body, target.url + CHAT], stdout=subprocess.PIPE)
+    with curl:
+        assert curl.stdout.readline().startswith(b"data: ")
+        target.await_running(lambda n: n == 1)
+        curl.kill()
     target.await_running(lambda n: n == 0)
 
 
@@ -87,11 +90,11 @@ def test_http10_keep_alive(target):
 
 
 def test_expect_continue(target):
-    """2 MB that wait for leave to be sent: with it they go at once, without it curl would wait a second."""
+    """2 MB that wait for leave to be sent: with it they go at once, without it curl would wait 50 s."""
     began = time.monotonic()
-    done = post(target, ask(target, "x" * 2_000_000, max_tokens="many"), "-H", "Expect: 100-continue", "--expect100-timeout", "20")
+    done = post(target, ask(target, "x" * 2_000_000, max_tokens="many"), "-H", "Expect: 100-continue", "--expect100-timeout", "50")
     assert talk(done)[0] == [100, 400]
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 40
     assert json.loads(done.stdout)["error"]["code"] == 400
 
 

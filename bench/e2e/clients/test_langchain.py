@@ -45,7 +45,7 @@ def test_stream(target):
     chunks = 0
     for chunk in chat(target, stream_usage=True, **exactly(16)).stream("Hello."):
         whole, chunks = whole + chunk, chunks + 1
-    assert whole.content and chunks > 8
+    assert whole.content and chunks > 4
     assert whole.usage_metadata["output_tokens"] == 16
 
 

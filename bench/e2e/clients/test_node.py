@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from conftest import BUFFERS
-
 HERE = Path(__file__).parent
 
 
@@ -19,7 +17,7 @@ def test_sdk(target, scripts, cramped, deserted, tmp_path, subtests):
         env={**os.environ,
              "E2E_KIND": target.kind, "E2E_URL": target.url, "E2E_MODEL": target.model, "E2E_ENGINES": ",".join(target.engines),
              "E2E_SCRIPTS_URL": scripts.url, "E2E_SCRIPTS_ENGINE": scripts.engines[0],
-             "E2E_CRAMPED_URL": cramped.url, "E2E_CRAMPED_BUFFERS": str(BUFFERS), "E2E_DESERTED_URL": deserted.url},
+             "E2E_CRAMPED_URL": cramped.url, "E2E_DESERTED_URL": deserted.url},
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600)
     cases = ElementTree.parse(report).getroot().iter("testcase")
     for case in cases:

@@ -12,10 +12,11 @@ from httpx2 import Limits
 from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel
 
-from conftest import BODY, BUFFERS
+from conftest import BODY
+from scripted import MODEL
 
 HELLO = [{"role": "user", "content": "Hello."}]
-LONG = {"max_tokens": 4000, "extra_body": {"ignore_eos": True}}  # an answer of many seconds
+LONG = {"max_tokens": 8000, "extra_body": {"ignore_eos": True}}  # takes an engine longer than await_running waits
 
 
 def exactly(tokens: int) -> dict:
@@ -73,14 +74,14 @@ def test_completion_stream(target):
 
 def test_chat_stream(target):
     chunks, times = [], []
-    for chunk in client(target).chat.completions.create(model=target.model, messages=HELLO, stream=True, **exactly(100)):
+    for chunk in client(target).chat.completions.create(model=target.model, messages=HELLO, stream=True, **exactly(500)):
         chunks.append(chunk)
         times.append(time.monotonic())
     assert chunks[0].choices[0].delta.role == "assistant"
     assert chunks[-1].choices[0].finish_reason == "length"
-    assert len(chunks) > 50
-    # 100 tokens take either engine more than 100 ms: had they been held back, they would come all at once.
-    assert times[-1] - times[0] > 0.05, "the events did not come as they were made"
+    assert len(chunks) > 10
+    # 500 tokens take an engine more than a second: had they been held back, they would come all at once.
+    assert times[-1] - times[0] > 0.2, "the events did not come as they were made"
 
 
 def test_stream_accumulates(scripts):
@@ -414,7 +415,7 @@ def test_retry_succeeds(scripts, engine, key, status, stream):
     assert (text_of(answer) if stream else answer.choices[0].message.content) == "At last."
     counts, gaps = script_of(engine, key)
     assert counts == ["0", "1"], "Fairway must not retry what the engine refused"
-    assert 2 <= gaps[0] < 3, "Retry-After was not honoured"
+    assert gaps[0] >= 2, "Retry-After was not honoured"
 
 
 def test_retry_gives_up(scripts, engine, key):
@@ -441,22 +442,21 @@ def test_retry_async(scripts, engine, loop, key):
 def occupied(cramped):
     """Uploads that lack their last byte hold the cramped Fairway's buffers, until the context ends or release is called."""
     body = b" " * 4000
-    with contextlib.ExitStack() as uploads:
-        for _ in range(BUFFERS // len(body) + 1):  # any that are too many are refused
+    with client(cramped) as prober, contextlib.ExitStack() as uploads:
+        deadline = time.monotonic() + 30
+        while post_more(prober) != 503:
             upload = uploads.enter_context(socket.create_connection(cramped.url.removeprefix("http://").split(":")))
             upload.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body[1:]))
-        deadline = time.monotonic() + 10
-        while post_more(cramped) != 503:
             assert time.monotonic() < deadline, "uploads do not count against limits.buffers"
         yield uploads.close
 
 
-MORE = [{"role": "user", "content": "x" * 4000}]  # does not fit beside them
+MORE = [{"role": "user", "content": "x" * 4000}]
 
 
-def post_more(cramped) -> int:
+def post_more(c: OpenAI) -> int:
     try:
-        client(cramped).chat.completions.create(model=cramped.model, messages=MORE)
+        c.chat.completions.create(model=MODEL, messages=MORE)
     except openai.APIStatusError as err:
         return err.status_code
     return 200
