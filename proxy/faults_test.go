@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"strings"
@@ -13,7 +14,10 @@ import (
 	"testing/iotest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/fairway-proxy/fairway/bench/mock"
+	"github.com/fairway-proxy/fairway/proxy/account"
 	"github.com/fairway-proxy/fairway/proxy/message"
 )
 
@@ -390,5 +394,23 @@ func TestLargeBodyMovesToAnotherEndpoint(t *testing.T) {
 		if m.answer.Status != 200 || got.Load() != int64(len(body)) {
 			t.Errorf("%d %s; got %d of %d bytes", m.answer.Status, m.seen(), got.Load(), len(body))
 		}
+	}
+}
+
+// vLLM ends a stream that it gives up before its first token with nothing but
+// [DONE]. That is no answer.
+func TestStreamOfNothingCountsAsAFailure(t *testing.T) {
+	p := scripted(t, func(c net.Conn, in *bufio.Reader) {
+		take(in)
+		io.WriteString(c, "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\ndata: [DONE]\n\n")
+	})
+	registry := prometheus.NewRegistry()
+	s := New(Config{Account: account.New(registry, nil), Log: slog.New(slog.DiscardHandler)})
+	s.SetWorld(&World{Pools: []Pool{{Name: "pool", Endpoints: []Endpoint{{Address: p.address}}}}})
+	defer s.Shutdown(t.Context())
+	s.Handle(post("/v1/completions", `{"model":"m","prompt":"hello","stream":true}`))
+	families, err := registry.Gather()
+	if err != nil || !strings.Contains(fmt.Sprint(families), account.UpstreamAborted) {
+		t.Errorf("%v, %v", families, err)
 	}
 }

@@ -49,7 +49,9 @@ func (x *Exchange) relay(conn *upstream.Conn, lease *picker.Lease) (whole bool, 
 		if x.stream.Finish(conn.Trailers()) != nil {
 			return x.left()
 		}
-		if streamed && x.events.Aborted { // it ended in order, and is a failure all the same
+		if streamed && (x.events.Aborted || x.events.Done && x.events.Count <= 1) {
+			// It ended in order, or with [DONE] and nothing before it, and is a
+			// failure all the same.
 			x.record.Reason = account.UpstreamAborted
 			return true, picker.Failed
 		}
