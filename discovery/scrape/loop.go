@@ -85,15 +85,14 @@ func (l *loop) offset() time.Duration {
 func (l *loop) turn(ctx context.Context) time.Duration {
 	settings := l.scraper.settings.Load()
 	start := time.Now()
+	back := false
 	if l.Endpoint.Ejected(l.scraper.now()) {
 		if !l.probe(ctx, settings) {
 			l.probes++
 			return rest(backoff(min(settings.Interval, slowest), l.probes), time.Since(start))
 		}
-		if l.Endpoint.Readmit() {
-			l.scraper.log.Info("endpoint takes connections again", "endpoint", l.Endpoint.Address())
-		}
-		l.due = time.Time{} // see what came back
+		back = true
+		l.due = time.Time{} // see what came back, before requests go there
 	}
 	l.probes = 0
 	if wait := time.Until(l.due); wait > 0 {
@@ -104,6 +103,9 @@ func (l *loop) turn(ctx context.Context) time.Duration {
 		return 0 // cut short by stop: says nothing of the endpoint
 	}
 	l.tell(err, settings)
+	if back {
+		defer l.readmit() // what the scrape tells goes first
+	}
 	if err != nil {
 		l.failures++
 		l.Endpoint.ScrapeFailed(l.scraper.now())
@@ -113,6 +115,13 @@ func (l *loop) turn(ctx context.Context) time.Duration {
 	wait := rest(backoff(settings.Interval, l.failures), time.Since(start))
 	l.due = time.Now().Add(wait)
 	return min(wait, slowest)
+}
+
+// readmit lets requests go to an endpoint whose probe succeeded.
+func (l *loop) readmit() {
+	if l.Endpoint.Readmit() {
+		l.scraper.log.Info("endpoint takes connections again", "endpoint", l.Endpoint.Address())
+	}
 }
 
 // backoff doubles interval with each failure, up to slowest.
