@@ -24,7 +24,7 @@ func newBench(t *testing.T, name string, pods ...int) *bench {
 		t.Fatal(err)
 	}
 	s := &simulation{cfg: Config{Replicas: 1}}
-	for range maxPods {
+	for range 8 {
 		s.pods = append(s.pods, &pod{engine: engine.New(profile("llama3-8b-h100"))})
 	}
 	r := p.new(s, rand.New(rand.NewPCG(1, 1)))
