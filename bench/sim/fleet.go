@@ -30,7 +30,7 @@ func sceneOf(workload string) scene {
 	case "agents":
 		s.warmup, s.measure = 180*time.Second, 300*time.Second
 	case "unshared":
-		s.warmup, s.measure = 20*time.Second, 40*time.Second
+		s.warmup, s.measure = 30*time.Second, 120*time.Second // a backlog shows late where requests are small
 	case "heterogeneous":
 		for i := range s.fleet {
 			if i%2 == 1 {
