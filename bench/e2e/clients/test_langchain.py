@@ -43,10 +43,10 @@ def test_invoke(target):
 def test_stream(target):
     whole = AIMessageChunk("")
     chunks = 0
-    for chunk in chat(target, stream_usage=True, **exactly(16)).stream("Hello."):
+    for chunk in chat(target, stream_usage=True, **exactly(64)).stream("Hello."):
         whole, chunks = whole + chunk, chunks + 1
     assert whole.content and chunks > 4
-    assert whole.usage_metadata["output_tokens"] == 16
+    assert whole.usage_metadata["output_tokens"] == 64
 
 
 def test_stream_without_usage(target):

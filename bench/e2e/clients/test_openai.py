@@ -112,7 +112,7 @@ def test_usage_only_when_asked(target, kind, options, told):
         stream = c.completions.create(model=target.model, prompt="Hello.", stream=True, **exactly(8), **options)
     chunks = list(stream)
     assert [chunk.usage.completion_tokens for chunk in chunks if chunk.usage] == ([8] if told else [])
-    assert [not chunk.choices for chunk in chunks[-2:]] == [False, told], "an event without choices carries usage, and comes last"
+    assert all(chunk.choices for chunk in chunks[:-1]) and bool(chunks[-1].choices) != told, "an event without choices carries usage, and comes last"
 
 
 def test_continuous_usage(target):
@@ -123,11 +123,11 @@ def test_continuous_usage(target):
 
 
 def test_n(target):
-    answer = client(target).chat.completions.create(model=target.model, messages=HELLO, n=2, **exactly(8))
+    answer = client(target).chat.completions.create(model=target.model, messages=HELLO, n=2, **exactly(32))
     assert [c.index for c in answer.choices] == [0, 1]
     assert all(c.message.content for c in answer.choices)
     texts = ["", ""]
-    for chunk in client(target).chat.completions.create(model=target.model, messages=HELLO, n=2, stream=True, **exactly(8)):
+    for chunk in client(target).chat.completions.create(model=target.model, messages=HELLO, n=2, stream=True, **exactly(32)):
         for choice in chunk.choices:
             texts[choice.index] += choice.delta.content or ""
     assert all(texts)
