@@ -117,6 +117,14 @@ func TestCompareMisuse(t *testing.T) {
 
 // Tables go between their marks and nowhere else.
 func TestTablesNeedTheirMarks(t *testing.T) {
+	old := "before\n" + tablesBegin + "\nold\n" + tablesEnd + "\nafter\n"
+	for _, tables := range []string{"first\n", "second\n"} {
+		text, err := replaceTables("p", []byte(old), tables)
+		if want := "before\n" + tablesBegin + "\n\n" + tables + tablesEnd + "\nafter\n"; err != nil || string(text) != want {
+			t.Fatalf("%v: %q, want %q", err, text, want)
+		}
+		old = string(text)
+	}
 	page := filepath.Join(t.TempDir(), "page.md")
 	if err := os.WriteFile(page, []byte("# Routing\n"), 0o600); err != nil {
 		t.Fatal(err)

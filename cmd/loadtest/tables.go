@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -39,22 +40,34 @@ func newTables() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			before, rest, ok := bytes.Cut(old, []byte(tablesBegin))
-			_, after, ok2 := bytes.Cut(rest, []byte(tablesEnd))
-			if !ok || !ok2 {
-				return fmt.Errorf("%s: the lines %q and %q are not there: the tables go between them", page, tablesBegin, tablesEnd)
+			if _, err := replaceTables(page, old, ""); err != nil {
+				return err
 			}
 			m := &measurer{cmd: cmd, seeds: seeds, start: time.Now()}
 			tables := m.all()
 			if m.err != nil {
 				return m.err
 			}
-			return os.WriteFile(page, bytes.Join([][]byte{before, []byte(tablesBegin + "\n\n" + tables), after}, nil), 0o644)
+			text, err := replaceTables(page, old, tables)
+			if err != nil {
+				return err
+			}
+			return os.WriteFile(page, text, 0o644)
 		},
 	}
 	cmd.Flags().StringVar(&page, "page", "", "file whose tables are replaced")
 	cmd.Flags().IntVar(&seeds, "seeds", 3, "how often each figure is measured")
 	return cmd
+}
+
+// replaceTables puts tables between their marks in the text of a page.
+func replaceTables(page string, text []byte, tables string) ([]byte, error) {
+	before, rest, ok := bytes.Cut(text, []byte(tablesBegin))
+	_, after, ok2 := bytes.Cut(rest, []byte(tablesEnd))
+	if !ok || !ok2 {
+		return nil, fmt.Errorf("%s: the lines %q and %q are not there: the tables go between them", page, tablesBegin, tablesEnd)
+	}
+	return slices.Concat(before, []byte(tablesBegin+"\n\n"+tables+tablesEnd), after), nil
 }
 
 // measurer writes tables. After the first error it measures nothing any more.
@@ -174,8 +187,8 @@ func (m *measurer) replicas(b *strings.Builder) {
 
 // handicaps is the table of what Fairway does when it is told less, or pods come and go.
 func (m *measurer) handicaps(b *strings.Builder) {
-	b.WriteString("### Told less\n\nFairway alone, 85 % load: p90 of the time to first token in seconds. A streaming answer's first token counts when it comes, that of\n" +
-		"one that comes whole with its last, so that column is the p90 of whole answers, both ways.\n\n")
+	b.WriteString("### Told less\n\nFairway alone, 85 % load: p90 of the time to first token in seconds. The last two columns are the p90 of\n" +
+		"whole answers: an answer that comes whole has no first token that anybody sees.\n\n")
 	header(b, "workload", "all there is", "no metrics", "no cached tokens reported", "a pod replaced every 30 s", "bursts of 8", "whole answers: streamed", "whole answers: not streamed")
 	for _, w := range []string{"shared-prefix-short", "chat", "unshared"} {
 		base := sim.Comparison{Workload: w, Load: 0.85, Policies: []string{"fairway"}}
