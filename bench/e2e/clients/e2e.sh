@@ -39,6 +39,9 @@ command -v curl >/dev/null || fail "it takes curl"
 # An environment for each set of versions: a change of them makes a new one.
 versions=$(cat "$suite"/{requirements.txt,constraints.txt,package.json} && "$python" -VV)
 environment=$cache/clients-$(cksum <<<"$versions" | cut -d ' ' -f 1)
+mkdir -p "$cache"
+exec 9>"$cache/clients.lock" # one installs, others wait for it
+if command -v flock >/dev/null; then flock 9; fi
 if [ ! -e "$environment/complete" ]; then
 	echo "e2e-clients: installing the clients into $environment"
 	start=$SECONDS
@@ -54,6 +57,7 @@ if [ ! -e "$environment/complete" ]; then
 	touch "$environment/complete"
 	echo "e2e-clients: installed in $((SECONDS - start)) s"
 fi
+exec 9>&-
 
 # What e2e-vllm has installed, as its e2e.sh names it.
 vllm=$cache/vllm-$(cat bench/e2e/vllm/{requirements.txt,model.py} 2>/dev/null | sha256sum | cut -c 1-12)
