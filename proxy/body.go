@@ -175,14 +175,13 @@ func (b *body) grow() error {
 		}
 	}
 	size = bufferSize(min(size, int(most)))
-	if !b.budget.take(int64(size)) {
+	if !b.budget.take(int64(size) - b.taken) {
 		return errBuffersSpent()
 	}
 	larger := getBuffer(size)
 	copy(*larger, b.bytes)
 	if b.memory != nil {
 		putBuffer(b.memory)
-		b.budget.give(b.taken)
 	}
 	b.bytes = (*larger)[:len(b.bytes)]
 	b.memory, b.taken = larger, int64(size)

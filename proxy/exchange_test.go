@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -612,6 +613,35 @@ func TestClientThatLeavesIsNotAnswered(t *testing.T) {
 	s.Handle(left)
 	if left.started || !left.aborted {
 		t.Errorf("a client that had left before: started %v, aborted %v", left.started, left.aborted)
+	}
+}
+
+// The OpenAI Python SDK closes its connection at [DONE], before the end of the
+// body: that client has all it wanted.
+func TestClientThatLeavesAtTheEndMark(t *testing.T) {
+	left := make(chan struct{})
+	p := scripted(t, func(c net.Conn, in *bufio.Reader) {
+		take(in)
+		done := event + "data: [DONE]\n\n"
+		fmt.Fprintf(c, "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n%x\r\n%s\r\n", len(done), done)
+		<-left
+	})
+	registry := prometheus.NewRegistry()
+	s := New(Config{Account: account.New(registry, nil), Log: slog.New(slog.DiscardHandler)})
+	s.SetWorld(&World{Pools: []Pool{{Name: "pool", Endpoints: []Endpoint{{Address: p.address}}}}})
+	defer s.Shutdown(t.Context())
+	m := post("/v1/chat/completions", chat(true, 1, "hello"))
+	m.onWrite = func() {
+		if strings.Contains(m.seen(), "[DONE]") {
+			m.writeErr = errClientLeft
+			m.leave()
+		}
+	}
+	s.Handle(m)
+	close(left)
+	families, err := registry.Gather()
+	if err != nil || strings.Contains(fmt.Sprint(families), account.ClientGone) {
+		t.Errorf("%v, %v", families, err)
 	}
 }
 

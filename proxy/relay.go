@@ -46,7 +46,8 @@ func (x *Exchange) relay(conn *upstream.Conn, lease *picker.Lease) (whole bool, 
 
 	switch {
 	case err == nil:
-		if x.stream.Finish(conn.Trailers()) != nil {
+		// The OpenAI Python SDK leaves at [DONE], before the body's end.
+		if x.stream.Finish(conn.Trailers()) != nil && !(streamed && x.events.Done) {
 			return x.left()
 		}
 		if streamed && (x.events.Aborted || x.events.Done && x.events.Count <= 1) {
@@ -152,7 +153,7 @@ func (x *Exchange) relayEvents(conn *upstream.Conn, lease *picker.Lease) error {
 			return err
 		}
 		x.note(x.events.Usage)
-		if x.send(conn, x.events.Rest()) != nil {
+		if rest := x.events.Rest(); len(rest) > 0 && x.send(conn, rest) != nil {
 			return errGone
 		}
 		return nil

@@ -167,3 +167,19 @@ func (a *app) close() {
 	}
 	a.scraper.Close()
 }
+
+// boundTo is where a listener is bound to, "" for one that is off.
+func boundTo(l net.Listener) string {
+	if l == nil {
+		return ""
+	}
+	return l.Addr().String()
+}
+
+// serverAddress is where a server is bound to, "" for one that is off.
+func serverAddress(s *http.Server) string {
+	if s == nil {
+		return ""
+	}
+	return s.Addr
+}

@@ -71,8 +71,8 @@ func (o *serveOptions) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	log.Info("serving", "version", cli.Version(version), "http", config.Listen.HTTP, "metrics", config.Listen.Metrics,
-		"admin", config.Listen.Admin, "pools", len(config.World.Pools), "endpoints", len(a.server.Endpoints()))
+	log.Info("serving", "version", cli.Version(version), "http", boundTo(a.plain), "metrics", serverAddress(a.metrics),
+		"admin", serverAddress(a.admin), "pools", len(config.World.Pools), "endpoints", len(a.server.Endpoints()))
 
 	ctx, stop := context.WithCancel(cmd.Context())
 	defer stop()
