@@ -181,10 +181,10 @@ func TestInterrupt(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	go func() {
-		for tick := time.Tick(time.Millisecond); srv.Stats().Answered < 3; {
+		for tick := time.Tick(time.Millisecond); srv.Stats().Answered < 10; {
 			<-tick
 		}
-		cancel()
+		cancel() // the last of them may be cut on their way
 	}()
 	code, stdout, stderr := loadtest(ctx, "run", "--target", url, "--workload", "unshared", "--answer-tokens", "20", "--rate", "40",
 		"--duration", "1h", "--out", file)
