@@ -21,7 +21,7 @@ import (
 // so that in steady state an exchange allocates next to nothing.
 type Exchange struct {
 	server  *Server
-	serving *serving // the World this exchange began in
+	serving *serving // the World it began in; from route on, the one it is routed by
 	stream  Stream
 	ctx     context.Context // done when the client has gone, or its time is over
 	head    *message.Request

@@ -47,7 +47,7 @@ type pool struct {
 }
 
 // SetWorld puts w in force for all requests that begin from now on; those under
-// way end in the World they began in. Endpoints that w still names keep what is
+// way end in the World they were routed by. Endpoints that w still names keep what is
 // known of them, and their connections.
 func (s *Server) SetWorld(w *World) {
 	s.mu.Lock()
@@ -150,13 +150,10 @@ func (v *serving) route(model []byte, path []byte) (*pool, *servedModel, error) 
 		}
 		return m.pool, m, nil
 	}
-	switch len(v.pools) {
-	case 0:
+	if len(v.pools) != 1 {
 		return nil, nil, errNoPool(string(path))
-	case 1:
-		return v.pools[0], nil, nil
 	}
-	return nil, nil, errNoPool(string(path))
+	return v.pools[0], nil, nil
 }
 
 // target is the name the engines know the model by, chosen by weight: roll is
