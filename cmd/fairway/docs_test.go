@@ -110,3 +110,37 @@ func TestDocumentedFlags(t *testing.T) {
 		t.Errorf("%s is documented and does not exist", f)
 	}
 }
+
+// Every error the proxy answers with, and every reason it logs, is documented.
+func TestDocumentedErrors(t *testing.T) {
+	page, err := os.ReadFile("../../docs/configuration.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sources, err := filepath.Glob("../../proxy/*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, source := range append(sources, "../../proxy/account/account.go") {
+		text, err := os.ReadFile(source)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.HasSuffix(source, "_test.go") {
+			continue
+		}
+		for _, m := range regexp.MustCompile(`"(fairway_[a-z_]+|(?:client|upstream|tunnel)_[a-z]+)"`).FindAllStringSubmatch(string(text), -1) {
+			if strings.HasSuffix(source, "account.go") && strings.HasPrefix(m[1], "fairway_") || m[1] == "upstream_host" || m[1] == "upstream_cluster" {
+				continue // names of metrics and log fields
+			}
+			n++
+			if !strings.Contains(string(page), "`"+m[1]+"`") {
+				t.Errorf("%s: %s is not documented", filepath.Base(source), m[1])
+			}
+		}
+	}
+	if n < 10 {
+		t.Errorf("%d found: this test shows little", n)
+	}
+}
