@@ -186,9 +186,6 @@ func testConfined(t *testing.T, container string) {
 }
 
 func testWorkload(t *testing.T, c *composition) {
-	if _, err := os.Stat("../../bin/image/loadtest"); err != nil {
-		t.Skip("there is no loadtest command to play the workload")
-	}
 	before := requestsCounted(t)
 	t.Setenv("WORKLOAD_DURATION", "10s")
 	t.Log(c.run(t, "run", "--rm", "-T", "workload"))
