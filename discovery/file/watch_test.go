@@ -184,7 +184,7 @@ func TestWatchTrigger(t *testing.T) {
 func TestWatchLeavesPipesAlone(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "pipe")
 	if err := syscall.Mkfifo(path, 0o600); err != nil {
-		t.Skip(err)
+		t.Skip("a pipe is needed, which cannot be made here:", err)
 	}
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
