@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"github.com/fairway-proxy/fairway/bench/mock"
+	"github.com/fairway-proxy/fairway/picker"
+	"github.com/fairway-proxy/fairway/proxy"
 )
 
 var quick = mock.Config{Speed: 50}
@@ -123,7 +125,15 @@ func TestRestartedPodGetsNoAffinityFromItsFormerLife(t *testing.T) {
 		}
 		return v
 	}
-	waitFor(t, "a scrape of the first process", func() bool { return state().ScrapeAge >= 0 })
+	waitFor(t, "a scrape of the first process after its answers", func() bool {
+		for _, e := range f.server.Endpoints() {
+			load := e.Endpoint.Load(proxy.Now())
+			if n, _ := load.Scrape.Get(picker.PrefixQueries); n > 0 {
+				return true
+			}
+		}
+		return false
+	})
 	for _, p := range pods {
 		if p.address == first.endpoint {
 			p.stop()
