@@ -13,7 +13,6 @@ import (
 	"github.com/fairway-proxy/fairway/proxy/account"
 	"github.com/fairway-proxy/fairway/proxy/message"
 	"github.com/fairway-proxy/fairway/proxy/openai"
-	"github.com/fairway-proxy/fairway/proxy/upstream"
 )
 
 // Exchange is the life of one request: read, choose, forward, relay, account.
@@ -257,7 +256,7 @@ func (x *Exchange) attempt() (again bool, err error) {
 			conn.Close()
 		}
 	}()
-	if !x.stream.Bind(conn.Sock()) {
+	if !x.stream.Bind(conn) {
 		return false, errGone
 	}
 	defer x.stream.Unbind()
@@ -282,7 +281,7 @@ func (x *Exchange) attempt() (again bool, err error) {
 
 // forward sends the request and waits for the head of the answer. An engine may
 // answer, with an error as a rule, before it has read the whole body, and close.
-func (x *Exchange) forward(conn *upstream.Conn) error {
+func (x *Exchange) forward(conn carrier) error {
 	x.segments = x.read.AppendSegments(x.segments[:0], x.body.bytes)
 	var sending error
 	if !x.body.whole {
@@ -300,20 +299,20 @@ func (x *Exchange) forward(conn *upstream.Conn) error {
 	if err := conn.ReadHead(&x.answer); err != nil {
 		return cmp.Or(sending, err)
 	}
-	conn.Sock().SetTimeout(0)
+	conn.SetTimeout(0)
 	return nil
 }
 
 // arm bounds the next wait on the endpoint: by d, and by what the whole request
 // has left.
-func (x *Exchange) arm(conn *upstream.Conn, d time.Duration) {
+func (x *Exchange) arm(conn carrier, d time.Duration) {
 	if x.until > 0 {
 		left := max(x.until-Now(), time.Millisecond)
 		if d == 0 || left < d {
 			d = left
 		}
 	}
-	conn.Sock().SetTimeout(d)
+	conn.SetTimeout(d)
 }
 
 func (x *Exchange) gone() bool { return x.stream.Context().Err() != nil }

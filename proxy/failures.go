@@ -41,8 +41,8 @@ func (x *Exchange) unreachable(e *picker.Endpoint, err error) (again bool, _ err
 
 // unanswered is for a request that was sent, in whole or in part, and got no
 // answer: it is sent a second time at most, and only within the retry budget.
-func (x *Exchange) unanswered(e *picker.Endpoint, conn *upstream.Conn, err error) (again bool, _ error) {
-	if conn.Sock().TimedOut() {
+func (x *Exchange) unanswered(e *picker.Endpoint, conn carrier, err error) (again bool, _ error) {
+	if conn.TimedOut() {
 		return false, x.timeout()
 	}
 	x.failure = fmt.Errorf("%s: %w", e.Address(), err)

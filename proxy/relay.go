@@ -10,7 +10,6 @@ import (
 	"github.com/fairway-proxy/fairway/proxy/account"
 	"github.com/fairway-proxy/fairway/proxy/message"
 	"github.com/fairway-proxy/fairway/proxy/openai"
-	"github.com/fairway-proxy/fairway/proxy/upstream"
 )
 
 // Names of the fields the proxy adds.
@@ -22,7 +21,7 @@ var (
 
 // relay passes the answer on as it comes, reading in passing what it tells: the
 // first token, and the usage. Whole says that it was read to its end.
-func (x *Exchange) relay(conn *upstream.Conn, lease *picker.Lease) (whole bool, outcome picker.Outcome) {
+func (x *Exchange) relay(conn carrier, lease *picker.Lease) (whole bool, outcome picker.Outcome) {
 	if x.answer.Status == 101 {
 		return x.relayTunnel(conn, lease)
 	}
@@ -60,7 +59,7 @@ func (x *Exchange) relay(conn *upstream.Conn, lease *picker.Lease) (whole bool, 
 	case x.gone() || err == errGone:
 		return x.left()
 	}
-	if conn.Sock().TimedOut() && x.until > 0 && Now() >= x.until {
+	if conn.TimedOut() && x.until > 0 && Now() >= x.until {
 		return x.cut(streamed, errTimeout("whole answer", x.serving.timeouts.Request)), picker.ClientGone
 	}
 	x.record.Reason = account.UpstreamCut
@@ -110,7 +109,7 @@ func (x *Exchange) left() (bool, picker.Outcome) {
 
 // relayBody passes on an answer that is not a stream of events. A nil error is
 // its proper end.
-func (x *Exchange) relayBody(conn *upstream.Conn) error {
+func (x *Exchange) relayBody(conn carrier) error {
 	x.plain.Reset()
 	for {
 		piece, err := x.next(conn)
@@ -133,7 +132,7 @@ func (x *Exchange) relayBody(conn *upstream.Conn) error {
 // relayEvents passes on a stream of server-sent events. What arrives together
 // leaves together, and nothing waits: only while the usage event is to be
 // withheld is an event held back until it is whole.
-func (x *Exchange) relayEvents(conn *upstream.Conn, lease *picker.Lease) error {
+func (x *Exchange) relayEvents(conn carrier, lease *picker.Lease) error {
 	x.events.Reset(x.withholdUsage)
 	for {
 		piece, err := x.next(conn)
@@ -162,20 +161,20 @@ func (x *Exchange) relayEvents(conn *upstream.Conn, lease *picker.Lease) error {
 
 // next waits for the next piece of the answer. Only this wait is the engine's:
 // the client may take its time with what it got before.
-func (x *Exchange) next(conn *upstream.Conn) ([]byte, error) {
+func (x *Exchange) next(conn carrier) ([]byte, error) {
 	if conn.Pending() {
 		return conn.Next()
 	}
 	x.arm(conn, x.serving.timeouts.StreamIdle)
 	piece, err := conn.Next()
 	if err == nil {
-		conn.Sock().SetTimeout(0)
+		conn.SetTimeout(0)
 	}
 	return piece, err
 }
 
 // send passes on what came, at once; what has arrived behind it leaves with it.
-func (x *Exchange) send(conn *upstream.Conn, pieces ...[]byte) error {
+func (x *Exchange) send(conn carrier, pieces ...[]byte) error {
 	for _, p := range pieces {
 		if _, err := x.stream.Write(p); err != nil {
 			return err

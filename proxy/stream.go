@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"net"
+	"time"
 
 	"github.com/fairway-proxy/fairway/proxy/message"
 	"github.com/fairway-proxy/fairway/proxy/sock"
@@ -50,4 +51,38 @@ type Stream interface {
 
 	// RemoteAddr is the client's address.
 	RemoteAddr() net.Addr
+}
+
+// carrier takes one request to an endpoint and brings the answer back, apart from
+// how: a connection of proxy/upstream. The goroutine that runs the Exchange has it
+// to itself, but for Interrupt.
+type carrier interface {
+	// Send sends the request with all of its body; SendHead, WriteBody and
+	// EndBody send it piece by piece. The endpoint may have answered all the same
+	// when one of them fails.
+	Send(r *message.Request, body ...[]byte) error
+	SendHead(*message.Request) error
+	WriteBody(p []byte) error
+	EndBody(trailers []message.Field) error
+	// Used tells whether the way was used before, and may have been closed as idle
+	// at the very moment.
+	Used() bool
+
+	// ReadHead waits for the answer's head, Next for the next piece of its body,
+	// valid until the next call; io.EOF ends it.
+	ReadHead(*message.Response) error
+	Next() ([]byte, error)
+	// Pending tells whether Next would not wait.
+	Pending() bool
+	// Trailers are those of an answer that was read to its end.
+	Trailers() []message.Field
+	// Tunnel gives the connection as it is, after a 101.
+	Tunnel() (*sock.Conn, error)
+
+	// SetTimeout bounds the waits from now on together, 0 for not at all; TimedOut
+	// tells whether that is why one failed.
+	SetTimeout(time.Duration)
+	TimedOut() bool
+	// Interrupt ends every wait, from any goroutine.
+	Interrupt()
 }

@@ -9,7 +9,6 @@ import (
 	"github.com/fairway-proxy/fairway/picker"
 	"github.com/fairway-proxy/fairway/proxy/account"
 	"github.com/fairway-proxy/fairway/proxy/sock"
-	"github.com/fairway-proxy/fairway/proxy/upstream"
 )
 
 const (
@@ -24,7 +23,7 @@ const (
 // relayTunnel is for an endpoint that has switched protocols (status 101), as
 // for a WebSocket: from here on both sides say what they like, and it is passed
 // on unread until both have ended. timeouts.request bounds no tunnel.
-func (x *Exchange) relayTunnel(conn *upstream.Conn, lease *picker.Lease) (whole bool, outcome picker.Outcome) {
+func (x *Exchange) relayTunnel(conn carrier, lease *picker.Lease) (whole bool, outcome picker.Outcome) {
 	x.record.Status = x.answer.Status
 	x.addFields(lease)
 	if x.stream.WriteHead(&x.answer) != nil {

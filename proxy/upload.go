@@ -5,7 +5,6 @@ import (
 
 	"github.com/fairway-proxy/fairway/proxy/message"
 	"github.com/fairway-proxy/fairway/proxy/openai"
-	"github.com/fairway-proxy/fairway/proxy/upstream"
 )
 
 // How a body gets from the client to the endpoint: what is received of it, and
@@ -21,7 +20,7 @@ func (x *Exchange) receive(n int64) error {
 
 // pump sends what there is of the body, and the rest as it is received. An
 // *Error is the client's doing.
-func (x *Exchange) pump(conn *upstream.Conn) error {
+func (x *Exchange) pump(conn carrier) error {
 	head := *x.head
 	if head.ContentLength != message.Unknown {
 		for _, s := range x.segments {

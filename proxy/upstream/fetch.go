@@ -35,9 +35,9 @@ func (t *Transport) Ask(ctx context.Context, r *message.Request, body, buf []byt
 			return 0, buf, err
 		}
 		if deadline, ok := ctx.Deadline(); ok {
-			c.Sock().SetTimeout(time.Until(deadline))
+			c.SetTimeout(time.Until(deadline))
 		}
-		stop := context.AfterFunc(ctx, c.Sock().Interrupt)
+		stop := context.AfterFunc(ctx, c.Interrupt)
 		status, answer, err := c.ask(&plain, body, buf)
 		if stop() && err == nil {
 			t.Put(c)

@@ -101,6 +101,17 @@ func (c *Conn) Hangup() {
 	c.Close()
 }
 
+// SetTimeout bounds all that is waited for on the connection from now on; zero: no
+// bound.
+func (c *Conn) SetTimeout(d time.Duration) { c.Sock().SetTimeout(d) }
+
+// TimedOut tells whether the bound has run out.
+func (c *Conn) TimedOut() bool { return c.Sock().TimedOut() }
+
+// Interrupt has whoever waits on the connection stop waiting. It may be called
+// from any goroutine; the connection is then of no use but to be closed.
+func (c *Conn) Interrupt() { c.Sock().Interrupt() }
+
 // SetConnectTimeout bounds the dials from now on; zero: no bound.
 func (t *Transport) SetConnectTimeout(d time.Duration) { t.connect.Store(int64(d)) }
 
