@@ -54,7 +54,7 @@ var rules = map[string]rule{
 	"cmd/internal/cli": {},
 	"cmd/loadtest":     {may: []string{"cmd/internal/cli", "bench/engine", "bench/load", "bench/mock", "bench/report", "bench/sim", "bench/workload"}},
 
-	"discovery/file":   {may: []string{"picker", "proxy", "proxy/authz", "proxy/route", "proxy/upstream"}},
+	"discovery/file":   {may: []string{"mtls", "picker", "proxy", "proxy/authz", "proxy/route", "proxy/upstream", "watch"}},
 	"discovery/kube":   {may: []string{"picker", "proxy", "proxy/authz", "proxy/route", "proxy/upstream"}},
 	"discovery/scrape": {may: []string{"picker", "proxy", "proxy/upstream"}},
 
@@ -80,7 +80,8 @@ var rules = map[string]rule{
 	"picker/prefix": {never: noOutside},
 	"picker/queue":  {may: []string{"picker"}, never: noOutside},
 
-	"mtls": {},
+	"mtls":  {may: []string{"watch"}},
+	"watch": {},
 
 	"bench/engine":   {never: noOutside},
 	"bench/load":     {may: []string{"bench/engine", "bench/report", "bench/workload"}},

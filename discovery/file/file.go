@@ -16,17 +16,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"strconv"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
 
 	"github.com/fairway-proxy/fairway/proxy"
+	"github.com/fairway-proxy/fairway/watch"
 )
 
 // MaxSize is the largest file read, in bytes.
-const MaxSize = 1 << 20
+const MaxSize = watch.MaxSize
 
 // Config is what a fairway.yaml says.
 type Config struct {
@@ -75,33 +75,11 @@ func Default() *Config {
 
 // Load reads and parses the file at path.
 func Load(path string) (*Config, error) {
-	data, err := read(path)
+	data, err := watch.ReadFile(path)
 	if err != nil {
 		return nil, err
 	}
 	return Parse(path, data)
-}
-
-// read returns the content of the file at path, and refuses to hold more than
-// MaxSize of it.
-func read(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, MaxSize+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(data) > MaxSize {
-		return nil, tooLarge(path)
-	}
-	return data, nil
-}
-
-func tooLarge(name string) error {
-	return fmt.Errorf("%s: larger than %s: not read", name, formatSize(MaxSize))
 }
 
 // Parse makes a Config of the content of a file. Everything the file leaves
@@ -109,7 +87,7 @@ func tooLarge(name string) error {
 // problem in the order of lines, each beginning with name and line.
 func Parse(name string, data []byte) (*Config, error) {
 	if len(data) > MaxSize {
-		return nil, tooLarge(name)
+		return nil, watch.TooLarge(name)
 	}
 	root, err := document(name, data)
 	if err != nil {
