@@ -28,7 +28,8 @@ type exchange struct {
 	progress *Progress
 	cancel   context.CancelFunc // of the request
 	answer   strings.Builder
-	events   int // with content
+	events   int             // with content
+	gaps     []time.Duration // between them
 	finish   string
 }
 
@@ -164,7 +165,9 @@ func (x *exchange) take(e *event) {
 	if x.events == 0 {
 		rec.FirstToken = now
 	} else {
-		rec.Gaps = append(rec.Gaps, now-rec.LastToken)
+		gap := now - rec.LastToken
+		x.gaps = append(x.gaps, gap)
+		rec.MaxGap = max(rec.MaxGap, gap)
 	}
 	rec.LastToken = now
 	x.events++

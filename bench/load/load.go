@@ -14,6 +14,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"net/url"
 	"strings"
@@ -30,8 +31,11 @@ type Config struct {
 	Model    string             // "": the first that the server lists at /v1/models
 	Workload *workload.Workload // who asks what, when
 	Duration time.Duration      // requests due later are not sent; answers under way are awaited. 0: until ctx ends
+	Warmup   time.Duration      // requests due before then are sent and not measured; it is part of Duration
+	RampTo   float64            // requests a second at the end of Duration: from the workload's rate it goes there in a straight line; 0: it stays
 	Timeout  time.Duration      // a request that has not ended by then, from when it was due, fails; 0: none
 
+	Label     string      // what the runs that belong together are called in reports; it is passed on
 	Header    http.Header // sent with every request, as Authorization
 	OmitUsage bool        // do not ask for usage in streams, as most clients do not: hit rates are unknown then
 	Explain   bool        // ask which endpoint served (x-fairway-explain: 1)
@@ -83,8 +87,11 @@ func Run(ctx context.Context, cfg Config) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	if cfg.Workload == nil {
+	switch {
+	case cfg.Workload == nil:
 		return nil, errors.New("load: Config.Workload is missing")
+	case cfg.RampTo != 0 && cfg.Duration <= 0:
+		return nil, errors.New("load: a ramp needs a Duration")
 	}
 	cfg.SLO = cfg.SLO.withDefaults()
 	if cfg.Progress == nil {
@@ -101,7 +108,7 @@ func Run(ctx context.Context, cfg Config) (*Result, error) {
 			return nil, err
 		}
 	}
-	p := &player{cfg: cfg, client: c, start: time.Now()}
+	p := newPlayer(cfg, c)
 	p.play(ctx)
 	return p.result(ctx.Err() != nil), nil
 }
@@ -131,6 +138,15 @@ type player struct {
 	mu      sync.Mutex
 	records []Record
 	skipped int // turns that were not asked because one before them failed
+
+	ttft, interToken, tpot, e2e, sendLag histogram
+}
+
+func newPlayer(cfg Config, c *client) *player {
+	return &player{
+		cfg: cfg, client: c, start: time.Now(),
+		ttft: newHistogram(), interToken: newHistogram(), tpot: newHistogram(), e2e: newHistogram(), sendLag: newHistogram(),
+	}
 }
 
 // play starts the conversations and returns when the last has ended.
@@ -138,11 +154,30 @@ func (p *player) play(ctx context.Context) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	for s := range p.cfg.Workload.Sessions() {
+		s.Start = p.ramped(s.Start)
 		if p.beyond(s.Start) || !p.sleep(ctx, s.Start-lead) {
 			return
 		}
 		wg.Go(func() { p.converse(ctx, s) })
 	}
+}
+
+// ramped is when a conversation begins that would begin at the time given if the rate stayed as it is at the beginning.
+func (p *player) ramped(at time.Duration) time.Duration {
+	if p.cfg.RampTo == 0 {
+		return at
+	}
+	// With the rate a + bt as many have begun after t as with the rate a after t + bt²/2a.
+	a := p.cfg.Workload.Params().Rate
+	b := (p.cfg.RampTo - a) / p.cfg.Duration.Seconds()
+	if b == 0 {
+		return at
+	}
+	root := a*a + 2*a*b*at.Seconds()
+	if root < 0 { // a falling rate reaches zero before so many have begun
+		return math.MaxInt64
+	}
+	return time.Duration((math.Sqrt(root) - a) / b * float64(time.Second))
 }
 
 // now is the time since the start.
@@ -182,8 +217,8 @@ func (p *player) converse(ctx context.Context, s workload.Session) {
 			return
 		}
 		rec := Record{Session: s.ID, Turn: i, Intended: due}
-		answer := p.ask(ctx, body, &rec)
-		p.keep(rec, len(s.Turns)-1-i)
+		answer, gaps := p.ask(ctx, body, &rec)
+		p.keep(rec, gaps, len(s.Turns)-1-i)
 		if rec.Error != "" || i == len(s.Turns)-1 {
 			return
 		}
@@ -195,8 +230,8 @@ func (p *player) converse(ctx context.Context, s workload.Session) {
 // errTimeout is why a request's context ended that took longer than Config.Timeout.
 var errTimeout = errors.New("timed out")
 
-// ask sends one request, which is due now, and returns the answer's text.
-func (p *player) ask(ctx context.Context, body []byte, rec *Record) string {
+// ask sends one request, which is due now, and returns the answer's text and the times between its events with content.
+func (p *player) ask(ctx context.Context, body []byte, rec *Record) (answer string, gaps []time.Duration) {
 	var cancel context.CancelFunc
 	if p.cfg.Timeout > 0 {
 		ctx, cancel = context.WithDeadlineCause(ctx, p.start.Add(rec.Intended+p.cfg.Timeout), errTimeout)
@@ -208,24 +243,42 @@ func (p *player) ask(ctx context.Context, body []byte, rec *Record) string {
 	rec.Sent = p.now()
 	p.cfg.Progress.Sent.Add(1)
 	x.run(ctx, body)
-	return x.answer.String()
+	return x.answer.String(), x.gaps
 }
 
 // keep files what was measured. left is how many turns the conversation still has.
-func (p *player) keep(rec Record, left int) {
+func (p *player) keep(rec Record, gaps []time.Duration, left int) {
 	g := p.cfg.Progress
 	g.PromptTokens.Add(int64(rec.PromptTokens))
 	if rec.CachedTokens != nil {
 		g.CachedTokens.Add(int64(*rec.CachedTokens))
 	}
+	if rec.Failed() {
+		g.Failed.Add(1)
+	}
+	g.Done.Add(1)
+	if rec.Intended < p.cfg.Warmup {
+		return
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.records = append(p.records, rec)
 	if rec.Failed() {
-		g.Failed.Add(1)
 		p.skipped += left
 	}
-	g.Done.Add(1)
+	p.sendLag.record(rec.Sent - rec.Intended)
+	if rec.FirstToken > 0 {
+		p.ttft.record(rec.TTFT())
+	}
+	if rec.Error == "" {
+		p.e2e.record(rec.E2E())
+		for _, gap := range gaps {
+			p.interToken.record(gap)
+		}
+		if rec.CompletionTokens > 1 {
+			p.tpot.record(rec.TPOT())
+		}
+	}
 	if p.cfg.OnRecord != nil {
 		p.cfg.OnRecord(rec)
 	}

@@ -251,7 +251,7 @@ func TestErrorClasses(t *testing.T) {
 			srv := httptest.NewServer(c.handler)
 			defer srv.Close()
 			cfg := Config{
-				URL: srv.URL, Model: "m", Duration: 20 * time.Millisecond, Timeout: 3 * time.Second,
+				URL: srv.URL, Model: "m", Duration: 20 * time.Millisecond, Timeout: time.Minute,
 				Workload: traffic(t, "shared-prefix", workload.Params{Rate: 400, Turns: 2, SystemTokens: 5, TurnTokens: 5}),
 			}
 			if c.class == ErrTimeout {
@@ -381,13 +381,70 @@ func TestOpenLoop(t *testing.T) {
 					t.Fatalf("request %d was due at %v, intended at %v, sent at %v", rec.Session, due[rec.Session], rec.Intended, rec.Sent)
 				}
 			}
-			if r.TTFT.P50 != stall || r.TTFT.Max != stall || r.E2E.P90 != stall+4*gap || r.InterToken.P99 != gap || r.TPOT.Mean != gap || r.SendLag.Max != 0 {
+			if !near(r.TTFT.P50, stall) || !near(r.TTFT.Max, stall) || !near(r.E2E.P90, stall+4*gap) || !near(r.InterToken.P99, gap) ||
+				!near(r.TPOT.Mean, gap) || r.SendLag.Max != 0 {
 				t.Errorf("stall %v: %s", stall, show(r))
 			}
 			if good := r.Good == r.OK; good != (stall == 0) {
 				t.Errorf("stall %v: %d good", stall, r.Good)
 			}
 		})
+	}
+}
+
+// near reports whether a figure of a distribution is what it ought to be, to a thousandth.
+func near(got, want time.Duration) bool { return (got - want).Abs() <= want/1000 }
+
+// Requests of the warm-up are sent, and leave no trace in what is measured.
+func TestWarmup(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		engine := &fake{tokens: 2, gap: time.Millisecond}
+		cfg := Config{
+			URL: "http://engine", Model: "m", Workload: traffic(t, "unshared", workload.Params{Rate: 20}), Duration: 20 * time.Second,
+			Warmup: 15 * time.Second, Transport: engine, OnRecord: func(r Record) {
+				if r.Intended < 15*time.Second {
+					t.Errorf("told of a request that was due at %v", r.Intended)
+				}
+			},
+		}
+		r := run(t, cfg)
+		if sent := int(engine.requests.Load()); r.Requests < 70 || r.Requests > 130 || sent < 300 || r.TTFT.N != r.Requests || len(r.Records) != r.Requests {
+			t.Errorf("%d requests sent, of these %s", sent, show(r))
+		}
+		if r.Elapsed > 5.1 || r.RequestsPerS < 14 {
+			t.Error(show(r))
+		}
+	})
+}
+
+// A ramp sends at the rate that a straight line has at each moment.
+func TestRamp(t *testing.T) {
+	for _, c := range []struct {
+		from, to            float64
+		early, middle, late int // requests in the first, middle and last tenth of 100 s
+	}{
+		{10, 50, 120, 300, 480},
+		{50, 0.001, 475, 250, 25},
+		{20, 20, 200, 200, 200},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			r := run(t, Config{
+				URL: "http://engine", Model: "m", Workload: traffic(t, "unshared", workload.Params{Rate: c.from}), Duration: 100 * time.Second,
+				RampTo: c.to, Transport: &fake{tokens: 1},
+			})
+			var tenths [10]int
+			for _, rec := range r.Records {
+				tenths[rec.Intended/(10*time.Second)]++
+			}
+			for _, x := range []struct{ got, want int }{{tenths[0], c.early}, {(tenths[4] + tenths[5]) / 2, c.middle}, {tenths[9], c.late}} {
+				if d := x.got - x.want; d*d > 16*x.want { // four standard deviations
+					t.Errorf("from %v to %v: %v requests in tenths, want %d, …, %d, …, %d", c.from, c.to, tenths, c.early, c.middle, c.late)
+				}
+			}
+		})
+	}
+	if _, err := Run(t.Context(), Config{URL: "http://e", Workload: traffic(t, "chat", workload.Params{}), RampTo: 3}); err == nil {
+		t.Error("a ramp without end is accepted")
 	}
 }
 
@@ -406,7 +463,7 @@ func (l *lateness) RoundTrip(r *http.Request) (*http.Response, error) {
 func TestWaitingForTheClientCounts(t *testing.T) {
 	w := traffic(t, "unshared", workload.Params{Seed: 2, Rate: 10})
 	srv := &lateness{fake: fake{stall: 50 * time.Millisecond, tokens: 1}}
-	p := player{cfg: Config{Workload: w, Duration: time.Second, Progress: new(Progress)}, client: &client{transport: srv, base: "http://e"}}
+	p := newPlayer(Config{Workload: w, Duration: time.Second, Progress: new(Progress)}, &client{transport: srv, base: "http://e"})
 	p.start = time.Now().Add(-2 * time.Second) // a player that comes two seconds late
 	p.play(t.Context())
 	r := p.result(false)

@@ -45,8 +45,7 @@ type Record struct {
 	LastToken  time.Duration // when the last content arrived
 	End        time.Duration // when it ended, well or not
 
-	// Gaps are the times between events with content. vLLM sends one for each step, which is a token, or several if it speculates.
-	Gaps []time.Duration
+	MaxGap time.Duration // the longest time between two events with content; 0: there were not two
 
 	Status int        // of the answer; 0: none came
 	Error  ErrorClass // "": it went well
@@ -89,7 +88,7 @@ func (r *Record) Good(slo SLO) bool {
 	return r.Error == "" && r.TTFT() <= slo.TTFT && r.TPOT() <= slo.TPOT
 }
 
-// MarshalJSON writes the record with its times in seconds, and without its gaps.
+// MarshalJSON writes the record with its times in seconds.
 func (r Record) MarshalJSON() ([]byte, error) {
 	line := struct {
 		Session          uint64     `json:"session"`
@@ -121,12 +120,8 @@ func (r Record) MarshalJSON() ([]byte, error) {
 	if tpot := r.TPOT(); tpot > 0 {
 		line.TPOT = seconds(tpot)
 	}
-	if len(r.Gaps) > 0 {
-		longest := r.Gaps[0]
-		for _, g := range r.Gaps {
-			longest = max(longest, g)
-		}
-		line.MaxGap = seconds(longest)
+	if r.MaxGap > 0 {
+		line.MaxGap = seconds(r.MaxGap)
 	}
 	return json.Marshal(line)
 }

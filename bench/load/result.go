@@ -2,8 +2,6 @@ package load
 
 import (
 	"encoding/json"
-	"math"
-	"slices"
 	"strconv"
 	"time"
 
@@ -13,14 +11,20 @@ import (
 // Result is what Run measured. Latencies are those of requests that have them: TTFT of all whose first token came, the others of all
 // that ended well; the requests that failed stand beside them.
 type Result struct {
+	Label       string          `json:"label,omitempty"` // as Config says
 	Workload    string          `json:"workload"`
 	Params      workload.Params `json:"params"` // its shape
 	Seed        uint64          `json:"seed"`
-	Rate        float64         `json:"rate"` // offered requests a second
+	Rate        float64         `json:"rate"`              // offered requests a second; with a ramp, at its beginning
+	RampTo      float64         `json:"ramp_to,omitempty"` // at its end
 	Target      string          `json:"target"`
 	Model       string          `json:"model"`
-	Elapsed     float64         `json:"elapsed_s"` // from the start to the end of the last answer
+	Warmup      float64         `json:"warmup_s"`   // before it nothing was measured
+	Duration    float64         `json:"duration_s"` // as Config says; warm-up included
+	Elapsed     float64         `json:"elapsed_s"`  // from the end of the warm-up to the end of the last answer
 	Interrupted bool            `json:"interrupted"`
+	SLOTTFT     float64         `json:"slo_ttft_s"`
+	SLOTPOT     float64         `json:"slo_tpot_s"`
 
 	Requests  int                `json:"requests"`  // sent
 	OK        int                `json:"ok"`        // ended well
@@ -50,64 +54,31 @@ type Result struct {
 	Records []Record `json:"-"` // in the order in which they ended
 }
 
-// Distribution describes samples. A quantile is the smallest sample that at least so many are not above.
-type Distribution struct {
-	N                        int
-	Mean, P50, P90, P99, Max time.Duration
-}
-
-// distribution sorts samples and describes them.
-func distribution(samples []time.Duration) Distribution {
-	n := len(samples)
-	if n == 0 {
-		return Distribution{}
-	}
-	slices.Sort(samples)
-	var sum float64
-	for _, s := range samples {
-		sum += float64(s)
-	}
-	quantile := func(q float64) time.Duration { return samples[max(0, int(math.Ceil(q*float64(n)))-1)] }
-	return Distribution{
-		N: n, Mean: time.Duration(sum / float64(n)), P50: quantile(0.5), P90: quantile(0.9), P99: quantile(0.99), Max: samples[n-1],
-	}
-}
-
 // result sums up the records. Nobody adds to them any more.
 func (p *player) result(interrupted bool) *Result {
 	w := p.cfg.Workload.Params()
 	r := &Result{
-		Workload: p.cfg.Workload.Name(), Params: w, Seed: w.Seed, Rate: w.Rate, Target: p.cfg.URL, Model: p.cfg.Model, Interrupted: interrupted,
+		Label: p.cfg.Label, Workload: p.cfg.Workload.Name(), Params: w, Seed: w.Seed, Rate: w.Rate, RampTo: p.cfg.RampTo,
+		Target: p.cfg.URL, Model: p.cfg.Model, Warmup: p.cfg.Warmup.Seconds(), Duration: p.cfg.Duration.Seconds(), Interrupted: interrupted,
+		SLOTTFT: p.cfg.SLO.TTFT.Seconds(), SLOTPOT: p.cfg.SLO.TPOT.Seconds(),
 		Requests: len(p.records), Skipped: p.skipped, Errors: map[ErrorClass]int{}, Endpoints: map[string]int{}, Records: p.records,
+		TTFT: p.ttft.distribution(), InterToken: p.interToken.distribution(), TPOT: p.tpot.distribution(),
+		E2E: p.e2e.distribution(), SendLag: p.sendLag.distribution(),
 	}
-	var ttft, gaps, tpot, e2e, lag []time.Duration
 	var end time.Duration
 	cacheTold := false
 	for i := range p.records {
 		rec := &p.records[i]
 		end = max(end, rec.End)
-		lag = append(lag, rec.Sent-rec.Intended)
 		r.count(rec, p.cfg.SLO)
 		cacheTold = cacheTold || rec.CachedTokens != nil
-		if rec.FirstToken > 0 {
-			ttft = append(ttft, rec.TTFT())
-		}
-		if rec.Error == "" {
-			e2e = append(e2e, rec.E2E())
-			gaps = append(gaps, rec.Gaps...)
-			if rec.CompletionTokens > 1 {
-				tpot = append(tpot, rec.TPOT())
-			}
-		}
 	}
-	r.TTFT, r.InterToken, r.TPOT = distribution(ttft), distribution(gaps), distribution(tpot)
-	r.E2E, r.SendLag = distribution(e2e), distribution(lag)
 	// An engine that tells cached tokens may leave them out where there are none.
 	if cacheTold && r.PromptTokens > 0 {
 		rate := float64(r.CachedTokens) / float64(r.PromptTokens)
 		r.HitRate = &rate
 	}
-	if r.Elapsed = end.Seconds(); r.Elapsed > 0 {
+	if r.Elapsed = max(0, end-p.cfg.Warmup).Seconds(); r.Elapsed > 0 {
 		r.TokensPerSecond = float64(r.CompletionTokens) / r.Elapsed
 		r.RequestsPerS = float64(r.OK) / r.Elapsed
 		r.Goodput = float64(r.Good) / r.Elapsed
