@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -55,6 +56,11 @@ func TestMisuse(t *testing.T) {
 		{"run --target http://a --workload chatter", "shared-prefix"},
 		{"run --target http://a --rate 0", "--rate"},
 		{"run --target http://a --duration 0s", "--duration"},
+		{"run --target http://a --warmup 1m", "--warmup"},
+		{"run --target http://a --sweep 1,0", "--sweep"},
+		{"run --target http://a --sweep 1,2 --ramp 3", "choose one"},
+		{"run --target http://a --ramp -1", "--ramp"},
+		{"run --target http://a --seeds 0", "--seeds"},
 		{"run --target http://a --timeout -1s", "--timeout"},
 		{"run --target http://a --turns -1", "below zero"},
 		{"run --target http://a --slo tps=1", "ttft"},
@@ -174,6 +180,73 @@ func TestRun(t *testing.T) {
 	}
 }
 
+// A sweep is a run for each rate and seed, and no run has the text of another.
+func TestSweep(t *testing.T) {
+	srv, url := startMock(t, mock.Config{Speed: 50})
+	file := filepath.Join(t.TempDir(), "out.jsonl")
+	args := []string{"run", "--target", url, "--workload", "shared-prefix", "--groups", "1", "--system-tokens", "500", "--turn-tokens", "20", "--answer-tokens", "5",
+		"--sweep", "20,40", "--seeds", "2", "--seed", "7", "--warmup", "200ms", "--duration", "700ms", "--label", "mock", "--out", file}
+	code, stdout, stderr := loadtest(t.Context(), append(args, "--json")...)
+	var results []struct {
+		summary
+		Seed  int     `json:"seed"`
+		Rate  float64 `json:"rate"`
+		Label string  `json:"label"`
+	}
+	if err := json.Unmarshal([]byte(stdout), &results); code != 0 || err != nil || len(results) != 4 {
+		t.Fatalf("exit %d, %v: %s%s", code, err, stdout, stderr)
+	}
+	for i, r := range results {
+		if r.Seed != 7+i || r.Rate != []float64{20, 40}[i%2] || r.Label != "mock" || r.OK == 0 || r.HitRate == nil || *r.HitRate == 0 {
+			t.Errorf("run %d: %+v", i, r)
+		}
+	}
+	text, err := os.ReadFile(file)
+	if err != nil || bytes.Count(text, []byte(`{"summary":`)) != 4 {
+		t.Errorf("%v: %s", err, text)
+	}
+	if s := srv.Stats().Engine; s.PrefixQueries-s.PrefixHits < 4*500 {
+		t.Errorf("%d of %d tokens were found: one run left its text to another", s.PrefixHits, s.PrefixQueries)
+	}
+
+	code, stdout, stderr = loadtest(t.Context(), append(args, "--quiet")...)
+	if code != 0 || strings.Count(stdout, "\n") != 7 || !strings.Contains(stdout, "4 of 4 runs") {
+		t.Errorf("exit %d: %s%s", code, stdout, stderr)
+	}
+}
+
+// A trace is played at its own rate unless another is asked for.
+func TestRunTrace(t *testing.T) {
+	_, url := startMock(t, mock.Config{Speed: 50})
+	file := filepath.Join(t.TempDir(), "trace.jsonl")
+	var text strings.Builder
+	for i := range 11 {
+		fmt.Fprintf(&text, `{"timestamp": %d, "input_length": 40, "output_length": 3, "hash_ids": [1]}`+"\n", 50*i)
+	}
+	if err := os.WriteFile(file, []byte(text.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	code, stdout, stderr := loadtest(t.Context(), "run", "--target", url, "--workload", file, "--json")
+	var result struct {
+		summary
+		Rate float64 `json:"rate"`
+	}
+	if err := json.Unmarshal([]byte(stdout), &result); code != 0 || err != nil || result.OK != 11 || result.Rate != 22 {
+		t.Errorf("exit %d, %v: %s%s", code, err, stdout, stderr)
+	}
+}
+
+// Of several runs only those that began are told of.
+func TestInterruptedSweep(t *testing.T) {
+	_, url := startMock(t, mock.Config{Speed: 50})
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	code, stdout, stderr := loadtest(ctx, "run", "--target", url, "--model", "mock", "--seeds", "5")
+	if code != 0 || !strings.Contains(stdout, "1 of 5 runs, the last interrupted") {
+		t.Errorf("exit %d: %s%s", code, stdout, stderr)
+	}
+}
+
 // Ctrl-C ends the run early, and what was measured is told.
 func TestInterrupt(t *testing.T) {
 	srv, url := startMock(t, mock.Config{})
@@ -198,7 +271,7 @@ func TestProgressLines(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var p load.Progress
 		var b bytes.Buffer
-		stop := showProgress(&b, &p, time.Minute)
+		stop := showProgress(&b, "", &p, time.Minute)
 		p.Sent.Add(7)
 		p.Done.Add(5)
 		p.Failed.Add(1)
@@ -220,8 +293,8 @@ func TestBar(t *testing.T) {
 		var b bytes.Buffer
 		quit := make(chan struct{})
 		time.AfterFunc(3*time.Second, func() { close(quit) })
-		drawBar(&b, &p, 2*time.Second, quit) // the last second is for answers under way
-		if s := b.String(); !strings.Contains(s, "50%") || !strings.Contains(s, "0 under way") || strings.Contains(s, "100%") {
+		drawBar(&b, "run 1: ", &p, 2*time.Second, quit) // the last second is for answers under way
+		if s := b.String(); !strings.Contains(s, "50%") || !strings.Contains(s, "run 1: 0 done, 0 under way") || strings.Contains(s, "100%") {
 			t.Errorf("%q", s)
 		}
 	})
@@ -235,6 +308,7 @@ func TestTableTellsTrouble(t *testing.T) {
 		Endpoints: map[string]int{"b:1": 3, "a:1": 6},
 		Records:   []load.Record{cancelled, {Error: load.ErrCut, Detail: "gone"}, {Error: load.Err5xx, Detail: "full"}},
 		SendLag:   load.Distribution{N: 10, P99: time.Second},
+		Rate:      2, RampTo: 8,
 	}
 	var b strings.Builder
 	if err := writeTable(&b, r, load.DefaultSLO); err != nil {
@@ -242,7 +316,7 @@ func TestTableTellsTrouble(t *testing.T) {
 	}
 	for _, want := range []string{
 		"errors      cut 3: gone\n            status_5xx 2: full\n", "endpoints   a:1  6, 60.0 %\n            b:1  3, 30.0 %\n",
-		"10 sent, 4 ok, 5 failed, 1 under way at the end, 2 not sent", "33.3 % had", "late", "interrupted",
+		"10 sent, 4 ok, 5 failed, 1 under way at the end, 2 not sent", "33.3 % had", "late", "interrupted", "2 to 8 requests/s",
 	} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("no %q in\n%s", want, b.String())

@@ -17,16 +17,16 @@ const (
 	lineInterval = 5 * time.Second
 )
 
-// showProgress keeps w told of a run that has just begun: a bar on a terminal, else a line now and then. It ends with stop, which
-// returns when nothing will be written any more.
-func showProgress(w io.Writer, p *load.Progress, duration time.Duration) (stop func()) {
+// showProgress keeps w told of a run that has just begun: a bar on a terminal, else a line now and then, with the run's name before it.
+// It ends with stop, which returns when nothing will be written any more.
+func showProgress(w io.Writer, name string, p *load.Progress, duration time.Duration) (stop func()) {
 	quit := make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		if isTerminal(w) {
-			drawBar(w, p, duration, quit)
+			drawBar(w, name, p, duration, quit)
 		} else {
-			writeLines(w, p, quit)
+			writeLines(w, name, p, quit)
 		}
 	})
 	return func() {
@@ -46,7 +46,7 @@ func isTerminal(w io.Writer) bool {
 }
 
 // drawBar draws how much of the duration has passed, until quit, and then takes the bar away.
-func drawBar(w io.Writer, p *load.Progress, duration time.Duration, quit <-chan struct{}) {
+func drawBar(w io.Writer, name string, p *load.Progress, duration time.Duration, quit <-chan struct{}) {
 	bar := progressbar.NewOptions64(duration.Milliseconds(),
 		progressbar.OptionSetWriter(w),
 		progressbar.OptionSetWidth(20),
@@ -62,7 +62,7 @@ func drawBar(w io.Writer, p *load.Progress, duration time.Duration, quit <-chan 
 		select {
 		case <-tick.C:
 			elapsed := time.Since(start)
-			bar.Describe(status(p, elapsed))
+			bar.Describe(name + status(p, elapsed))
 			// The bar must not be full before the end, for then it would draw no more.
 			bar.Set64(min(elapsed, duration-time.Millisecond).Milliseconds())
 		case <-quit:
@@ -73,7 +73,7 @@ func drawBar(w io.Writer, p *load.Progress, duration time.Duration, quit <-chan 
 }
 
 // writeLines writes a line now and then, until quit.
-func writeLines(w io.Writer, p *load.Progress, quit <-chan struct{}) {
+func writeLines(w io.Writer, name string, p *load.Progress, quit <-chan struct{}) {
 	start := time.Now()
 	tick := time.NewTicker(lineInterval)
 	defer tick.Stop()
@@ -81,7 +81,7 @@ func writeLines(w io.Writer, p *load.Progress, quit <-chan struct{}) {
 		select {
 		case <-tick.C:
 			elapsed := time.Since(start)
-			fmt.Fprintf(w, "%4.0fs  %s\n", elapsed.Seconds(), status(p, elapsed))
+			fmt.Fprintf(w, "%s%4.0fs  %s\n", name, elapsed.Seconds(), status(p, elapsed))
 		case <-quit:
 			return
 		}

@@ -18,7 +18,7 @@ const lateness = 50 * time.Millisecond
 // writeTable tells a result to a person.
 func writeTable(w io.Writer, r *load.Result, slo load.SLO) error {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s on %s, model %s: %g requests/s offered, seed %d, %.1f s", r.Workload, r.Target, r.Model, r.Rate, r.Seed, r.Elapsed)
+	fmt.Fprintf(&b, "%s on %s, model %s: %s requests/s offered, seed %d, %.1f s", r.Workload, r.Target, r.Model, offered(r), r.Seed, r.Elapsed)
 	if r.Interrupted {
 		b.WriteString(", interrupted")
 	}
@@ -40,13 +40,26 @@ func writeTable(w io.Writer, r *load.Result, slo load.SLO) error {
 	for i, name := range slices.Sorted(maps.Keys(r.Endpoints)) {
 		fmt.Fprintf(&b, "%-11s %s  %d, %s\n", heading("endpoints", i), name, r.Endpoints[name], percent(r.Endpoints[name], r.Requests))
 	}
-	writeErrors(&b, r)
-	if r.SendLag.P99 > lateness {
-		fmt.Fprintf(&b, "\nThe player itself was late: 1 %% of the requests left %v or more after they were due. It has too little CPU for this rate.\n",
-			r.SendLag.P99.Round(time.Millisecond))
-	}
+	writeTrouble(&b, r)
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// offered is the rate, or where it began and ended.
+func offered(r *load.Result) string {
+	if r.RampTo > 0 {
+		return fmt.Sprintf("%g to %g", r.Rate, r.RampTo)
+	}
+	return fmt.Sprintf("%g", r.Rate)
+}
+
+// writeTrouble writes what failed, and whether the figures are to be trusted.
+func writeTrouble(w io.Writer, r *load.Result) {
+	writeErrors(w, r)
+	if r.SendLag.P99 > lateness {
+		fmt.Fprintf(w, "\nThe player itself was late: 1 %% of the requests left %v or more after they were due. It has too little CPU for this rate.\n",
+			r.SendLag.P99.Round(time.Millisecond))
+	}
 }
 
 // writeLatencies writes the quantiles.
