@@ -215,6 +215,52 @@ func TestSweep(t *testing.T) {
 	}
 }
 
+// What run writes is what report reads.
+func TestReport(t *testing.T) {
+	_, url := startMock(t, mock.Config{Speed: 50})
+	dir := t.TempDir()
+	file, page := filepath.Join(dir, "out.jsonl"), filepath.Join(dir, "page.html")
+	code, _, stderr := loadtest(t.Context(), "run", "--quiet", "--target", url, "--workload", "unshared", "--answer-tokens", "3", "--sweep", "20,40", "--duration", "500ms",
+		"--label", "the mock", "--out", file)
+	if code != 0 {
+		t.Fatal(stderr)
+	}
+	code, stdout, stderr := loadtest(t.Context(), "report", file, "--html", page)
+	if code != 0 || !strings.Contains(stdout, "| the mock | 20 | 1 |") || !strings.Contains(stderr, page) {
+		t.Errorf("exit %d: %s%s", code, stdout, stderr)
+	}
+	if text, err := os.ReadFile(page); err != nil || bytes.Count(text, []byte("<svg")) < 5 {
+		t.Errorf("%v: %s", err, text)
+	}
+	var sums struct {
+		Sections []struct {
+			Series []struct {
+				Points []struct {
+					Rate float64                  `json:"rate"`
+					TTFT struct{ Median float64 } `json:"ttft_p50_s"`
+				} `json:"points"`
+			} `json:"series"`
+		} `json:"sections"`
+	}
+	code, stdout, stderr = loadtest(t.Context(), "report", "--json", "--html", "", file)
+	if err := json.Unmarshal([]byte(stdout), &sums); code != 0 || err != nil || sums.Sections[0].Series[0].Points[1].Rate != 40 || sums.Sections[0].Series[0].Points[1].TTFT.Median <= 0 {
+		t.Errorf("exit %d: %v: %s%s", code, err, stdout, stderr)
+	}
+	for _, c := range []struct {
+		args, want string
+		code       int
+	}{
+		{"", "which files", cli.Misused},
+		{dir + "/none", "none", cli.Failed},
+		{page, "page.html:1", cli.Failed},
+		{file + " --html /nonexistent/x", "/nonexistent/x", cli.Failed},
+	} {
+		if code, _, stderr := loadtest(t.Context(), append([]string{"report"}, strings.Fields(c.args)...)...); code != c.code || !strings.Contains(stderr, c.want) {
+			t.Errorf("report %s: exit %d: %s", c.args, code, stderr)
+		}
+	}
+}
+
 // A trace is played at its own rate unless another is asked for.
 func TestRunTrace(t *testing.T) {
 	_, url := startMock(t, mock.Config{Speed: 50})
