@@ -56,6 +56,9 @@ func New(c net.Conn) *Conn {
 	return &Conn{Conn: c, born: time.Now()}
 }
 
+// NetConn is the connection itself, as New was given it.
+func (c *Conn) NetConn() net.Conn { return c.Conn }
+
 // Read reads from the connection: first what Unread gave back, then what was
 // read ahead to notice a hang-up, then the connection itself.
 func (c *Conn) Read(p []byte) (int, error) {
@@ -82,8 +85,14 @@ func (c *Conn) Unread(p []byte) {
 }
 
 // WriteBuffers writes all of v, in one system call where the connection is a
-// TCP socket (writev). It consumes v as net.Buffers.WriteTo does.
+// TCP socket (writev) or has a WriteBuffers of its own, as a tunnel has. It
+// consumes v as net.Buffers.WriteTo does.
 func (c *Conn) WriteBuffers(v *net.Buffers) (int64, error) {
+	if t, ok := c.Conn.(interface {
+		WriteBuffers(*net.Buffers) (int64, error)
+	}); ok {
+		return t.WriteBuffers(v)
+	}
 	return v.WriteTo(c.Conn)
 }
 
