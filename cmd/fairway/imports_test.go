@@ -83,12 +83,13 @@ var rules = map[string]rule{
 	"mtls":  {may: []string{"watch"}},
 	"watch": {},
 
-	"bench/engine":   {never: noOutside},
-	"bench/load":     {may: []string{"bench/engine", "bench/report", "bench/workload"}},
-	"bench/mock":     {may: []string{"bench/engine"}},
-	"bench/report":   {},
-	"bench/sim":      {may: []string{"bench/engine", "bench/report", "bench/workload", "picker", "picker/prefix", "picker/queue"}},
-	"bench/workload": {may: []string{"bench/engine"}},
+	"bench/e2e/ztunnel": {},
+	"bench/engine":      {never: noOutside},
+	"bench/load":        {may: []string{"bench/engine", "bench/report", "bench/workload"}},
+	"bench/mock":        {may: []string{"bench/engine"}},
+	"bench/report":      {},
+	"bench/sim":         {may: []string{"bench/engine", "bench/report", "bench/workload", "picker", "picker/prefix", "picker/queue"}},
+	"bench/workload":    {may: []string{"bench/engine"}},
 }
 
 // A package with one of these names is a drawer for what nobody found a place for.
