@@ -1,0 +1,808 @@
+package hbone
+
+import (
+	"bufio"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+)
+
+// What is announced and what is taken.
+const (
+	maxFrame       = 1 << 20  // of DATA
+	maxOtherFrame  = 32 << 10 // of every other frame that is not skipped
+	maxHeaderList  = 16 << 10 // as RFC 9113, section 6.5.2, counts it
+	maxHeaderBlock = 32 << 10 // encoded
+	maxFragments   = 32       // of one header block
+	minFrame       = 16384    // RFC 9113, section 6.5.2
+)
+
+// Floods are cut off: so many at once, and one more each interval.
+const (
+	cheapFrames = 1000 // SETTINGS, PING, PRIORITY, unknown, empty DATA
+	cheapEvery  = 10 * time.Millisecond
+	youngResets = 100 // streams given up before anything came through them
+	resetsEvery = 100 * time.Millisecond
+)
+
+// limits are the times a connection goes by.
+type limits struct {
+	handshake    time.Duration // for TLS, and again for the preface and SETTINGS
+	writeTimeout time.Duration // for the socket to take 128 KiB
+	silence      time.Duration // after which a PING asks whether the peer is there
+	pingTimeout  time.Duration // for its answer
+	linger       time.Duration // from Close to RST_STREAM
+	drain        time.Duration // for the answer to the PING between two GOAWAYs
+	answer       time.Duration // for the answer to a CONNECT
+}
+
+var standardLimits = limits{
+	handshake:    10 * time.Second,
+	writeTimeout: 20 * time.Second,
+	silence:      10 * time.Second,
+	pingTimeout:  20 * time.Second,
+	linger:       5 * time.Second,
+	drain:        5 * time.Second,
+	answer:       20 * time.Second,
+}
+
+var (
+	errNotTaken    = errors.New("hbone: the peer does not take the answers it asks for")
+	errSilent      = errors.New("hbone: the peer no longer answers")
+	errDrained     = errors.New("hbone: the connection was drained")
+	errEnded       = errors.New("hbone: the peer closed the connection")
+	errShutdown    = errors.New("hbone: closed by us")
+	errUnprocessed = errors.New("hbone: the peer closes the connection and has not looked at the stream")
+)
+
+// A ResetError says that one side has broken a tunnel off.
+type ResetError struct {
+	Code http2.ErrCode
+	// ByPeer is false when we did, because of what the peer sent.
+	ByPeer bool
+}
+
+func (e *ResetError) Error() string {
+	who := "us"
+	if e.ByPeer {
+		who = "the peer"
+	}
+	return fmt.Sprintf("hbone: tunnel reset by %s: %v", who, e.Code)
+}
+
+// Unwrap lets a reset be taken for what it would be of a TCP connection.
+func (e *ResetError) Unwrap() error { return syscall.ECONNRESET }
+
+// A GoAwayError says that the peer has closed a connection with an error.
+type GoAwayError struct {
+	Code  http2.ErrCode
+	Debug string // what the peer says of it, at most 256 bytes
+}
+
+func (e *GoAwayError) Error() string {
+	return fmt.Sprintf("hbone: the peer closed the connection: %v %q", e.Code, e.Debug)
+}
+
+// role is what servers and clients do differently. The reader calls it, without
+// locks.
+type role interface {
+	// headers is a whole header block on a stream.
+	headers(id uint32, f *fields, end bool) error
+	// settled is called when the peer's first SETTINGS have come, with conn.mu held.
+	settled()
+	// free is called when a stream has ended, with conn.mu held.
+	free(s *stream)
+	// gone is called when the connection has ended.
+	gone(err error)
+}
+
+// conn is a connection: the same at both ends.
+type conn struct {
+	role   role
+	client bool
+	raw    net.Conn
+	socket syscall.RawConn // raw's, nil where it has none
+	out    *records        // between raw and sec
+	sec    net.Conn        // TLS, or out itself where there is none
+	budget *Budget
+	limits *limits
+	born   time.Time
+
+	heard atomic.Int64 // when bytes came last, nanoseconds after born
+	rtt   atomic.Int64 // nanoseconds, 0 while unknown
+
+	// The reader's.
+	br        *bufio.Reader
+	fr        *http2.Framer
+	hdec      *hpack.Decoder
+	fields    fields
+	block     []byte // of headers, until they are whole
+	fragments int
+	blockID   uint32
+	blockEnd  bool
+	credit    int64 // what the peer may send on the connection
+	latest    *stream
+	woken     []*stream // have got something since the last settle
+	cheap     bucket
+	resets    bucket
+	discard   [512]byte
+
+	mu        sync.Mutex
+	w         writer
+	err       error // the connection has ended
+	greeted   bool  // the peer's SETTINGS have come; written by the reader alone
+	closing   bool  // nothing new is sent; when all is flushed, the end is
+	streams   map[uint32]*stream
+	lastPeer  uint32 // the highest number of a stream the peer opened
+	nextID    uint32 // of the stream we open next
+	maxFrame  int    // of DATA we send
+	maxOpen   int64  // streams we may have open
+	initial   int64  // the window of streams as the peer begins them
+	away      bool   // the peer wants no new streams
+	draining  int    // GOAWAYs sent
+	pingAt    int64  // when the unanswered PING was sent, nanoseconds after born; 0: none
+	settingAt int64  // when our SETTINGS were sent; 0: answered
+	pinger    *time.Timer
+	closer    *time.Timer
+}
+
+// The payloads of our PINGs.
+var (
+	livePing  = [8]byte{'f', 'a', 'i', 'r', 'w', 'a', 'y', '?'}
+	drainPing = [8]byte{'f', 'a', 'i', 'r', 'w', 'a', 'y', '!'}
+)
+
+func newConn(r role, client bool, raw net.Conn, out *records, sec net.Conn, budget *Budget, l *limits) *conn {
+	c := &conn{
+		role: r, client: client, raw: raw, out: out, sec: sec, budget: budget, limits: l, born: time.Now(),
+		credit:   connWindow,
+		cheap:    bucket{size: cheapFrames, every: int64(cheapEvery)},
+		resets:   bucket{size: youngResets, every: int64(resetsEvery)},
+		streams:  make(map[uint32]*stream),
+		nextID:   1,
+		maxFrame: minFrame,
+		maxOpen:  math.MaxInt32,
+		initial:  protocolWindow,
+	}
+	c.w.window = protocolWindow
+	if s, ok := raw.(syscall.Conn); ok {
+		c.socket, _ = s.SyscallConn()
+	}
+	c.br = bufio.NewReaderSize(source{c}, 16<<10)
+	c.fr = http2.NewFramer(nil, c.br)
+	c.fr.SetMaxReadFrameSize(maxFrame)
+	c.fr.SetReuseFrames()
+	c.hdec = hpack.NewDecoder(4096, c.fields.add)
+	c.hdec.SetMaxStringLength(maxHeaderList)
+	out.collect(c)
+	return c
+}
+
+// now is the time since the connection was made, in nanoseconds; never 0.
+func (c *conn) now() int64 { return int64(time.Since(c.born)) + 1 }
+
+// source is where the reader reads: whatever it holds back for the sake of more,
+// it lets go before it waits.
+type source struct{ c *conn }
+
+func (s source) Read(p []byte) (int, error) {
+	s.c.settle()
+	n, err := s.c.sec.Read(p)
+	s.c.heard.Store(s.c.now())
+	return n, err
+}
+
+// settle wakes the readers of what has come and sends what it has given rise to.
+func (c *conn) settle() {
+	for i, s := range c.woken {
+		s.woken = false
+		s.readable.Broadcast()
+		c.woken[i] = nil
+	}
+	c.woken = c.woken[:0]
+	c.wake()
+}
+
+// wakeReader has the reader of s woken by the next settle. Called by the reader of
+// the connection.
+func (c *conn) wakeReader(s *stream) {
+	if !s.woken {
+		s.woken = true
+		c.woken = append(c.woken, s)
+	}
+}
+
+// start says the preface of this end. The time the peer may take for its own
+// begins.
+func (c *conn) start() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	set := make([]byte, 0, 32)
+	setting := func(id http2.SettingID, v uint32) {
+		set = binary.BigEndian.AppendUint16(set, uint16(id))
+		set = binary.BigEndian.AppendUint32(set, v)
+	}
+	if c.client {
+		c.w.pending = room(nil, len(http2.ClientPreface))
+		c.w.pending.b = append(c.w.pending.b, http2.ClientPreface...)
+		setting(http2.SettingEnablePush, 0)
+	} else {
+		setting(http2.SettingMaxConcurrentStreams, maxStreams)
+	}
+	setting(http2.SettingInitialWindowSize, baseWindow)
+	setting(http2.SettingMaxFrameSize, maxFrame)
+	setting(http2.SettingMaxHeaderListSize, maxHeaderList)
+	c.controlFrame(http2.FrameSettings, 0, 0, set)
+	c.windowUpdate(0, connWindow-protocolWindow)
+	c.settingAt = c.now()
+	c.pinger = time.AfterFunc(c.limits.handshake, c.watch)
+	c.kick()
+}
+
+// watch is what the timer calls: it asks a silent peer whether it is there, and
+// gives up one that is not.
+func (c *conn) watch() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err != nil {
+		return
+	}
+	now, heard := c.now(), c.heard.Load()
+	if !c.greeted {
+		c.failLocked(errSilent)
+		return
+	}
+	next := c.limits.silence - time.Duration(now-heard)
+	if next <= 0 {
+		switch {
+		case c.pingAt == 0 || c.pingAt <= heard:
+			c.ping(livePing)
+			c.kick()
+			next = c.limits.pingTimeout
+		case time.Duration(now-c.pingAt) >= c.limits.pingTimeout:
+			c.failLocked(errSilent)
+			return
+		default:
+			next = c.limits.pingTimeout - time.Duration(now-c.pingAt)
+		}
+	}
+	c.pinger.Reset(next)
+}
+
+// ping asks for a sign of life. c.mu is held.
+func (c *conn) ping(payload [8]byte) {
+	c.pingAt = c.now()
+	c.controlFrame(http2.FramePing, 0, 0, payload[:])
+}
+
+// windowUpdate gives credit. c.mu is held.
+func (c *conn) windowUpdate(id uint32, n int64) {
+	var p [4]byte
+	binary.BigEndian.PutUint32(p[:], uint32(n))
+	c.controlFrame(http2.FrameWindowUpdate, 0, id, p[:])
+}
+
+// rst sends RST_STREAM. c.mu is held.
+func (c *conn) rst(id uint32, code http2.ErrCode) {
+	var p [4]byte
+	binary.BigEndian.PutUint32(p[:], uint32(code))
+	c.controlFrame(http2.FrameRSTStream, 0, id, p[:])
+}
+
+// goAway sends GOAWAY. c.mu is held.
+func (c *conn) goAway(last uint32, code http2.ErrCode, debug string) {
+	p := make([]byte, 8, 8+len(debug))
+	binary.BigEndian.PutUint32(p, last)
+	binary.BigEndian.PutUint32(p[4:], uint32(code))
+	c.controlFrame(http2.FrameGoAway, 0, 0, append(p, debug...))
+}
+
+// fail ends the connection at once, with all its tunnels.
+func (c *conn) fail(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.failLocked(err)
+}
+
+func (c *conn) failLocked(err error) {
+	if c.err != nil {
+		return
+	}
+	c.err = err
+	for _, s := range c.streams {
+		c.drop(s, err)
+	}
+	if c.pinger != nil {
+		c.pinger.Stop()
+	}
+	if c.closer != nil {
+		c.closer.Stop()
+	}
+	if c.w.pending != nil {
+		putBuffer(c.w.pending)
+		c.w.pending = nil
+	}
+	c.raw.Close() // TLS's own would wait for its locks
+}
+
+// drop ends a stream that is in the table, and takes it out. c.mu is held.
+func (c *conn) drop(s *stream, err error) {
+	c.w.queue.remove(s)
+	if s.broken == nil {
+		s.broken = err
+	}
+	s.writable.Broadcast()
+	s.breakOff(err)
+	c.remove(s)
+}
+
+// remove takes a stream that has ended out of the table. c.mu is held.
+func (c *conn) remove(s *stream) {
+	if c.streams[s.id] != s {
+		return
+	}
+	delete(c.streams, s.id)
+	if s.lingering != nil {
+		s.lingering.Stop()
+	}
+	c.role.free(s)
+	c.closeIfDrained()
+}
+
+// reset breaks a stream off. c.mu is held.
+func (c *conn) reset(s *stream, code http2.ErrCode, err error) {
+	if c.streams[s.id] == s {
+		c.rst(s.id, code)
+		c.drop(s, err)
+	}
+}
+
+// end closes the connection in order: what is pending is sent, then GOAWAY, then
+// the end. The peer has so long to close its side. c.mu is held.
+func (c *conn) end(code http2.ErrCode, debug string, wait time.Duration) {
+	if c.err != nil || c.closing {
+		return
+	}
+	if c.draining < 2 || code != http2.ErrCodeNo {
+		c.goAway(c.lastPeer, code, debug)
+	}
+	c.draining = 2
+	c.closing = true
+	c.closer = time.AfterFunc(wait, func() { c.fail(errDrained) })
+	if !c.w.flushing {
+		c.w.flushing = true
+		go c.flushInBackground()
+	}
+}
+
+// drain begins the end in two steps, so that no stream that is on its way is lost:
+// first the peer is asked for no more, and when it has heard that, it is told
+// which was the last (RFC 9113, section 6.8).
+func (c *conn) drain() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err != nil || c.draining > 0 {
+		return
+	}
+	c.draining = 1
+	c.goAway(windowLimit, http2.ErrCodeNo, "")
+	c.ping(drainPing)
+	c.closer = time.AfterFunc(c.limits.drain, c.drained)
+	c.kick()
+}
+
+// drained is the second step.
+func (c *conn) drained() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err != nil || c.draining != 1 {
+		return
+	}
+	c.closer.Stop()
+	c.draining = 2
+	c.goAway(c.lastPeer, http2.ErrCodeNo, "")
+	c.kick()
+	c.closeIfDrained()
+}
+
+// closeIfDrained closes the connection after its last stream. c.mu is held.
+func (c *conn) closeIfDrained() {
+	if c.draining == 2 && len(c.streams) == 0 {
+		c.end(http2.ErrCodeNo, "", c.limits.linger)
+	}
+}
+
+// read is the reader: it reads frames until the connection ends.
+func (c *conn) read() {
+	err := c.readFrames()
+	var ce http2.ConnectionError
+	if errors.As(err, &ce) || errors.Is(err, http2.ErrFrameTooLarge) {
+		code := http2.ErrCodeFrameSize
+		if ce != 0 {
+			code = http2.ErrCode(ce)
+		}
+		if d := c.fr.ErrorDetail(); d != nil {
+			err = fmt.Errorf("hbone: %v: %w", code, d)
+		} else {
+			err = fmt.Errorf("hbone: %w", err)
+		}
+		c.mu.Lock()
+		for _, s := range c.streams {
+			c.drop(s, err)
+		}
+		c.end(code, "", time.Second)
+		c.mu.Unlock()
+		// Bytes that nobody reads would have the kernel reset the connection before
+		// the peer has read the GOAWAY.
+		c.settle()
+		io.Copy(io.Discard, c.raw)
+	}
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		err = errEnded
+	}
+	c.fail(err)
+	c.settle()
+	c.role.gone(c.cause())
+}
+
+func (c *conn) cause() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.err
+}
+
+func (c *conn) readFrames() error {
+	if !c.client {
+		var preface [len(http2.ClientPreface)]byte
+		if _, err := io.ReadFull(c.br, preface[:]); err != nil {
+			return err
+		}
+		if string(preface[:]) != http2.ClientPreface {
+			return http2.ConnectionError(http2.ErrCodeProtocol)
+		}
+	}
+	for {
+		fh, err := c.fr.ReadFrameHeader()
+		if err != nil {
+			return err
+		}
+		if !c.greeted && fh.Type != http2.FrameSettings {
+			return http2.ConnectionError(http2.ErrCodeProtocol)
+		}
+		if err := c.readFrame(fh); err != nil {
+			var se http2.StreamError
+			if !errors.As(err, &se) {
+				return err
+			}
+			if err := c.streamError(se); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// streamError resets a stream because of what the peer sent on it; too many are a
+// flood.
+func (c *conn) streamError(se http2.StreamError) error {
+	if !c.resets.take(c.now()) {
+		return http2.ConnectionError(http2.ErrCodeEnhanceYourCalm)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if s := c.streams[se.StreamID]; s != nil {
+		c.reset(s, se.Code, &ResetError{Code: se.Code})
+	} else {
+		c.rst(se.StreamID, se.Code)
+	}
+	return nil
+}
+
+// readFrame takes the frame of which the head was read.
+func (c *conn) readFrame(fh http2.FrameHeader) error {
+	switch fh.Type {
+	case http2.FrameData:
+		return c.readData(fh)
+	case http2.FrameHeaders, http2.FrameContinuation, http2.FrameSettings, http2.FramePing, http2.FrameGoAway,
+		http2.FrameWindowUpdate, http2.FrameRSTStream, http2.FramePriority:
+		if fh.Length > maxOtherFrame {
+			return http2.ConnectionError(http2.ErrCodeEnhanceYourCalm)
+		}
+	case http2.FramePushPromise:
+		return http2.ConnectionError(http2.ErrCodeProtocol)
+	default:
+		if !c.cheap.take(c.now()) {
+			return http2.ConnectionError(http2.ErrCodeEnhanceYourCalm)
+		}
+		return c.skip(int(fh.Length))
+	}
+	f, err := c.fr.ReadFrameForHeader(fh)
+	if err != nil {
+		return err
+	}
+	switch f := f.(type) {
+	case *http2.HeadersFrame:
+		if f.StreamID&1 == 0 || f.HasPriority() && f.Priority.StreamDep == f.StreamID {
+			return http2.ConnectionError(http2.ErrCodeProtocol)
+		}
+		c.block, c.fragments, c.blockID, c.blockEnd = c.block[:0], 0, f.StreamID, f.StreamEnded()
+		return c.readBlock(f.HeaderBlockFragment(), f.HeadersEnded())
+	case *http2.ContinuationFrame:
+		return c.readBlock(f.HeaderBlockFragment(), f.HeadersEnded())
+	case *http2.SettingsFrame:
+		return c.readSettings(f)
+	case *http2.PingFrame:
+		return c.readPing(f)
+	case *http2.GoAwayFrame:
+		return c.readGoAway(f)
+	case *http2.WindowUpdateFrame:
+		return c.readWindowUpdate(f)
+	case *http2.RSTStreamFrame:
+		return c.readReset(f)
+	case *http2.PriorityFrame:
+		if !c.cheap.take(c.now()) {
+			return http2.ConnectionError(http2.ErrCodeEnhanceYourCalm)
+		}
+	}
+	return nil
+}
+
+// skip reads n bytes that nobody wants.
+func (c *conn) skip(n int) error {
+	for n > 0 {
+		m, err := c.br.Read(c.discard[:min(n, len(c.discard))])
+		if err != nil {
+			return err
+		}
+		n -= m
+	}
+	return nil
+}
+
+// readBlock collects a header block, and passes it on when it is whole.
+func (c *conn) readBlock(fragment []byte, whole bool) error {
+	if c.fragments++; c.fragments > maxFragments || len(c.block)+len(fragment) > maxHeaderBlock {
+		return http2.ConnectionError(http2.ErrCodeEnhanceYourCalm)
+	}
+	if !whole || len(c.block) > 0 {
+		c.block = append(c.block, fragment...)
+		if !whole {
+			return nil
+		}
+		fragment = c.block
+	}
+	c.fields.reset()
+	_, err := c.hdec.Write(fragment)
+	if err == nil {
+		err = c.hdec.Close()
+	}
+	c.block = nil
+	if err != nil {
+		return http2.ConnectionError(http2.ErrCodeCompression)
+	}
+	return c.role.headers(c.blockID, &c.fields, c.blockEnd)
+}
+
+func (c *conn) readSettings(f *http2.SettingsFrame) error {
+	if !c.cheap.take(c.now()) {
+		return http2.ConnectionError(http2.ErrCodeEnhanceYourCalm)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if f.IsAck() {
+		if c.settingAt != 0 {
+			c.rtt.Store(c.now() - c.settingAt)
+			c.settingAt = 0
+		}
+		return nil
+	}
+	err := f.ForeachSetting(func(s http2.Setting) error {
+		if err := s.Valid(); err != nil {
+			return err
+		}
+		switch s.ID {
+		case http2.SettingInitialWindowSize:
+			by := int64(s.Val) - c.initial
+			c.initial = int64(s.Val)
+			for _, s := range c.streams {
+				if err := c.widen(s, by); err != nil {
+					return http2.ConnectionError(http2.ErrCodeFlowControl)
+				}
+			}
+		case http2.SettingMaxFrameSize:
+			c.maxFrame = min(int(s.Val), dataFrame)
+		case http2.SettingMaxConcurrentStreams:
+			c.maxOpen = int64(s.Val)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	c.controlFrame(http2.FrameSettings, http2.FlagSettingsAck, 0, nil)
+	if !c.greeted {
+		c.greeted = true
+		c.role.settled()
+	}
+	return nil
+}
+
+// widen changes the window of a stream. c.mu is held.
+func (c *conn) widen(s *stream, by int64) error {
+	if s.window += by; s.window > windowLimit {
+		return http2.StreamError{StreamID: s.id, Code: http2.ErrCodeFlowControl}
+	}
+	if s.window > 0 && len(s.out) > 0 {
+		c.w.queue.push(s)
+	}
+	return nil
+}
+
+func (c *conn) readWindowUpdate(f *http2.WindowUpdateFrame) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if f.StreamID == 0 {
+		if c.w.window += int64(f.Increment); c.w.window > windowLimit {
+			return http2.ConnectionError(http2.ErrCodeFlowControl)
+		}
+		return nil
+	}
+	if s := c.streams[f.StreamID]; s != nil {
+		return c.widen(s, int64(f.Increment))
+	}
+	if c.idle(f.StreamID) {
+		return http2.ConnectionError(http2.ErrCodeProtocol)
+	}
+	return nil
+}
+
+// idle tells whether a stream was never opened. c.mu is held.
+func (c *conn) idle(id uint32) bool {
+	return id&1 == 0 || c.client && id >= c.nextID || !c.client && id > c.lastPeer
+}
+
+func (c *conn) readPing(f *http2.PingFrame) error {
+	if f.IsAck() {
+		c.mu.Lock()
+		if c.pingAt != 0 {
+			c.rtt.Store(c.now() - c.pingAt)
+			c.pingAt = 0
+		}
+		draining := c.draining == 1 && f.Data == drainPing
+		c.mu.Unlock()
+		if draining {
+			c.drained()
+		}
+		return nil
+	}
+	if !c.cheap.take(c.now()) {
+		return http2.ConnectionError(http2.ErrCodeEnhanceYourCalm)
+	}
+	c.mu.Lock()
+	c.controlFrame(http2.FramePing, http2.FlagPingAck, 0, f.Data[:])
+	c.mu.Unlock()
+	return nil
+}
+
+func (c *conn) readGoAway(f *http2.GoAwayFrame) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.away = true
+	var err error = errUnprocessed
+	if f.ErrCode != http2.ErrCodeNo {
+		debug := f.DebugData()
+		err = &GoAwayError{f.ErrCode, string(debug[:min(len(debug), 256)])}
+	}
+	if c.client {
+		for id, s := range c.streams {
+			if id > f.LastStreamID {
+				s.unprocessed = f.ErrCode == http2.ErrCodeNo
+				c.drop(s, err)
+			}
+		}
+		if len(c.streams) == 0 {
+			c.end(http2.ErrCodeNo, "", c.limits.linger)
+		}
+	}
+	return nil
+}
+
+func (c *conn) readReset(f *http2.RSTStreamFrame) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := c.streams[f.StreamID]
+	if s == nil {
+		if c.idle(f.StreamID) {
+			return http2.ConnectionError(http2.ErrCodeProtocol)
+		}
+		return nil
+	}
+	if !c.client && !s.used && !c.resets.take(c.now()) {
+		return http2.ConnectionError(http2.ErrCodeEnhanceYourCalm)
+	}
+	s.unprocessed = f.ErrCode == http2.ErrCodeRefusedStream
+	c.drop(s, &ResetError{Code: f.ErrCode, ByPeer: true})
+	return nil
+}
+
+// readData takes a DATA frame.
+func (c *conn) readData(fh http2.FrameHeader) error {
+	id, n := fh.StreamID, int(fh.Length)
+	if id == 0 {
+		return http2.ConnectionError(http2.ErrCodeProtocol)
+	}
+	end := fh.Flags.Has(http2.FlagDataEndStream)
+	if n == 0 && !end && !c.cheap.take(c.now()) {
+		return http2.ConnectionError(http2.ErrCodeEnhanceYourCalm)
+	}
+	// The connection's window is given back at once, what the stream does with it
+	// notwithstanding.
+	if c.credit -= int64(n); c.credit < 0 {
+		return http2.ConnectionError(http2.ErrCodeFlowControl)
+	}
+	s := c.latest
+	if c.credit <= connWindow-connWindow/8 || s == nil || s.id != id {
+		c.mu.Lock()
+		if give := connWindow - c.credit; give >= connWindow/8 {
+			c.windowUpdate(0, give)
+			c.credit = connWindow
+		}
+		s = c.streams[id]
+		idle := s == nil && c.idle(id)
+		c.latest = s
+		c.mu.Unlock()
+		if idle {
+			return http2.ConnectionError(http2.ErrCodeProtocol)
+		}
+	}
+	padding := 0
+	if fh.Flags.Has(http2.FlagDataPadded) {
+		if n == 0 {
+			return http2.ConnectionError(http2.ErrCodeFrameSize)
+		}
+		b, err := c.br.ReadByte()
+		if err != nil {
+			return err
+		}
+		if padding = int(b); padding >= n {
+			return http2.ConnectionError(http2.ErrCodeProtocol)
+		}
+		n -= 1 + padding
+	}
+	if s == nil {
+		return c.skip(n + padding) // late, on a stream that has ended
+	}
+	if err := s.receive(n, int(fh.Length)-n); err != nil {
+		return err
+	}
+	if err := c.skip(padding); err != nil {
+		return err
+	}
+	if end {
+		c.mu.Lock()
+		c.peerEnded(s)
+		c.mu.Unlock()
+	}
+	return nil
+}
+
+// peerEnded notes that the peer has ended its half. c.mu is held.
+func (c *conn) peerEnded(s *stream) {
+	if s.peerDone {
+		return
+	}
+	s.peerDone = true
+	s.endReading()
+	if s.endSent {
+		c.remove(s)
+	}
+}
