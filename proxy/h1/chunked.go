@@ -109,7 +109,7 @@ func (d *chunks) decode(buf []byte) (start, end, used int, err error) {
 // size takes one byte of the line that a chunk begins with.
 func (d *chunks) size(c byte) error {
 	switch {
-	case chars[c]&isHex != 0:
+	case isHex(c):
 		// Fifteen digits cannot overflow.
 		if d.digits++; d.digits > 15 {
 			return errChunkSize
@@ -125,6 +125,10 @@ func (d *chunks) size(c byte) error {
 		return nil
 	}
 	return errChunkSize
+}
+
+func isHex(c byte) bool {
+	return '0' <= c && c <= '9' || 'a' <= c|0x20 && c|0x20 <= 'f'
 }
 
 func unhex(c byte) byte {

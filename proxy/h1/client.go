@@ -151,7 +151,7 @@ func (c *ClientConn) head(r *message.Request, length int64) error {
 	if c.err == ErrState || c.sending != noBody || c.sent > 0 && !c.Reusable() {
 		return ErrState
 	}
-	if !validToken(r.Method) || !validTarget(r.Target) || len(r.Target) == 0 || !validValue(r.Authority) || !validValue(r.Upgrade) {
+	if !message.ValidToken(r.Method) || !message.ValidTarget(r.Target) || len(r.Target) == 0 || !message.ValidValue(r.Authority) || !message.ValidValue(r.Upgrade) {
 		return ErrField
 	}
 	c.recycle()

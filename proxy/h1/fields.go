@@ -105,7 +105,7 @@ func (h *head) reset(fields []message.Field, response bool) {
 // splitField cuts a line, without its CRLF, into name and value.
 func splitField(line []byte) (name, value []byte, err *ProtocolError) {
 	i := 0
-	for i < len(line) && chars[line[i]]&isToken != 0 {
+	for i < len(line) && message.IsToken(line[i]) {
 		i++
 	}
 	if i == 0 || i == len(line) || line[i] != ':' {
@@ -115,7 +115,7 @@ func splitField(line []byte) (name, value []byte, err *ProtocolError) {
 		return nil, nil, errName
 	}
 	value = trimSpace(line[i+1:])
-	if !validValue(value) {
+	if !message.ValidValue(value) {
 		return nil, nil, errValue
 	}
 	return line[:i], value, nil
@@ -193,7 +193,7 @@ func (h *head) nominate(value []byte) *ProtocolError {
 			h.keepAlive = true
 		case foldEqual(option, "upgrade"):
 			h.upgrades = true
-		case !validToken(option) || len(h.nominated) == maxNominated:
+		case !message.ValidToken(option) || len(h.nominated) == maxNominated:
 			return errConnection
 		case kindOf(option) == endToEnd:
 			h.nominated = append(h.nominated, option)
@@ -217,7 +217,7 @@ func protocol(value []byte) []byte {
 		name, version, versioned := bytes.Cut(option, []byte("/"))
 		switch {
 		case len(option) == 0:
-		case !validToken(name) || versioned && !validToken(version):
+		case !message.ValidToken(name) || versioned && !message.ValidToken(version):
 			return nil
 		case !foldEqual(name, "h2c") && !foldEqual(name, "h2") && !foldEqual(name, "http"):
 			return option

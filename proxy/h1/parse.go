@@ -68,7 +68,7 @@ func (p *parser) request(buf []byte, r *message.Request) (done bool, err *Protoc
 		return false, errHostMissing
 	}
 	if h.hasHost {
-		if !validAuthority(h.host) {
+		if !message.ValidAuthority(h.host) {
 			return false, errHost
 		}
 		if r.Authority == nil {
@@ -141,7 +141,7 @@ func (p *parser) requestLine(line []byte, r *message.Request) *ProtocolError {
 		return errRequestLine
 	}
 	method, target, version := line[:i], line[i+1:j], line[j+1:]
-	if !validToken(method) {
+	if !message.ValidToken(method) {
 		return errMethod
 	}
 	r.Method = method
@@ -166,7 +166,7 @@ func setTarget(r *message.Request, target []byte) *ProtocolError {
 	if len(target) > maxTarget {
 		return errTargetLong
 	}
-	if len(target) == 0 || !validTarget(target) {
+	if len(target) == 0 || !message.ValidTarget(target) {
 		return errTarget
 	}
 	options := string(r.Method) == "OPTIONS"
@@ -194,7 +194,7 @@ func setTarget(r *message.Request, target []byte) *ProtocolError {
 	default:
 		r.Target = root
 	}
-	if !validAuthority(rest) {
+	if !message.ValidAuthority(rest) {
 		return errHost
 	}
 	r.Authority = rest
@@ -224,7 +224,7 @@ func (p *parser) statusLine(line []byte, r *message.Response) *ProtocolError {
 		}
 		r.Status = r.Status*10 + int(c-'0')
 	}
-	if r.Status < 100 || !validValue(line[12:]) {
+	if r.Status < 100 || !message.ValidValue(line[12:]) {
 		return errStatusLine
 	}
 	return nil
@@ -253,7 +253,7 @@ func earlyRequest(buf []byte) *ProtocolError {
 		if c == ' ' && i > 0 {
 			break
 		}
-		if chars[c]&isToken == 0 {
+		if !message.IsToken(c) {
 			return errMethod
 		}
 	}

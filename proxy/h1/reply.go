@@ -52,7 +52,7 @@ func (s *Stream) WriteHead(r *message.Response) error {
 	if err == nil {
 		err = s.out.fields(r.Fields)
 	}
-	if err == nil && switching && !validValue(r.Upgrade) {
+	if err == nil && switching && !message.ValidValue(r.Upgrade) {
 		err = ErrField
 	}
 	if err != nil {

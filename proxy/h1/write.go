@@ -140,7 +140,7 @@ func (o *output) fields(fields []message.Field) error {
 		if k := kindOf(f.Name); k != endToEnd && k != trailer {
 			continue
 		}
-		if !validToken(f.Name) || !validValue(f.Value) {
+		if !message.ValidToken(f.Name) || !message.ValidValue(f.Value) {
 			return ErrField
 		}
 		o.buf = append(o.buf, f.Name...)

@@ -1,7 +1,7 @@
 // Package message holds the heads of HTTP requests and responses apart from
 // the HTTP version that carried them.
 //
-// A codec (proxy/h1, later proxy/h2) fills them and writes them; everything
+// A codec (proxy/h1, proxy/h2) fills them and writes them; everything
 // between, such as routing, policy and the picker, reads and edits them without
 // knowing which version is spoken on either side.
 //
