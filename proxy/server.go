@@ -19,6 +19,7 @@ import (
 	"github.com/fairway-proxy/fairway/picker"
 	"github.com/fairway-proxy/fairway/proxy/account"
 	"github.com/fairway-proxy/fairway/proxy/h1"
+	"github.com/fairway-proxy/fairway/proxy/h2"
 )
 
 // Config is what a Server is made with. The zero value works, apart from
@@ -54,6 +55,7 @@ type Server struct {
 	exchanges sync.Pool    // of *Exchange
 
 	http1 h1.Server
+	http2 h2.Server // on connections that http1 finds to begin with its preface
 
 	mu        sync.Mutex
 	pools     map[string]*pool
@@ -73,12 +75,18 @@ func New(c Config) *Server {
 	s.exchanges.New = func() any { return &Exchange{server: s} }
 	s.http1 = h1.Server{
 		Handler:       func(st *h1.Stream) { s.Handle(st) },
-		BadRequest:    s.badRequest,
+		BadRequest:    func(st *h1.Stream, err *h1.ProtocolError) { s.badRequest(st, err.Status, err) },
+		HTTP2:         s.http2.ServeConn,
 		HeaderLimit:   or(c.HeaderLimit, DefaultHeaderLimit),
 		HeaderTimeout: or(c.HeaderTimeout, 30*time.Second),
 		BodyTimeout:   or(c.BodyTimeout, time.Minute),
 		IdleTimeout:   or(c.IdleTimeout, 10*time.Minute),
 	}
+	s.http2.Handler = func(st *h2.Stream) { s.Handle(st) }
+	s.http2.BadRequest = func(st *h2.Stream, err *h2.ProtocolError) { s.badRequest(st, err.Status, err) }
+	s.http2.HeaderLimit = s.http1.HeaderLimit
+	s.http2.BodyTimeout = s.http1.BodyTimeout
+	s.http2.IdleTimeout = s.http1.IdleTimeout
 	return s
 }
 
@@ -100,13 +108,13 @@ func (s *Server) Live() int { return int(s.live.Load()) }
 func (s *Server) Buffered() int64 { return s.buffers.used.Load() }
 
 // badRequest answers a request whose head could not be taken.
-func (s *Server) badRequest(st *h1.Stream, cause *h1.ProtocolError) {
+func (s *Server) badRequest(st Stream, status int, cause error) {
 	rec := account.Record{
-		ID: newID(), Start: time.Now(), Status: cause.Status, Reason: "fairway_bad_request", Remote: st.RemoteAddr().String(),
+		ID: newID(), Start: time.Now(), Status: status, Reason: "fairway_bad_request", Remote: st.RemoteAddr().String(),
 		PromptTokens: account.Unknown, CachedTokens: account.Unknown, CompletionTokens: account.Unknown,
 		PredictedTokens: account.Unknown, PredictedHit: account.Unknown,
 	}
-	e := &Error{Status: cause.Status, Type: rec.Reason, Message: cause.Error()}
+	e := &Error{Status: status, Type: rec.Reason, Message: cause.Error()}
 	if err := writeError(st, e, rec.ID); err != nil {
 		st.Abort()
 	}
@@ -120,17 +128,20 @@ func malformed(err error) int {
 	if e, ok := errors.AsType[*h1.ProtocolError](err); ok {
 		return e.Status
 	}
+	if e, ok := errors.AsType[*h2.ProtocolError](err); ok {
+		return e.Status
+	}
 	return 0
 }
 
 // slow tells whether a stream ended because its client took too long.
-func slow(cause error) bool { return errors.Is(cause, h1.ErrTimeout) }
+func slow(cause error) bool { return errors.Is(cause, h1.ErrTimeout) || errors.Is(cause, h2.ErrTimeout) }
 
 // ErrStopped is what Serve answers after Shutdown.
 var ErrStopped = errors.New("the server was stopped")
 
-// Serve takes connections from l and serves HTTP/1.1 on them until Shutdown,
-// or until l fails for good. It closes l.
+// Serve takes connections from l and serves HTTP/1.1 on them, or HTTP/2 to
+// clients that begin with it, until Shutdown, or until l fails for good. It closes l.
 func (s *Server) Serve(l net.Listener) error {
 	s.mu.Lock()
 	if s.stopping {
@@ -201,7 +212,8 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	}
 	s.mu.Unlock()
 
-	err := s.http1.Shutdown(ctx)
+	s.http2.Drain()
+	err := s.http1.Shutdown(ctx) // waits for connections of either version
 	if err != nil {
 		s.http1.Close()
 		cut, cancel := context.WithTimeout(context.Background(), cutTime)

@@ -1,0 +1,14 @@
+// Package h2 is HTTP/2 with prior knowledge (h2c, RFC 9113) as the proxy speaks
+// it: each request of a connection as a Stream, with the methods of one of
+// proxy/h1.
+//
+// Frames, flow control and the defences against floods are those of
+// golang.org/x/net/http2; what this package adds is the proxy's judgement of a
+// request's head, which is proxy/h1's, the time-outs of one stream, and an end of
+// the client that tells: a reset of the stream and the loss of the connection
+// end the Context in whatever phase the request is, the end of the request's body
+// does not.
+//
+// A Stream's methods may be called from any goroutine, one at a time, but that
+// Read may run beside the writing half.
+package h2

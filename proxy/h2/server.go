@@ -1,0 +1,151 @@
+package h2
+
+import (
+	"context"
+	"io"
+	"log"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/net/http2"
+
+	"github.com/fairway-proxy/fairway/proxy/message"
+	"github.com/fairway-proxy/fairway/proxy/sock"
+)
+
+// What one connection may make the server hold.
+const (
+	maxStreams = 100
+	// streamWindow is how much of a body that nobody reads a client may send. The
+	// connection's window has room for all streams at once: one that is not read
+	// stops no other.
+	streamWindow  = 256 << 10
+	connWindow    = maxStreams * streamWindow
+	maxFrameSize  = 64 << 10
+	maxFields     = 200 // header fields of one request, as in proxy/h1
+	maxTarget     = 16 << 10
+	fieldOverhead = 32 // what a field counts beside its octets: RFC 9113 section 10.5.1
+)
+
+// A connection is asked for a sign of life (PING) after so much silence, and is
+// given up when none comes.
+const (
+	pingAfter = 30 * time.Second
+	pingWait  = 15 * time.Second
+)
+
+// Server takes HTTP/2 requests off connections. Fields are set before the first
+// ServeConn and not changed afterwards. Of the time-outs, zero means the default
+// and less than zero means none.
+type Server struct {
+	// Handler answers one request, on a goroutine of its own. It ends the answer
+	// with Finish or Abort; without either the stream is reset. Required.
+	Handler func(*Stream)
+	// BadRequest answers a request whose head was refused. Nil: the status and
+	// the reason as plain text.
+	BadRequest func(*Stream, *ProtocolError)
+	// HeaderLimit is how large a request's head may be in bytes, each field
+	// counted with 32 more. 0: 64 KiB.
+	HeaderLimit int
+	// IdleTimeout is how long a connection may be without a request. Default: 2
+	// minutes.
+	IdleTimeout time.Duration
+	// BodyTimeout is how long a read of the body waits for a byte. Default: 1
+	// minute.
+	BodyTimeout time.Duration
+	// WriteTimeout is how long a write waits for the client to take it. Default:
+	// 1 minute.
+	WriteTimeout time.Duration
+
+	once   sync.Once
+	base   http.Server
+	http2  http2.Server
+	active atomic.Int64
+}
+
+func (s *Server) headerLimit() int {
+	if s.HeaderLimit <= 0 {
+		return 64 << 10
+	}
+	return s.HeaderLimit
+}
+
+func timeout(d, otherwise time.Duration) time.Duration {
+	if d == 0 {
+		return otherwise
+	}
+	return max(d, 0)
+}
+
+// ready makes the library's server.
+func (s *Server) ready() {
+	s.once.Do(func() {
+		// The library answers larger heads by itself; those in between are BadRequest's.
+		s.base.MaxHeaderBytes = 2 * s.headerLimit()
+		s.base.ErrorLog = log.New(io.Discard, "", 0) // what a client does wrong is no news
+		s.http2 = http2.Server{
+			MaxConcurrentStreams:         maxStreams,
+			MaxReadFrameSize:             maxFrameSize,
+			MaxUploadBufferPerStream:     streamWindow,
+			MaxUploadBufferPerConnection: connWindow,
+			IdleTimeout:                  timeout(s.IdleTimeout, 2*time.Minute),
+			ReadIdleTimeout:              pingAfter,
+			PingTimeout:                  pingWait,
+			WriteByteTimeout:             timeout(s.WriteTimeout, time.Minute),
+		}
+		if err := http2.ConfigureServer(&s.base, &s.http2); err != nil {
+			panic("h2: " + err.Error()) // it complains of TLS settings, and there are none
+		}
+	})
+}
+
+// ServeConn serves the requests of a connection whose client speaks HTTP/2 with
+// prior knowledge (RFC 9113 section 3.3), from the preface on, until it ends, and
+// closes it. The streams' Context descends from ctx.
+func (s *Server) ServeConn(ctx context.Context, c *sock.Conn) {
+	s.ready()
+	s.http2.ServeConn(c, &http2.ServeConnOpts{
+		Context:    ctx,
+		BaseConfig: &s.base,
+		Handler:    http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.serve(c, w, r) }),
+	})
+}
+
+// Active is the number of requests with a handler at this moment.
+func (s *Server) Active() int { return int(s.active.Load()) }
+
+// Drain has every connection end: clients are told to open no further stream
+// (GOAWAY), and those that are open go on to their end. It does not wait.
+func (s *Server) Drain() {
+	s.ready()
+	s.base.Shutdown(context.Background()) // it has no listeners or connections to wait for
+}
+
+// serve has one request answered.
+func (s *Server) serve(c *sock.Conn, w http.ResponseWriter, r *http.Request) {
+	st := newStream(s, c, w, r)
+	defer st.end()
+	if refused := st.readHead(); refused != nil {
+		st.refuse(refused)
+	} else {
+		s.active.Add(1)
+		s.Handler(st)
+		s.active.Add(-1)
+	}
+	if !st.finished {
+		panic(http.ErrAbortHandler) // has the library reset the stream
+	}
+}
+
+// refuse has a request answered whose head was not understood.
+func (st *Stream) refuse(err *ProtocolError) {
+	if st.server.BadRequest != nil {
+		st.server.BadRequest(st, err)
+		return
+	}
+	st.WriteHead(&message.Response{Status: err.Status, ContentLength: int64(len(err.Reason)) + 1})
+	st.Write([]byte(err.Reason + "\n"))
+	st.Finish(nil)
+}
