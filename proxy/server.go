@@ -135,7 +135,9 @@ func malformed(err error) int {
 }
 
 // slow tells whether a stream ended because its client took too long.
-func slow(cause error) bool { return errors.Is(cause, h1.ErrTimeout) || errors.Is(cause, h2.ErrTimeout) }
+func slow(cause error) bool {
+	return errors.Is(cause, h1.ErrTimeout) || errors.Is(cause, h2.ErrTimeout)
+}
 
 // ErrStopped is what Serve answers after Shutdown.
 var ErrStopped = errors.New("the server was stopped")

@@ -54,25 +54,30 @@ func TestClientThatLeavesCancelsItsRequest(t *testing.T) {
 			reached: func(s engine.Stats) bool { return s.GenerationTokens > 3 },
 		},
 	} {
-		t.Run(test.phase, func(t *testing.T) {
-			var took []time.Duration
-			for range 5 {
-				took = append(took, timeToCancel(t, test.config, test.request, test.before, test.reached))
-			}
-			slices.Sort(took)
-			t.Logf("noticed after %v", took)
-			if took[2] > noticed {
-				t.Errorf("the median is %v, want at most %v", took[2], noticed)
-			}
-		})
+		for _, version := range []int{1, 2} {
+			t.Run(fmt.Sprintf("%s, HTTP/%d", test.phase, version), func(t *testing.T) {
+				var took []time.Duration
+				for range 5 {
+					took = append(took, timeToCancel(t, version, test.config, test.request, test.before, test.reached))
+				}
+				slices.Sort(took)
+				t.Logf("noticed after %v", took)
+				if took[2] > noticed {
+					t.Errorf("the median is %v, want at most %v", took[2], noticed)
+				}
+			})
+		}
 	}
 }
 
 // timeToCancel is the time from a client's leaving to the engine's giving up.
-func timeToCancel(t *testing.T, c mock.Config, r request, before int, reached func(engine.Stats) bool) time.Duration {
+func timeToCancel(t *testing.T, version int, c mock.Config, r request, before int, reached func(engine.Stats) bool) time.Duration {
 	p := startPod(t, "", c)
 	defer p.stop()
 	f := startFleet(t, p)
+	if version == 2 {
+		f.speakHTTP2()
+	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	send := func() context.CancelFunc {

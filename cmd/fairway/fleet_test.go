@@ -104,6 +104,14 @@ func startFleet(t testing.TB, pods ...*pod) *fleet {
 	return f
 }
 
+// speakHTTP2 has the client speak HTTP/2 with prior knowledge, all requests on one
+// connection.
+func (f *fleet) speakHTTP2() {
+	var only http.Protocols
+	only.SetUnencryptedHTTP2(true)
+	f.client.Transport = &http.Transport{Protocols: &only}
+}
+
 // waitFor polls until cond holds, and fails the test if it never does.
 func waitFor(t testing.TB, what string, cond func() bool) {
 	t.Helper()

@@ -187,9 +187,13 @@ func TestServe(t *testing.T) {
 
 	r.stop()
 	waitFor(t, "not ready", func() bool { status, _ := get("http://" + at[1] + "/healthz/ready"); return status == 503 })
-	if _, err := net.Dial("tcp", at[0]); err == nil {
-		t.Error("a stopping proxy takes connections")
-	}
+	waitFor(t, "no more connections", func() bool {
+		c, err := net.Dial("tcp", at[0])
+		if err == nil {
+			c.Close()
+		}
+		return err != nil
+	})
 	select {
 	case err := <-streamed:
 		if err != nil {
