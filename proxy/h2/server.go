@@ -4,12 +4,11 @@ import (
 	"context"
 	"io"
 	"log"
+	"net"
 	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"golang.org/x/net/http2"
 
 	"github.com/fairway-proxy/fairway/proxy/message"
 	"github.com/fairway-proxy/fairway/proxy/sock"
@@ -36,6 +35,9 @@ const (
 	pingWait  = 15 * time.Second
 )
 
+// prefaceTimeout is how long the client's preface may take.
+const prefaceTimeout = 10 * time.Second
+
 // Server takes HTTP/2 requests off connections. Fields are set before the first
 // ServeConn and not changed afterwards. Of the time-outs, zero means the default
 // and less than zero means none.
@@ -61,7 +63,6 @@ type Server struct {
 
 	once   sync.Once
 	base   http.Server
-	http2  http2.Server
 	active atomic.Int64
 }
 
@@ -82,35 +83,86 @@ func timeout(d, otherwise time.Duration) time.Duration {
 // ready makes the library's server.
 func (s *Server) ready() {
 	s.once.Do(func() {
+		s.base.Protocols = new(http.Protocols)
+		s.base.Protocols.SetUnencryptedHTTP2(true)
+		s.base.HTTP2 = &http.HTTP2Config{
+			MaxConcurrentStreams:          maxStreams,
+			MaxReadFrameSize:              maxFrameSize,
+			MaxReceiveBufferPerStream:     streamWindow,
+			MaxReceiveBufferPerConnection: connWindow,
+			SendPingTimeout:               pingAfter,
+			PingTimeout:                   pingWait,
+			WriteByteTimeout:              timeout(s.WriteTimeout, time.Minute),
+		}
 		// The library answers larger heads by itself; those in between are BadRequest's.
 		s.base.MaxHeaderBytes = 2 * s.headerLimit()
+		s.base.ReadHeaderTimeout = prefaceTimeout
+		s.base.IdleTimeout = timeout(s.IdleTimeout, 2*time.Minute)
 		s.base.ErrorLog = log.New(io.Discard, "", 0) // what a client does wrong is no news
-		s.http2 = http2.Server{
-			MaxConcurrentStreams:         maxStreams,
-			MaxReadFrameSize:             maxFrameSize,
-			MaxUploadBufferPerStream:     streamWindow,
-			MaxUploadBufferPerConnection: connWindow,
-			IdleTimeout:                  timeout(s.IdleTimeout, 2*time.Minute),
-			ReadIdleTimeout:              pingAfter,
-			PingTimeout:                  pingWait,
-			WriteByteTimeout:             timeout(s.WriteTimeout, time.Minute),
-		}
-		if err := http2.ConfigureServer(&s.base, &s.http2); err != nil {
-			panic("h2: " + err.Error()) // it complains of TLS settings, and there are none
-		}
+		s.base.ConnContext = func(_ context.Context, c net.Conn) context.Context { return c.(*handed).ctx }
+		s.base.Handler = http.HandlerFunc(s.serve)
 	})
 }
 
 // ServeConn serves the requests of a connection whose client speaks HTTP/2 with
 // prior knowledge (RFC 9113 section 3.3), from the preface on, until it ends, and
-// closes it. The streams' Context descends from ctx.
+// closes it. The streams' Context descends from ctx. After Drain it closes the
+// connection at once.
 func (s *Server) ServeConn(ctx context.Context, c *sock.Conn) {
 	s.ready()
-	s.http2.ServeConn(c, &http2.ServeConnOpts{
-		Context:    ctx,
-		BaseConfig: &s.base,
-		Handler:    http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.serve(c, w, r) }),
-	})
+	h := &handed{Conn: c, ctx: context.WithValue(ctx, connKey{}, c), over: make(chan struct{})}
+	l := &handover{conn: h, over: h.over, closed: make(chan struct{})}
+	s.base.Serve(l)
+	if l.conn != nil { // after Drain
+		c.Close()
+		return
+	}
+	<-h.over
+}
+
+// connKey is where a request's context has its connection.
+type connKey struct{}
+
+// handover is a listener that gives one connection: what the library serves comes
+// from listeners.
+type handover struct {
+	conn   *handed // nil once it was given
+	over   chan struct{}
+	once   sync.Once
+	closed chan struct{} // by Drain
+}
+
+func (l *handover) Accept() (net.Conn, error) {
+	if h := l.conn; h != nil {
+		l.conn = nil
+		return h, nil
+	}
+	select {
+	case <-l.over:
+	case <-l.closed:
+	}
+	return nil, net.ErrClosed
+}
+
+func (l *handover) Close() error {
+	l.once.Do(func() { close(l.closed) })
+	return nil
+}
+
+func (l *handover) Addr() net.Addr { return nil }
+
+// handed is a connection that ServeConn waits for.
+type handed struct {
+	*sock.Conn
+	ctx  context.Context
+	once sync.Once
+	over chan struct{} // closed with the connection
+}
+
+func (h *handed) Close() error {
+	err := h.Conn.Close()
+	h.once.Do(func() { close(h.over) })
+	return err
 }
 
 // Active is the number of requests with a handler at this moment.
@@ -120,12 +172,14 @@ func (s *Server) Active() int { return int(s.active.Load()) }
 // (GOAWAY), and those that are open go on to their end. It does not wait.
 func (s *Server) Drain() {
 	s.ready()
-	s.base.Shutdown(context.Background()) // it has no listeners or connections to wait for
+	over, cancel := context.WithCancel(context.Background())
+	cancel()
+	s.base.Shutdown(over)
 }
 
 // serve has one request answered.
-func (s *Server) serve(c *sock.Conn, w http.ResponseWriter, r *http.Request) {
-	st := newStream(s, c, w, r)
+func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
+	st := newStream(s, r.Context().Value(connKey{}).(*sock.Conn), w, r)
 	defer st.end()
 	if refused := st.readHead(); refused != nil {
 		st.refuse(refused)

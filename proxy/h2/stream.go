@@ -156,8 +156,7 @@ func (st *Stream) end() {
 // readHead makes the request's head of the library's, and judges what the library
 // lets pass. It refuses by itself, with a reset of the stream, unless said
 // otherwise here: pseudo-fields that are missing, unknown, repeated or late, names
-// in upper case, fields of a connection (400), a Host that is not the :authority
-// (RFC 9113 sections 8.2 and 8.3).
+// in upper case, and fields of a connection (400): RFC 9113 sections 8.2 and 8.3.
 func (st *Stream) readHead() *ProtocolError {
 	r, h := st.r, &st.req
 	*h = message.Request{
@@ -184,6 +183,11 @@ func (st *Stream) readHead() *ProtocolError {
 		case "Content-Length":
 			if err := st.length(values); err != nil {
 				return err
+			}
+			continue
+		case "Host": // beside an :authority, or in its place
+			if len(values) != 1 || values[0] != r.Host {
+				return errHost
 			}
 			continue
 		case "Expect": // the library has taken 100-continue out
