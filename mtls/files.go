@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -33,15 +34,12 @@ type Files struct {
 }
 
 func (f Files) open(s *Source) func(context.Context) {
-	domains := slices.SortedFunc(maps.Keys(f.Federated), spiffeid.TrustDomain.Compare)
-	files := &watch.Files{Paths: []string{f.Certificate, f.Key, f.Roots}, Every: f.Every}
-	for _, domain := range domains {
-		files.Paths = append(files.Paths, f.Federated[domain])
-	}
+	others := newFederation(f.Federated)
+	files := &watch.Files{Paths: append([]string{f.Certificate, f.Key, f.Roots}, others.paths...), Every: f.Every}
 	take := func(contents [][]byte, err error) {
 		if err == nil {
 			var i Identity
-			if i, err = f.identity(contents, domains); err == nil {
+			if i, err = f.identity(contents, others); err == nil {
 				s.offer(i)
 				return
 			}
@@ -54,28 +52,62 @@ func (f Files) open(s *Source) func(context.Context) {
 
 // identity is what the contents of the files make together, in the order in
 // which they are watched.
-func (f Files) identity(contents [][]byte, domains []spiffeid.TrustDomain) (Identity, error) {
+func (f Files) identity(contents [][]byte, others federation) (Identity, error) {
 	cert, err := tls.X509KeyPair(contents[0], contents[1])
 	if err != nil {
 		return Identity{}, fmt.Errorf("%s and %s: %w", f.Certificate, f.Key, err)
 	}
-	i := Identity{Certificate: cert, Roots: make(map[spiffeid.TrustDomain][]*x509.Certificate)}
 	id, err := leafID(cert.Leaf)
 	if err != nil {
 		return Identity{}, fmt.Errorf("%s: not an X.509-SVID: %w", f.Certificate, err)
 	}
-	for n, domain := range append([]spiffeid.TrustDomain{id.TrustDomain()}, domains...) {
-		path := f.Roots
-		if n > 0 {
-			path = f.Federated[domain]
-		}
-		roots, err := certificates(contents[2+n])
-		if err != nil {
-			return Identity{}, fmt.Errorf("%s: %w", path, err)
-		}
-		i.Roots[domain] = append(i.Roots[domain], roots...)
+	roots, err := certificates(contents[2])
+	if err != nil {
+		return Identity{}, fmt.Errorf("%s: %w", f.Roots, err)
 	}
-	return i, nil
+	foreign, err := others.roots(contents[3:], nil)
+	if err != nil {
+		return Identity{}, err
+	}
+	i := Identity{Certificate: cert, Roots: map[spiffeid.TrustDomain][]*x509.Certificate{id.TrustDomain(): roots}}
+	return i.with(foreign), nil
+}
+
+// federation is where the roots of other trust domains are.
+type federation struct {
+	domains []spiffeid.TrustDomain
+	paths   []string // of each domain
+}
+
+func newFederation(files map[spiffeid.TrustDomain]string) federation {
+	f := federation{domains: slices.SortedFunc(maps.Keys(files), spiffeid.TrustDomain.Compare)}
+	for _, domain := range f.domains {
+		f.paths = append(f.paths, files[domain])
+	}
+	return f
+}
+
+// roots reads the contents of paths.
+func (f federation) roots(contents [][]byte, err error) (map[spiffeid.TrustDomain][]*x509.Certificate, error) {
+	if err != nil {
+		return nil, fmt.Errorf("the roots of other trust domains: %w", err)
+	}
+	all := make(map[spiffeid.TrustDomain][]*x509.Certificate)
+	for n, domain := range f.domains {
+		if all[domain], err = certificates(contents[n]); err != nil {
+			return nil, fmt.Errorf("the roots of %s: %s: %w", domain, f.paths[n], err)
+		}
+	}
+	return all, nil
+}
+
+// with is i with further roots.
+func (i Identity) with(roots map[spiffeid.TrustDomain][]*x509.Certificate) Identity {
+	i.Roots = maps.Clone(i.Roots)
+	for domain, more := range roots {
+		i.Roots[domain] = slices.Concat(i.Roots[domain], more)
+	}
+	return i
 }
 
 // certificates reads every certificate of a text in PEM; there must be one.
@@ -97,7 +129,7 @@ func certificates(text []byte) ([]*x509.Certificate, error) {
 		certs = append(certs, cert)
 	}
 	if len(certs) == 0 {
-		return nil, fmt.Errorf("no certificate in it: want PEM")
+		return nil, errors.New("no certificate in it: want PEM")
 	}
 	return certs, nil
 }

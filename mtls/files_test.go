@@ -144,7 +144,7 @@ func FuzzFiles(f *testing.F) {
 	f.Add(good["tls.crt"], good["tls.key"], good["root.pem"])
 	f.Add(good["tls.key"], good["tls.crt"], []byte("-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n"))
 	f.Fuzz(func(t *testing.T, cert, key, roots []byte) {
-		i, err := Files{}.identity([][]byte{cert, key, roots}, nil)
+		i, err := Files{}.identity([][]byte{cert, key, roots}, federation{})
 		if err != nil {
 			return
 		}
