@@ -45,6 +45,16 @@ func errNoPool(path string) *Error {
 		Message: fmt.Sprintf("Nothing says which of the pools %s is for: it names no model.", path)}
 }
 
+func errNoRoute(method, authority, path string) *Error {
+	return &Error{Status: 404, Type: "fairway_no_route",
+		Message: fmt.Sprintf("No route matches this request: %s %s at host %q.", method, path, authority)}
+}
+
+func errNoBackend(rule string) *Error {
+	return &Error{Status: 500, Type: "fairway_no_backend",
+		Message: fmt.Sprintf("The rule for this request, %s, sends it to no backend that exists.", rule)}
+}
+
 func errNoEndpoint(pool string) *Error {
 	return &Error{Status: 503, Type: "fairway_no_endpoint", RetryAfter: time.Second,
 		Message: fmt.Sprintf("No endpoint of pool %s is there to serve this request.", pool)}

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 	"github.com/fairway-proxy/fairway/proxy/account"
 	"github.com/fairway-proxy/fairway/proxy/message"
 	"github.com/fairway-proxy/fairway/proxy/openai"
+	"github.com/fairway-proxy/fairway/proxy/route"
 )
 
 // Exchange is the life of one request: read, choose, forward, relay, account.
@@ -25,6 +27,9 @@ type Exchange struct {
 	ctx     context.Context // done when the client has gone, or its time is over
 	head    *message.Request
 
+	found    route.Found    // the rule it is served by; none without routes
+	backend  *route.Backend // of that rule; nil without routes
+	mirrored bool           // a copy, sent to backend by a rule's mirror
 	pool     *pool
 	model    *servedModel
 	body     body
@@ -44,11 +49,13 @@ type Exchange struct {
 	loadAsked     bool        // the client wants the load report for itself
 
 	start, until time.Duration      // on Now's clock; until 0: no bound
+	limit        time.Duration      // from start to until
+	attemptUntil time.Duration      // when the present attempt has to be over; 0: no bound
 	tried        []*picker.Endpoint // that failed before they answered
 	failure      error              // of the last one
 	refuges      int                // of tried, known before not to take connections
 	sent         bool               // the last one took the whole request
-	resent       bool               // the body was sent a second time
+	resends      int                // how often the request was sent again
 	retry        *retryPlace        // held in the retry budget
 	record       account.Record
 	scratch      []byte
@@ -70,9 +77,12 @@ func (x *Exchange) serve() error {
 	if err := x.begin(); err != nil {
 		return err
 	}
-	if limit := x.serving.timeouts.Request; limit > 0 {
-		x.until = x.start + limit
-		ctx, cancel := context.WithTimeout(x.ctx, limit)
+	if done, err := x.match(); done || err != nil {
+		return err
+	}
+	if x.limit = x.requestLimit(); x.limit > 0 {
+		x.until = x.start + x.limit
+		ctx, cancel := context.WithTimeout(x.ctx, x.limit)
 		defer cancel()
 		x.ctx = ctx
 	}
@@ -85,6 +95,7 @@ func (x *Exchange) serve() error {
 	if err := x.route(); err != nil {
 		return err
 	}
+	x.mirror()
 	for {
 		if err := x.waitToRetry(); err != nil {
 			return err
@@ -103,6 +114,7 @@ func (x *Exchange) begin() error {
 	}
 	x.head = x.stream.Head()
 	x.ctx = x.stream.Context()
+	x.head.Target = route.Normalize(x.head.Target)
 	x.takeFields()
 	return nil
 }
@@ -154,7 +166,11 @@ func (x *Exchange) readBody() error {
 	}
 	x.read.Reset()
 	x.kind = openai.KindOf(x.head.Method, x.head.Path())
-	if err := x.receive(wholeSize); err != nil {
+	first := int64(wholeSize)
+	if x.mirrors() {
+		first = x.serving.bodyLimit + 1
+	}
+	if err := x.receive(first); err != nil {
 		return err
 	}
 	if x.kind == openai.Other {
@@ -188,7 +204,7 @@ func (x *Exchange) readBody() error {
 func (x *Exchange) route() error {
 	x.serving = x.server.serving.Load() // it may have changed while the body came in
 	var err error
-	x.pool, x.model, err = x.serving.route(x.read.Model, x.head.Path())
+	x.pool, x.model, err = x.serving.route(x.chosen(), x.read.Model, x.head.Path())
 	if err != nil {
 		return err
 	}
@@ -241,7 +257,7 @@ func (x *Exchange) attempt() (again bool, err error) {
 	defer func() { choice.Lease.End(Now(), outcome) }()
 
 	connect := choice.Transport.Get
-	if x.resent {
+	if x.resends > 0 {
 		connect = choice.Transport.Dial // no idle connection fails it a second time
 	}
 	conn, err := connect(x.ctx)
@@ -262,6 +278,7 @@ func (x *Exchange) attempt() (again bool, err error) {
 	defer x.stream.Unbind()
 
 	outcome = picker.Failed
+	x.beginAttempt()
 	if err := x.forward(conn); err != nil {
 		if x.gone() {
 			outcome = picker.ClientGone
@@ -272,6 +289,11 @@ func (x *Exchange) attempt() (again bool, err error) {
 			return false, own
 		}
 		return x.unanswered(endpoint, conn, err)
+	}
+	if x.triesAgain(x.answer.Status) {
+		outcome = outcomeOf(x.answer.Status)
+		x.sendAgain(endpoint, fmt.Errorf("%s: answered with status %d", endpoint.Address(), x.answer.Status))
+		return true, nil
 	}
 	x.settled()
 	whole, outcome = x.relay(conn, &choice.Lease)
@@ -303,13 +325,15 @@ func (x *Exchange) forward(conn carrier) error {
 	return nil
 }
 
-// arm bounds the next wait on the endpoint: by d, and by what the whole request
-// has left.
+// arm bounds the next wait on the endpoint: by d, and by what the attempt and the
+// whole request have left.
 func (x *Exchange) arm(conn carrier, d time.Duration) {
-	if x.until > 0 {
-		left := max(x.until-Now(), time.Millisecond)
-		if d == 0 || left < d {
-			d = left
+	for _, until := range [...]time.Duration{x.until, x.attemptUntil} {
+		if until > 0 {
+			left := max(until-Now(), time.Millisecond)
+			if d == 0 || left < d {
+				d = left
+			}
 		}
 	}
 	conn.SetTimeout(d)
@@ -326,6 +350,7 @@ func (x *Exchange) account() {
 // forget lets go of everything that belongs to the request.
 func (x *Exchange) forget() {
 	x.stream, x.ctx, x.head = nil, nil, nil
+	x.found, x.backend = route.Found{}, nil
 	x.read.Reset()
 	clear(x.segments[:cap(x.segments)])
 	clear(x.tried[:cap(x.tried)])

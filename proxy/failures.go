@@ -40,24 +40,52 @@ func (x *Exchange) unreachable(e *picker.Endpoint, err error) (again bool, _ err
 }
 
 // unanswered is for a request that was sent, in whole or in part, and got no
-// answer: it is sent a second time at most, and only within the retry budget.
+// answer: it is sent a second time at most, or as often as its route says, and
+// only within the retry budget.
 func (x *Exchange) unanswered(e *picker.Endpoint, conn carrier, err error) (again bool, _ error) {
 	if conn.TimedOut() {
+		if x.retryRule() != nil && x.attemptOver() && x.maySendAgain() {
+			x.sendAgain(e, fmt.Errorf("%s: %w", e.Address(), err))
+			return true, nil
+		}
 		return false, x.timeout()
 	}
 	x.failure = fmt.Errorf("%s: %w", e.Address(), err)
-	if x.resent || x.body.lost {
-		return false, errUpstream(x.failure)
-	}
-	x.resent = true
-	if conn.Used() {
+	switch {
+	case conn.Used() && x.resends == 0 && !x.body.lost:
 		// Engines close idle connections, now and then in the very moment one
 		// is used: the same endpoint may be asked again, on a new connection.
+		x.resends++
 		x.record.Retries++
 		return true, nil
+	case !x.maySendAgain():
+		return false, errUpstream(x.failure)
 	}
-	x.tryElsewhere(e, x.failure)
+	x.sendAgain(e, x.failure)
 	return true, nil
+}
+
+// maySendAgain tells whether a request that was sent may be sent once more.
+func (x *Exchange) maySendAgain() bool {
+	most := 1
+	if x.retryRule() != nil {
+		most = x.retryRule().Attempts
+	}
+	return x.resends < most && !x.body.lost
+}
+
+// sendAgain has a request that e failed sent to another endpoint, if there is one
+// that has not failed it. A route that asks for more begins with all of them anew.
+func (x *Exchange) sendAgain(e *picker.Endpoint, why error) {
+	x.resends++
+	if x.retry != nil {
+		x.retry.end()
+		x.retry = nil
+	}
+	x.tryElsewhere(e, why)
+	if x.retryRule() != nil && len(x.tried) >= len(x.pool.picker.Endpoints()) {
+		x.tried = x.tried[:0]
+	}
 }
 
 func (x *Exchange) tryElsewhere(e *picker.Endpoint, why error) {
@@ -67,10 +95,14 @@ func (x *Exchange) tryElsewhere(e *picker.Endpoint, why error) {
 }
 
 // waitToRetry takes a place in the retry budget for a request that was sent
-// before. Nothing is held meanwhile but the body.
+// before, after the time that its route has it wait. Nothing is held meanwhile
+// but the body.
 func (x *Exchange) waitToRetry() error {
-	if !x.resent || x.retry != nil {
+	if x.resends == 0 || x.retry != nil {
 		return nil
+	}
+	if err := x.backOff(); err != nil {
+		return err
 	}
 	x.retry = x.server.retries.begin(x.ctx, &x.server.live)
 	switch {
@@ -108,8 +140,8 @@ func (x *Exchange) noEndpoint(err error) error {
 }
 
 func (x *Exchange) timeout() error {
-	if x.until > 0 && Now() >= x.until {
-		return errTimeout("whole answer", x.serving.timeouts.Request)
+	if e := x.overdue(); e != nil {
+		return e
 	}
 	return errTimeout("answer", x.serving.timeouts.FirstByte)
 }

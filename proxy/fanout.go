@@ -70,7 +70,8 @@ func (x *Exchange) listModels() error {
 		Object string            `json:"object"`
 		Data   []json.RawMessage `json:"data"`
 	}{Object: "list", Data: []json.RawMessage{}}
-	if models := x.serving.world.Models; len(models) > 0 {
+	pools := x.meant()
+	if models := x.serving.modelsOf(pools); len(models) > 0 {
 		for _, m := range models {
 			entry, err := json.Marshal(map[string]any{"id": m.Name, "object": "model", "created": processStart.Unix(), "owned_by": "fairway"})
 			if err != nil {
@@ -82,7 +83,7 @@ func (x *Exchange) listModels() error {
 	}
 
 	var transports []*upstream.Transport
-	for _, p := range x.serving.pools {
+	for _, p := range pools {
 		transports = append(transports, p.endpoints()...)
 	}
 	replies := x.askAll(transports, fanOutTimeout)
@@ -118,10 +119,11 @@ func (x *Exchange) listModels() error {
 // tellPool has every endpoint of the pool do the same. The answer is that of
 // the first, unless some did and others did not: then it says which.
 func (x *Exchange) tellPool() error {
-	if len(x.serving.pools) != 1 {
+	pools := x.meant()
+	if len(pools) != 1 {
 		return errNoPool(string(x.head.Path()))
 	}
-	x.pool = x.serving.pools[0]
+	x.pool = pools[0]
 	x.record.Pool = x.pool.name
 	if err := x.receive(x.serving.bodyLimit + 1); err != nil {
 		return err

@@ -59,8 +59,8 @@ func (x *Exchange) relay(conn carrier, lease *picker.Lease) (whole bool, outcome
 	case x.gone() || err == errGone:
 		return x.left()
 	}
-	if conn.TimedOut() && x.until > 0 && Now() >= x.until {
-		return x.cut(streamed, errTimeout("whole answer", x.serving.timeouts.Request)), picker.ClientGone
+	if e := x.overdue(); e != nil && conn.TimedOut() {
+		return x.cut(streamed, e), picker.ClientGone
 	}
 	x.record.Reason = account.UpstreamCut
 	x.server.log.Warn("answer broke off", "request_id", x.record.ID, "pool", x.pool.name, "endpoint", x.record.Endpoint, "error", err)
@@ -200,6 +200,7 @@ func (x *Exchange) addFields(lease *picker.Lease) {
 			fields = append(fields, f)
 		}
 	}
+	fields = x.changeAnswer(fields)
 	fields = append(fields, message.Field{Name: fieldRequestID, Value: []byte(x.record.ID)})
 	if x.explain {
 		fields = append(fields,

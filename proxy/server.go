@@ -51,6 +51,7 @@ type Server struct {
 	serving   atomic.Pointer[serving]
 	buffers   budget
 	retries   *retryBudget
+	mirrors   *mirrors
 	live      atomic.Int64 // exchanges under way
 	exchanges sync.Pool    // of *Exchange
 
@@ -70,6 +71,7 @@ func New(c Config) *Server {
 		log:       or(c.Log, slog.Default()),
 		account:   c.Account,
 		retries:   newRetryBudget(),
+		mirrors:   newMirrors(),
 		listeners: make(map[net.Listener]bool),
 	}
 	s.exchanges.New = func() any { return &Exchange{server: s} }
@@ -91,11 +93,17 @@ func New(c Config) *Server {
 }
 
 // Handle runs one exchange, from its head to the end of its answer.
-func (s *Server) Handle(st Stream) {
+func (s *Server) Handle(st Stream) { s.handle(st, nil) }
+
+// handle runs an exchange that prepare, which may be nil, was given first.
+func (s *Server) handle(st Stream, prepare func(*Exchange)) {
 	s.live.Add(1)
 	defer s.live.Add(-1)
 	x := s.exchanges.Get().(*Exchange)
 	x.reset(st)
+	if prepare != nil {
+		prepare(x)
+	}
 	x.run()
 	x.forget()
 	s.exchanges.Put(x)
@@ -223,6 +231,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		s.http1.Wait(cut)
 	}
 
+	s.mirrors.close()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, p := range s.pools {

@@ -1,11 +1,12 @@
 package proxy
 
 import (
-	"sort"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/fairway-proxy/fairway/picker"
+	"github.com/fairway-proxy/fairway/proxy/route"
 	"github.com/fairway-proxy/fairway/proxy/upstream"
 )
 
@@ -20,15 +21,21 @@ var processStart = time.Now()
 type serving struct {
 	world  *World
 	pools  []*pool
-	models map[string]*servedModel
-	// known lists the model names, for the error that names them.
-	known string
+	byName map[string]*pool
+	routes *route.Table // nil: the models say which pool a request is for
+	models map[modelKey]*servedModel
+	// known lists the model names, for the error that names them: of each pool
+	// that has models, and under "" all.
+	known map[string]string
 
 	bodyLimit int64
 	usage     UsageMode
 	explain   ExplainMode
 	timeouts  Timeouts
 }
+
+// modelKey names a model in a pool, or under the pool "" the first of its name.
+type modelKey struct{ pool, model string }
 
 // servedModel is a Model with its pool found.
 type servedModel struct {
@@ -55,7 +62,8 @@ func (s *Server) SetWorld(w *World) {
 
 	next := &serving{
 		world:     w,
-		models:    make(map[string]*servedModel, len(w.Models)),
+		models:    make(map[modelKey]*servedModel, 2*len(w.Models)),
+		known:     make(map[string]string),
 		bodyLimit: or(w.Limits.Body, DefaultBodyLimit),
 		usage:     or(w.Usage, UsageInject),
 		explain:   or(w.Explain, ExplainOnRequest),
@@ -69,14 +77,26 @@ func (s *Server) SetWorld(w *World) {
 		pools[p.name] = p
 		next.pools = append(next.pools, p)
 	}
+	next.byName = pools
+	if len(w.Routes) > 0 {
+		next.routes = route.Compile(w.Routes)
+	}
+	names := make(map[string][]string) // by pool
 	for i := range w.Models {
 		m := &servedModel{Model: w.Models[i], pool: pools[w.Models[i].Pool]}
 		for _, t := range m.Targets {
 			m.totalWeight += t.Weight
 		}
-		next.models[m.Name] = m
+		for _, in := range []string{"", m.Pool} {
+			names[in] = append(names[in], m.Name)
+			if key := (modelKey{in, m.Name}); next.models[key] == nil {
+				next.models[key] = m
+			}
+		}
 	}
-	next.known = knownModels(w.Models)
+	for in, all := range names {
+		next.known[in] = knownModels(all)
+	}
 
 	s.serving.Store(next)
 	for name, p := range s.pools {
@@ -141,14 +161,21 @@ func (p *pool) close() {
 	}
 }
 
-// route finds the pool for a request that names this model ("" for none).
-func (v *serving) route(model []byte, path []byte) (*pool, *servedModel, error) {
-	if len(v.models) > 0 && len(model) > 0 {
-		m := v.models[string(model)]
+// route finds the pool for a request that names this model ("" for none). In is the
+// pool that a route has chosen, "" without one.
+func (v *serving) route(in string, model []byte, path []byte) (*pool, *servedModel, error) {
+	if known := v.known[in]; known != "" && len(model) > 0 {
+		m := v.models[modelKey{in, string(model)}]
 		if m == nil {
-			return nil, nil, errUnknownModel(string(model), v.known)
+			return nil, nil, errUnknownModel(string(model), known)
 		}
 		return m.pool, m, nil
+	}
+	if in != "" {
+		if p := v.byName[in]; p != nil {
+			return p, nil, nil
+		}
+		return nil, nil, errNoEndpoint(in) // it left the World while the body came in
 	}
 	if len(v.pools) != 1 {
 		return nil, nil, errNoPool(string(path))
@@ -172,12 +199,9 @@ func (m *servedModel) target(roll uint64) string {
 }
 
 // knownModels is the list of names for an error, bounded.
-func knownModels(models []Model) string {
-	names := make([]string, 0, len(models))
-	for _, m := range models {
-		names = append(names, m.Name)
-	}
-	sort.Strings(names)
+func knownModels(names []string) string {
+	slices.Sort(names)
+	names = slices.Compact(names)
 	const most = 20
 	if len(names) > most {
 		names = append(names[:most], "…")

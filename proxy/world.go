@@ -1,6 +1,10 @@
 package proxy
 
-import "time"
+import (
+	"time"
+
+	"github.com/fairway-proxy/fairway/proxy/route"
+)
 
 // World is everything that is declared about what the proxy serves: pools, the
 // models users name, time-outs and limits. It is plain data, compiled by
@@ -11,6 +15,12 @@ import "time"
 type World struct {
 	Pools  []Pool
 	Models []Model
+	// Routes share out the requests that come by the plain listener among the
+	// pools, which their backends name; a request that none of them matches is
+	// answered with 404. Within the pool it is sent to, those of its Models say
+	// what may be asked for. Without Routes, the Models alone say which pool a
+	// request is for. They come in the order that route.Compile wants.
+	Routes []route.Route
 
 	Timeouts Timeouts
 	Limits   Limits
@@ -37,7 +47,8 @@ type Endpoint struct {
 	UID string
 }
 
-// Model is a name users ask for.
+// Model is a name users ask for. Two pools may have models of one name: then it
+// takes a route to reach the second.
 type Model struct {
 	Name        string
 	Pool        string

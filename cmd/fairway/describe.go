@@ -1,8 +1,10 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -11,6 +13,7 @@ import (
 	"github.com/fairway-proxy/fairway/discovery/file"
 	"github.com/fairway-proxy/fairway/picker"
 	"github.com/fairway-proxy/fairway/proxy"
+	"github.com/fairway-proxy/fairway/proxy/route"
 )
 
 // configView is a configuration as /config and `fairway check` show it: the
@@ -19,6 +22,7 @@ type configView struct {
 	Listen   map[string]string `json:"listen"`
 	Pools    []poolView        `json:"pools"`
 	Models   []modelView       `json:"models"`
+	Routes   []routeView       `json:"routes"`
 	Timeouts map[string]string `json:"timeouts"`
 	Limits   map[string]int64  `json:"limits"`
 	Scrape   map[string]string `json:"scrape"`
@@ -29,6 +33,20 @@ type configView struct {
 type poolView struct {
 	Name      string   `json:"name"`
 	Endpoints []string `json:"endpoints"`
+}
+
+// routeView is one rule of a route.
+type routeView struct {
+	Name      string        `json:"name"`
+	Hostnames []string      `json:"hostnames"` // none: all
+	Matches   []string      `json:"matches"`
+	Does      []string      `json:"does"`
+	Backends  []backendView `json:"backends"`
+}
+
+type backendView struct {
+	Pool   string `json:"pool"` // empty: one that does not exist
+	Weight int    `json:"weight"`
 }
 
 type modelView struct {
@@ -47,7 +65,7 @@ func describeConfig(c *file.Config) configView {
 	w := c.World
 	v := configView{
 		Listen: map[string]string{"http": c.Listen.HTTP, "hbone": c.Listen.HBONE, "metrics": c.Listen.Metrics, "admin": c.Listen.Admin},
-		Pools:  []poolView{}, Models: []modelView{},
+		Pools:  []poolView{}, Models: []modelView{}, Routes: describeRoutes(w.Routes),
 		Timeouts: map[string]string{
 			"connect": w.Timeouts.Connect.String(), "first_byte": w.Timeouts.FirstByte.String(),
 			"stream_idle": w.Timeouts.StreamIdle.String(), "request": w.Timeouts.Request.String(), "drain": w.Timeouts.Drain.String(),
@@ -76,10 +94,65 @@ func describeConfig(c *file.Config) configView {
 	return v
 }
 
+func describeRoutes(routes []route.Route) []routeView {
+	views := []routeView{}
+	for i := range routes {
+		for j := range routes[i].Rules {
+			rule := &routes[i].Rules[j]
+			v := routeView{Name: routes[i].Name, Hostnames: append([]string{}, routes[i].Hostnames...), Matches: []string{}, Does: rule.Texts(), Backends: []backendView{}}
+			for _, m := range rule.Matches {
+				v.Matches = append(v.Matches, m.String())
+			}
+			if len(v.Matches) == 0 {
+				v.Matches = append(v.Matches, route.Match{}.String())
+			}
+			for _, b := range rule.Backends {
+				v.Backends = append(v.Backends, backendView{b.Pool, b.Weight})
+			}
+			views = append(views, v)
+		}
+	}
+	return views
+}
+
+// writeRules prints rules in a table.
+func writeRules(w io.Writer, routes []routeView) {
+	fmt.Fprintln(w, "ROUTE\tHOST\tMATCH\tTO\tAND")
+	for _, r := range routes {
+		hosts := "*"
+		if len(r.Hostnames) > 0 {
+			hosts = strings.Join(r.Hostnames, ", ")
+		}
+		total := 0
+		for _, b := range r.Backends {
+			total += b.Weight
+		}
+		var to []string
+		for _, b := range r.Backends {
+			pool := cmp.Or(b.Pool, "(none: 500)")
+			if len(r.Backends) > 1 && total > 0 {
+				pool += fmt.Sprintf(" %.0f%%", 100*float64(b.Weight)/float64(total))
+			}
+			to = append(to, pool)
+		}
+		for i, m := range r.Matches {
+			if i == 0 {
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", r.Name, hosts, m, strings.Join(to, ", "), strings.Join(r.Does, "; "))
+			} else {
+				fmt.Fprintf(w, "\t\t%s\t\t\n", m)
+			}
+		}
+	}
+	fmt.Fprintln(w)
+}
+
 // writeRoutes prints what a configuration serves: who asks for what is sent
 // where.
 func writeRoutes(out io.Writer, v configView) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	if len(v.Routes) > 0 {
+		writeRules(w, v.Routes)
+	}
 	fmt.Fprintln(w, "MODEL\tPOOL\tCRITICALITY\tSERVED AS")
 	if len(v.Models) == 0 {
 		for _, p := range v.Pools {

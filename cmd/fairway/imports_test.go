@@ -54,7 +54,7 @@ var rules = map[string]rule{
 	"cmd/internal/cli": {},
 	"cmd/loadtest":     {may: []string{"cmd/internal/cli", "bench/engine", "bench/load", "bench/mock", "bench/report", "bench/sim", "bench/workload"}},
 
-	"discovery/file":   {may: []string{"mtls", "picker", "proxy", "proxy/authz", "proxy/route", "proxy/upstream", "watch"}},
+	"discovery/file":   {may: []string{"mtls", "picker", "proxy", "proxy/authz", "proxy/message", "proxy/route", "proxy/upstream", "watch"}},
 	"discovery/kube":   {may: []string{"picker", "proxy", "proxy/authz", "proxy/route", "proxy/upstream"}},
 	"discovery/scrape": {may: []string{"picker", "proxy", "proxy/upstream"}},
 
@@ -72,7 +72,7 @@ var rules = map[string]rule{
 	"proxy/hbone":    {may: []string{"mtls"}},
 	"proxy/message":  {never: noHTTPVersion},
 	"proxy/openai":   {may: []string{"picker/prefix"}, never: noHTTPVersion},
-	"proxy/route":    {},
+	"proxy/route":    {may: []string{"proxy/message"}, never: noHTTPVersion},
 	"proxy/sock":     {never: noHTTPServer},
 	"proxy/upstream": {may: []string{"mtls", "proxy/h1", "proxy/hbone", "proxy/message", "proxy/sock"}, never: noHTTPServer},
 

@@ -136,7 +136,7 @@ func TestErrorsNameLinePathAndRemedy(t *testing.T) {
 		"endpoint":          {"pools:\n- name: a\n  endpoints:\n  - http://a\n  - 10.0.0.1", `f:5: pools[0].endpoints[1]: "10.0.0.1" is not an endpoint URL: want http://host:port`},
 		"endpoint number":   {"pools: [{name: a, endpoints: [8000]}]", `f:1: pools[0].endpoints[0]: "8000" is a number: want an endpoint URL, http://host:port (text, in quotes)`},
 		"endpoint null":     {"pools: [{name: a, endpoints: [~]}]", `f:1: pools[0].endpoints[0]: no value: want an endpoint URL, http://host:port`},
-		"two pools":         {"pools:\n- {name: a, endpoints: [http://a]}\n- {name: b, endpoints: [http://b]}", `f:1: models: missing: with 2 pools, models must say which pool serves which model name (or leave one pool)`},
+		"two pools":         {"pools:\n- {name: a, endpoints: [http://a]}\n- {name: b, endpoints: [http://b]}", `f:1: models: missing: with 2 pools, models must say which pool serves which model name (or routes which request, or leave one pool)`},
 
 		"model without pool": {minimal + "models: [{name: m}]", `f:2: models[0].pool: missing: want the name of a pool (llama)`},
 		"unknown pool":       {minimal + "models:\n- name: m\n  pool: lama", `f:4: models[0].pool: no pool is named "lama": did you mean "llama"? (pools: llama)`},
@@ -168,7 +168,6 @@ func TestErrorsNameLinePathAndRemedy(t *testing.T) {
 		"HBONE listener": {minimal + `listen: {hbone: ":15008"}`, `f:2: listen.hbone: HBONE is not supported by this version: leave it empty`},
 		"TLS":            {minimal + "tls: {spiffe: {}}", `f:2: tls: TLS is not supported by this version`},
 		"services":       {minimal + "services: [{host: a}]", `f:2: services: services are not supported by this version`},
-		"routes":         {minimal + "routes: [{}]", `f:2: routes: routes are not supported by this version`},
 		"identity":       {"pools: [{name: a, endpoints: [{url: http://a, identity: b}]}]", `f:1: pools[0].endpoints[0].identity: an identity is not supported by this version`},
 		"https endpoint": {"pools: [{name: a, endpoints: [https://a]}]", `f:1: pools[0].endpoints[0]: "https://a": an endpoint by https is not supported by this version: want http://host:port`},
 		"hbone endpoint": {"pools: [{name: a, endpoints: [{url: hbone://a:1}]}]", `f:1: pools[0].endpoints[0].url: "hbone://a:1": an endpoint by hbone is not supported by this version: want http://host:port`},

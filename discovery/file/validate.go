@@ -43,7 +43,9 @@ func (c *Config) check() []problem {
 		k.problem("", "no world: nothing is served")
 		return k.problems
 	}
-	k.models(c.World, k.pools(c.World))
+	pools := k.pools(c.World)
+	k.models(c.World, pools)
+	k.routes(c.World.Routes, pools)
 	k.timeouts(c.World.Timeouts)
 	k.limits(c.World.Limits)
 	k.scrape(c.World.Scrape)
@@ -128,21 +130,24 @@ func (k *checker) name(path, name, many string, i int, seen map[string]int) {
 
 func (k *checker) models(w *proxy.World, pools map[string]int) {
 	if len(w.Models) == 0 {
-		if len(w.Pools) > 1 {
-			k.problem("models", "missing: with %d pools, models must say which pool serves which model name (or leave one pool)", len(w.Pools))
+		if len(w.Pools) > 1 && len(w.Routes) == 0 {
+			k.problem("models", "missing: with %d pools, models must say which pool serves which model name (or routes which request, or leave one pool)", len(w.Pools))
 		}
 		return
 	}
 	known := slices.Sorted(maps.Keys(pools))
-	names := make(map[string]int)
+	names := make(map[string]map[string]int) // by pool where routes choose it
 	for i, m := range w.Models {
 		path := fmt.Sprintf("models[%d]", i)
-		k.name(path+".name", m.Name, "models", i, names)
-		if m.Pool == "" {
-			k.problem(path+".pool", "missing: want the name of a pool (%s)", list(known))
-		} else if _, ok := pools[m.Pool]; !ok {
-			k.problem(path+".pool", "no pool is named %s%s (pools: %s)", show(m.Pool), k.hint(m.Pool, known), list(known))
+		in := ""
+		if len(w.Routes) > 0 {
+			in = m.Pool
 		}
+		if names[in] == nil {
+			names[in] = make(map[string]int)
+		}
+		k.name(path+".name", m.Name, "models", i, names[in])
+		k.pool(path+".pool", m.Pool, known)
 		word(k, path+".criticality", m.Criticality, criticalities)
 		k.targets(path+".targets", m.Targets)
 	}
