@@ -2,6 +2,7 @@ package mtls
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -76,19 +77,17 @@ const (
 	mostSignWait  = time.Minute
 )
 
+// WithDefaults is ca with what is empty filled in.
+func (ca IstioCA) WithDefaults() IstioCA {
+	ca.Address = cmp.Or(ca.Address, DefaultIstioCAAddress)
+	ca.Token = cmp.Or(ca.Token, DefaultIstioToken)
+	ca.Roots = cmp.Or(ca.Roots, DefaultIstioRoots)
+	ca.TrustDomain = cmp.Or(ca.TrustDomain, spiffeid.RequireTrustDomainFromString("cluster.local"))
+	return ca
+}
+
 func (ca IstioCA) open(s *Source) func(context.Context) {
-	if ca.Address == "" {
-		ca.Address = DefaultIstioCAAddress
-	}
-	if ca.Token == "" {
-		ca.Token = DefaultIstioToken
-	}
-	if ca.Roots == "" {
-		ca.Roots = DefaultIstioRoots
-	}
-	if ca.TrustDomain.IsZero() {
-		ca.TrustDomain = spiffeid.RequireTrustDomainFromString("cluster.local")
-	}
+	ca = ca.WithDefaults()
 	others := newFederation(ca.Federated)
 	files := watch.Files{Paths: others.paths}
 	return func(ctx context.Context) {

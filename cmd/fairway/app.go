@@ -15,6 +15,7 @@ import (
 
 	"github.com/fairway-proxy/fairway/discovery/file"
 	"github.com/fairway-proxy/fairway/discovery/scrape"
+	"github.com/fairway-proxy/fairway/mtls"
 	"github.com/fairway-proxy/fairway/picker"
 	"github.com/fairway-proxy/fairway/proxy"
 	"github.com/fairway-proxy/fairway/proxy/account"
@@ -28,6 +29,7 @@ type app struct {
 	server   *proxy.Server
 	scraper  *scrape.Scraper
 	registry *prometheus.Registry
+	identity *mtls.Source                // nil: the configuration gives none
 	config   atomic.Pointer[file.Config] // in force
 	stopping atomic.Bool
 
@@ -50,6 +52,10 @@ func newApp(c *file.Config, log, access *slog.Logger, pick picker.Config) (*app,
 	})
 	a.registry.MustRegister(endpointMetrics{a.server}, serverMetrics{a.server})
 	a.scraper = scrape.New(scrape.Config{Now: proxy.Now, Log: log})
+	if c.TLS != nil {
+		a.identity = mtls.Open(c.TLS, log)
+		a.registry.MustRegister(identityMetrics{a.identity})
+	}
 	if err := a.listen(c.Listen); err != nil {
 		a.close()
 		return nil, err
@@ -117,6 +123,9 @@ func (a *app) ready() string {
 	case a.server.World() == nil:
 		return "no configuration is in force yet"
 	}
+	if a.identity != nil && !a.identity.Ready() {
+		return fmt.Sprintf("no identity in the mesh: %v", a.identity.Err())
+	}
 	return ""
 }
 
@@ -166,6 +175,9 @@ func (a *app) close() {
 		}
 	}
 	a.scraper.Close()
+	if a.identity != nil {
+		a.identity.Close()
+	}
 }
 
 // boundTo is where a listener is bound to, "" for one that is off.

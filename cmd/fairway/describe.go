@@ -9,8 +9,10 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/fairway-proxy/fairway/discovery/file"
+	"github.com/fairway-proxy/fairway/mtls"
 	"github.com/fairway-proxy/fairway/picker"
 	"github.com/fairway-proxy/fairway/proxy"
 	"github.com/fairway-proxy/fairway/proxy/route"
@@ -20,6 +22,7 @@ import (
 // keys of fairway.yaml, every default filled in.
 type configView struct {
 	Listen   map[string]string `json:"listen"`
+	TLS      map[string]any    `json:"tls,omitempty"`
 	Pools    []poolView        `json:"pools"`
 	Models   []modelView       `json:"models"`
 	Routes   []routeView       `json:"routes"`
@@ -76,6 +79,7 @@ func describeConfig(c *file.Config) configView {
 		Scrape:  map[string]string{"interval": w.Scrape.Interval.String(), "timeout": w.Scrape.Timeout.String(), "path": w.Scrape.Path},
 		Usage:   string(w.Usage),
 		Explain: string(w.Explain),
+		TLS:     describeTLS(c.TLS),
 	}
 	for _, p := range w.Pools {
 		view := poolView{Name: p.Name, Endpoints: []string{}}
@@ -144,6 +148,32 @@ func writeRules(w io.Writer, routes []routeView) {
 		}
 	}
 	fmt.Fprintln(w)
+}
+
+// describeTLS says where an identity comes from; nil: from nowhere.
+func describeTLS(p mtls.Provider) map[string]any {
+	var provider string
+	var keys map[string]string
+	var federated map[spiffeid.TrustDomain]string
+	switch p := p.(type) {
+	case mtls.Files:
+		provider, federated = "files", p.Federated
+		keys = map[string]string{"certificate": p.Certificate, "key": p.Key, "roots": p.Roots}
+	case mtls.WorkloadAPI:
+		provider = "spiffe"
+		keys = map[string]string{"socket": cmp.Or(p.Socket, mtls.DefaultSocket)}
+	case mtls.IstioCA:
+		p = p.WithDefaults()
+		provider, federated = "istio_ca", p.Federated
+		keys = map[string]string{"address": p.Address, "token": p.Token, "roots": p.Roots, "cluster": p.ClusterID, "trust_domain": p.TrustDomain.Name()}
+	default:
+		return nil
+	}
+	view := map[string]any{provider: keys}
+	if len(federated) > 0 {
+		view["federated"] = federated
+	}
+	return view
 }
 
 // writeRoutes prints what a configuration serves: who asks for what is sent
@@ -301,4 +331,18 @@ func (m serverMetrics) Collect(ch chan<- prometheus.Metric) {
 	gauge(descLive, float64(m.server.Live()))
 	gauge(descBuffered, float64(m.server.Buffered()))
 	gauge(descUptime, proxy.Now().Round(time.Millisecond).Seconds())
+}
+
+// identityMetrics tell until when our certificate is good.
+type identityMetrics struct{ source *mtls.Source }
+
+var descExpiry = prometheus.NewDesc("fairway_certificate_expiry_timestamp_seconds",
+	"When our certificate in the mesh expires, in seconds since 1970; absent while there is none.", []string{"spiffe_id"}, nil)
+
+func (m identityMetrics) Describe(ch chan<- *prometheus.Desc) { ch <- descExpiry }
+
+func (m identityMetrics) Collect(ch chan<- prometheus.Metric) {
+	if expiry := m.source.Expiry(); !expiry.IsZero() {
+		ch <- prometheus.MustNewConstMetric(descExpiry, prometheus.GaugeValue, float64(expiry.Unix()), m.source.ID().String())
+	}
 }

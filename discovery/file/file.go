@@ -21,6 +21,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"github.com/fairway-proxy/fairway/mtls"
 	"github.com/fairway-proxy/fairway/proxy"
 	"github.com/fairway-proxy/fairway/watch"
 )
@@ -32,6 +33,9 @@ const MaxSize = watch.MaxSize
 type Config struct {
 	Listen Listen
 	World  *proxy.World
+	// TLS is where our identity in the mesh comes from: mtls.Files,
+	// mtls.WorkloadAPI or mtls.IstioCA; nil: we have none.
+	TLS mtls.Provider
 }
 
 // Listen says where the proxy can be reached: each is host:port, or empty for

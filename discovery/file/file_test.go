@@ -11,8 +11,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"go.uber.org/goleak"
 
+	"github.com/fairway-proxy/fairway/mtls"
 	"github.com/fairway-proxy/fairway/proxy"
 )
 
@@ -105,6 +107,28 @@ explain: never
 	}
 }
 
+func TestIdentityIsRead(t *testing.T) {
+	abroad := spiffeid.RequireTrustDomainFromString("abroad.example")
+	for text, want := range map[string]mtls.Provider{
+		"":                    nil,
+		"tls:":                nil,
+		"tls: {spiffe: {}}":   mtls.WorkloadAPI{},
+		"tls: {istio_ca: {}}": mtls.IstioCA{},
+		"tls: {spiffe: {socket: /run/agent.sock}}":                            mtls.WorkloadAPI{Socket: "/run/agent.sock"},
+		"tls: {files: {certificate: tls.crt, key: tls.key, roots: root.pem}}": mtls.Files{Certificate: "tls.crt", Key: "tls.key", Roots: "root.pem"},
+		"tls: {files: {certificate: a, key: a, roots: b}, federated: {abroad.example: c}}": mtls.Files{
+			Certificate: "a", Key: "a", Roots: "b", Federated: map[spiffeid.TrustDomain]string{abroad: "c"},
+		},
+		"tls: {istio_ca: {address: 'ca.example:15012', token: t, roots: r, cluster: c, trust_domain: abroad.example}, federated: {}}": mtls.IstioCA{
+			Address: "ca.example:15012", Token: "t", Roots: "r", ClusterID: "c", TrustDomain: abroad,
+		},
+	} {
+		if got := parse(t, minimal+text).TLS; !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: %#v, want %#v", text, got, want)
+		}
+	}
+}
+
 // Each file is minimal plus something wrong; its errors are told exactly.
 func TestErrorsNameLinePathAndRemedy(t *testing.T) {
 	tests := map[string]struct{ file, want string }{
@@ -165,8 +189,23 @@ func TestErrorsNameLinePathAndRemedy(t *testing.T) {
 		"usage":             {minimal + "usage: injekt", `f:2: usage: "injekt": did you mean "inject"?: want inject or observe`},
 		"explain":           {minimal + "explain: sometimes", `f:2: explain: "sometimes": want on-request, always or never`},
 
+		"no provider":            {minimal + "tls: {}", `f:2: tls: no provider: want one of files, spiffe and istio_ca`},
+		"empty provider":         {minimal + "tls: {spiffe: }", `f:2: tls: no provider: want one of files, spiffe and istio_ca`},
+		"unknown provider":       {minimal + "tls: {file: {}}", `f:2: tls.file: unknown key: did you mean "files"? (keys: federated, files, istio_ca, spiffe)`},
+		"two providers":          {minimal + "tls:\n  istio_ca: {}\n  spiffe: {}", `f:2: tls: istio_ca and spiffe: want one of them`},
+		"tls as text":            {minimal + "tls: spiffe", `f:2: tls: "spiffe": want a mapping of keys (federated, files, istio_ca, spiffe)`},
+		"no key":                 {minimal + "tls:\n  files:\n    {certificate: a, roots: b}", `f:3: tls.files.key: missing: want the path of a file with the key of our certificate, in PEM`},
+		"provider's unknown key": {minimal + "tls: {spiffe: {path: /run/a}}", `f:2: tls.spiffe.path: unknown key (keys: socket)`},
+		"socket":                 {minimal + "tls: {spiffe: {socket: agent.sock}}", `f:2: tls.spiffe.socket: "agent.sock": want an absolute path, or a URI such as unix:///path`},
+		"address of a CA":        {minimal + "tls: {istio_ca: {address: istiod}}", `f:2: tls.istio_ca.address: "istiod": want host:port`},
+		"trust domain":           {minimal + "tls: {istio_ca: {trust_domain: Cluster.Local}}", `f:2: tls.istio_ca.trust_domain: "Cluster.Local": want the name of a trust domain such as cluster.local`},
+		"federated as list":      {minimal + "tls: {istio_ca: {}, federated: [a]}", `f:2: tls.federated: a list: want a mapping of trust domains to files`},
+		"federated domain":       {minimal + "tls:\n  istio_ca: {}\n  federated:\n    spiffe://a: b", `f:5: tls.federated.spiffe://a: "spiffe://a": want the name of a trust domain such as cluster.local`},
+		"federated file":         {minimal + "tls:\n  istio_ca: {}\n  federated:\n    a.example: ''", `f:5: tls.federated.a.example: missing: want the path of a file with the roots of a.example, in PEM`},
+		"federated twice":        {minimal + "tls:\n  istio_ca: {}\n  federated:\n    a.example: b\n    a.example: c", `f:6: tls.federated.a.example: the same key as on line 5`},
+		"federated SPIFFE":       {minimal + "tls: {spiffe: {}, federated: {a.example: b}}", `f:2: tls.federated: the Workload API says itself what its trust domain is federated with: leave it out`},
+
 		"HBONE listener": {minimal + `listen: {hbone: ":15008"}`, `f:2: listen.hbone: HBONE is not supported by this version: leave it empty`},
-		"TLS":            {minimal + "tls: {spiffe: {}}", `f:2: tls: TLS is not supported by this version`},
 		"services":       {minimal + "services: [{host: a}]", `f:2: services: services are not supported by this version`},
 		"identity":       {"pools: [{name: a, endpoints: [{url: http://a, identity: b}]}]", `f:1: pools[0].endpoints[0].identity: an identity is not supported by this version`},
 		"https endpoint": {"pools: [{name: a, endpoints: [https://a]}]", `f:1: pools[0].endpoints[0]: "https://a": an endpoint by https is not supported by this version: want http://host:port`},
@@ -217,7 +256,6 @@ fairway.yaml:10: timeouts.drain: "x" is not a duration: want one such as 100ms, 
 func TestWaypointFileIsRefusedForWhatIsMissing(t *testing.T) {
 	_, err := Load("testdata/waypoint.yaml")
 	want := `testdata/waypoint.yaml:1: listen.hbone: HBONE is not supported by this version: leave it empty
-testdata/waypoint.yaml:2: tls: TLS is not supported by this version
 testdata/waypoint.yaml:3: services: services are not supported by this version
 testdata/waypoint.yaml:7: pools[0].endpoints[0].url: "hbone://10.0.0.1:8000": an endpoint by hbone is not supported by this version: want http://host:port
 testdata/waypoint.yaml:7: pools[0].endpoints[0].identity: an identity is not supported by this version`

@@ -115,18 +115,35 @@ func (r *reader) visit(n *yaml.Node, path string) *yaml.Node {
 	return n
 }
 
-// mapping reads the keys of a mapping by their fields. A mapping without a
-// value counts as left out.
-func (r *reader) mapping(n *yaml.Node, path string, fields map[string]field) {
+// mapping reads the keys of a mapping by their fields, and says whether there is
+// one. A mapping without a value counts as left out.
+func (r *reader) mapping(n *yaml.Node, path string, fields map[string]field) bool {
+	return r.entries(n, path, "a mapping of keys ("+keys(fields)+")", func(key string, value *yaml.Node, at string) {
+		read, known := fields[key]
+		if !known {
+			hint := ""
+			if len(r.problems) < maxProblems { // while anyone reads it
+				hint = didYouMean(key, slices.Sorted(maps.Keys(fields)))
+			}
+			r.problem(at, "unknown key%s (keys: %s)", hint, keys(fields))
+			return
+		}
+		read(value, at)
+	})
+}
+
+// entries reads the keys of a mapping, whatever they are, and says whether there
+// is one.
+func (r *reader) entries(n *yaml.Node, path, want string, entry func(key string, value *yaml.Node, path string)) bool {
 	n = r.visit(n, path)
 	if n == nil || isNull(n) {
-		return
+		return false
 	}
 	if n.Kind != yaml.MappingNode {
-		r.problem(path, "%s: want a mapping of keys (%s)", describe(n), keys(fields))
-		return
+		r.problem(path, "%s: want %s", describe(n), want)
+		return false
 	}
-	first := make(map[string]int, len(fields))
+	first := make(map[string]int)
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		key, value := n.Content[i], n.Content[i+1]
 		if key.Kind != yaml.ScalarNode {
@@ -142,19 +159,10 @@ func (r *reader) mapping(n *yaml.Node, path string, fields map[string]field) {
 			continue
 		}
 		first[key.Value] = key.Line
-		read, known := fields[key.Value]
-		if !known {
-			r.lines[at] = key.Line
-			hint := ""
-			if len(r.problems) < maxProblems { // while anyone reads it
-				hint = didYouMean(key.Value, slices.Sorted(maps.Keys(fields)))
-			}
-			r.problem(at, "unknown key%s (keys: %s)", hint, keys(fields))
-			continue
-		}
 		r.lines[at] = key.Line
-		read(value, at)
+		entry(key.Value, value, at)
 	}
+	return true
 }
 
 // list reads the items of a list. A list without a value counts as left out.

@@ -59,7 +59,7 @@ func (r *reader) config(n *yaml.Node, c *Config) {
 		}),
 		"usage":    textInto(r, &w.Usage, oneOf(usageModes)),
 		"explain":  textInto(r, &w.Explain, oneOf(explainModes)),
-		"tls":      r.unsupported("TLS is"),
+		"tls":      r.tls(&c.TLS),
 		"services": r.unsupported("services are"),
 	})
 }

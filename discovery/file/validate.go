@@ -39,6 +39,7 @@ func (k *checker) problem(path, format string, args ...any) {
 func (c *Config) check() []problem {
 	var k checker
 	k.listen(c.Listen)
+	k.tls(c.TLS)
 	if c.World == nil {
 		k.problem("", "no world: nothing is served")
 		return k.problems

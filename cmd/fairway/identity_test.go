@@ -1,0 +1,85 @@
+package main
+
+import (
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/fairway-proxy/fairway/bench/mock"
+	"github.com/fairway-proxy/fairway/mtls"
+)
+
+// TestServeWaitsForItsIdentity starts before its certificate is there.
+func TestServeWaitsForItsIdentity(t *testing.T) {
+	pod := startPod(t, "", mock.Config{})
+	at := freeAddresses(t, 3)
+	dir := t.TempDir()
+	path := func(name string) string { return filepath.Join(dir, name) }
+	writeFile(t, path("fairway.yaml"), fmt.Sprintf(`
+listen: {http: %q, metrics: %q, admin: %q}
+tls: {files: {certificate: %s, key: %s, roots: %s}}
+pools: [{name: a, endpoints: [http://%s]}]
+`, at[0], at[1], at[2], path("tls.crt"), path("tls.key"), path("root.pem"), pod.address))
+	r := serve(t, "--config", path("fairway.yaml"))
+	ready := func() (int, string) { return get("http://" + at[1] + "/healthz/ready") }
+	waitFor(t, "that it is up, and not ready for want of an identity", func() bool {
+		status, why := ready()
+		return status == 503 && strings.Contains(why, "no identity in the mesh: open "+path("tls.crt")+": no such file")
+	})
+	if _, page := get("http://" + at[1] + "/metrics"); strings.Contains(page, "fairway_certificate_expiry_timestamp_seconds{") {
+		t.Error("the certificate that is not there expires")
+	}
+
+	id := spiffeid.RequireFromString("spiffe://cluster.local/ns/default/sa/waypoint")
+	ca, err := mtls.NewCA(id.TrustDomain())
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := ca.Issue(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, path("tls.crt"), string(mtls.PEM(cert.Leaf)))
+	writeFile(t, path("tls.key"), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})))
+	writeFile(t, path("root.pem"), string(mtls.PEM(ca.Roots()...)))
+	waitFor(t, "readiness", func() bool { status, _ := ready(); return status == 200 })
+	want := fmt.Sprintf(`fairway_certificate_expiry_timestamp_seconds{spiffe_id="%s"} %v`, id, float64(cert.Leaf.NotAfter.Unix()))
+	if _, page := get("http://" + at[1] + "/metrics"); !strings.Contains(page, want) {
+		t.Errorf("want %s\n%s", want, page)
+	}
+	_, page := get("http://" + at[2] + "/config")
+	var config struct {
+		TLS map[string]map[string]string
+	}
+	if err := json.Unmarshal([]byte(page), &config); err != nil || config.TLS["files"]["certificate"] != path("tls.crt") {
+		t.Error(err, page)
+	}
+	r.stop()
+	if code := <-r.code; code != 0 {
+		t.Errorf("exit code %d: %s", code, r.stderr)
+	}
+}
+
+func TestDescribeTLS(t *testing.T) {
+	partner := spiffeid.RequireTrustDomainFromString("partner.example")
+	for want, p := range map[string]mtls.Provider{
+		`null`: nil,
+		`{"spiffe":{"socket":"/run/secrets/workload-spiffe-uds/socket"}}`: mtls.WorkloadAPI{},
+		`{"federated":{"partner.example":"b"},"istio_ca":{"address":"istiod.istio-system.svc:15012","cluster":"c","roots":"/var/run/secrets/istio/root-cert.pem",` +
+			`"token":"/var/run/secrets/tokens/istio-token","trust_domain":"cluster.local"}}`: mtls.IstioCA{ClusterID: "c", Federated: map[spiffeid.TrustDomain]string{partner: "b"}},
+	} {
+		if got, err := json.Marshal(describeTLS(p)); err != nil || string(got) != want {
+			t.Errorf("%s, %v\nwant %s", got, err, want)
+		}
+	}
+}
