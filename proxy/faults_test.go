@@ -144,13 +144,31 @@ func TestPodThatFailsFastDoesNotDrawTheTraffic(t *testing.T) {
 // stream_idle is for silence of the engine, not for a client that pauses.
 func TestClientThatPausesIsNotCutOff(t *testing.T) {
 	p := startPod(t, "", mock.Config{Speed: 10})
-	s := startServer(t, World{Timeouts: Timeouts{StreamIdle: 50 * time.Millisecond}}, p)
-	m := post("/v1/chat/completions", chat(true, 50, "hello"))
-	var once sync.Once
-	m.onWrite = func() { once.Do(func() { <-time.After(200 * time.Millisecond) }) }
-	s.Handle(m)
-	if !m.finished || strings.Contains(m.seen(), `"error"`) {
-		t.Errorf("cut off: %s", m.seen()[max(0, len(m.seen())-300):])
+	patiently(t, func(idle time.Duration) error {
+		s := startServer(t, World{Timeouts: Timeouts{StreamIdle: idle}}, p)
+		m := post("/v1/chat/completions", chat(true, 50, "hello"))
+		var once sync.Once
+		m.onWrite = func() { once.Do(func() { <-time.After(4 * idle) }) }
+		s.Handle(m)
+		if !m.finished || strings.Contains(m.seen(), `"error"`) {
+			return fmt.Errorf("cut off: %s", m.seen()[max(0, len(m.seen())-300):])
+		}
+		return nil
+	})
+}
+
+// patiently tries what a busy machine may be too slow for with a short time, and
+// with ever longer ones until it succeeds.
+func patiently(t *testing.T, try func(time.Duration) error) {
+	t.Helper()
+	for d := 50 * time.Millisecond; ; d *= 4 {
+		err := try(d)
+		if err == nil {
+			return
+		}
+		if d > 10*time.Second {
+			t.Fatalf("with %v: %v", d, err)
+		}
 	}
 }
 
@@ -160,16 +178,19 @@ func TestStreamThatFallsSilent(t *testing.T) {
 		fmt.Fprintf(c, "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n%x\r\n%s\r\n", len(event), event)
 		io.Copy(io.Discard, c)
 	})
-	for name, timeouts := range map[string]Timeouts{
-		"fairway_upstream_failed": {StreamIdle: 50 * time.Millisecond},
-		"fairway_timeout":         {Request: 100 * time.Millisecond},
+	for name, timeouts := range map[string]func(time.Duration) Timeouts{
+		"fairway_upstream_failed": func(d time.Duration) Timeouts { return Timeouts{StreamIdle: d} },
+		"fairway_timeout":         func(d time.Duration) Timeouts { return Timeouts{Request: d} },
 	} {
-		s := startServer(t, World{Timeouts: timeouts}, p)
-		m := post("/v1/chat/completions", chat(true, 5, "hello"))
-		s.Handle(m)
-		if !strings.HasPrefix(m.seen(), event) || !strings.Contains(m.seen(), name) || !strings.HasSuffix(m.seen(), "data: [DONE]\n\n") {
-			t.Errorf("%s: %s", name, m.seen())
-		}
+		patiently(t, func(d time.Duration) error {
+			s := startServer(t, World{Timeouts: timeouts(d)}, p)
+			m := post("/v1/chat/completions", chat(true, 5, "hello"))
+			s.Handle(m)
+			if !strings.HasPrefix(m.seen(), event) || !strings.Contains(m.seen(), name) || !strings.HasSuffix(m.seen(), "data: [DONE]\n\n") {
+				return fmt.Errorf("%s: %s", name, m.seen())
+			}
+			return nil
+		})
 	}
 }
 
@@ -312,13 +333,17 @@ func TestLargeBodyIsSentWhileItIsReceived(t *testing.T) {
 			m := post("/v1/chat/completions", test.body)
 			sent := 0
 			early := false
+			wait := 100 * time.Millisecond
+			if test.early {
+				wait = time.Minute
+			}
 			m.body = readerFunc(func(b []byte) (int, error) {
 				n := copy(b, test.body[sent:])
 				if sent += n; sent == len(test.body) {
 					select {
 					case <-began: // before the last of the body was received
 						early = true
-					case <-time.After(100 * time.Millisecond):
+					case <-time.After(wait):
 					}
 				}
 				if n == 0 {

@@ -327,16 +327,19 @@ func TestTunnelEndpointGone(t *testing.T) {
 }
 
 func TestTunnelIdle(t *testing.T) {
-	p := startTunnelProxy(t, Timeouts{StreamIdle: 50 * time.Millisecond}, func(c *net.TCPConn, r *bufio.Reader, _ *http.Request) {
-		io.WriteString(c, switching+"\r\n")
-		io.Copy(c, r)
+	patiently(t, func(idle time.Duration) error {
+		p := startTunnelProxy(t, Timeouts{StreamIdle: idle}, func(c *net.TCPConn, r *bufio.Reader, _ *http.Request) {
+			io.WriteString(c, switching+"\r\n")
+			io.Copy(c, r)
+		})
+		c, r := p.open(t)
+		io.WriteString(c, "abc")
+		if got, err := io.ReadAll(r); string(got) != "abc" || err == nil {
+			return fmt.Errorf("%q, %v", got, err)
+		}
+		p.accessed.expect(t, 101, account.TunnelIdle, 3, 3)
+		return nil
 	})
-	c, r := p.open(t)
-	io.WriteString(c, "abc")
-	if got, err := io.ReadAll(r); string(got) != "abc" || err == nil {
-		t.Errorf("%q, %v", got, err)
-	}
-	p.accessed.expect(t, 101, account.TunnelIdle, 3, 3)
 }
 
 func TestTunnelEndsWithTheServer(t *testing.T) {

@@ -24,7 +24,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // tooLong is when a test gives up waiting for what should have happened.
-const tooLong = 10 * time.Second
+const tooLong = 2 * time.Minute
 
 // engine is the far end of a Transport: a listener that hands out what it
 // accepted.
