@@ -79,7 +79,8 @@ func startFleet(t testing.TB, pods ...*pod) *fleet {
 	c := file.Default()
 	c.Listen = file.Listen{HTTP: "127.0.0.1:0"}
 	c.World.Scrape.Interval = 20 * time.Millisecond
-	c.World.Timeouts.Drain = 10 * time.Second
+	c.World.Timeouts.Drain = time.Minute
+	c.World.Timeouts.Connect = time.Minute // a machine that is busy may be late, but refuses at once
 	pool := proxy.Pool{Name: "pool"}
 	for _, p := range pods {
 		pool.Endpoints = append(pool.Endpoints, proxy.Endpoint{Address: p.address})
@@ -117,7 +118,7 @@ func waitFor(t testing.TB, what string, cond func() bool) {
 	t.Helper()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(2 * time.Minute)
 	for !cond() {
 		select {
 		case <-tick.C:

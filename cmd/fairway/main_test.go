@@ -125,7 +125,7 @@ func freeAddresses(t *testing.T, n int) []string {
 
 // get fetches a page; the status is 0 while nobody answers.
 func get(url string) (status int, body string) {
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 5 * time.Second}
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: time.Minute}
 	resp, err := client.Get(url)
 	if err != nil {
 		return 0, err.Error()
@@ -199,7 +199,7 @@ func TestServe(t *testing.T) {
 		if err != nil {
 			t.Errorf("the stream was not let finish: %v", err)
 		}
-	case <-time.After(30 * time.Second):
+	case <-time.After(2 * time.Minute):
 		t.Error("the stream did not end")
 	}
 	if code := <-r.code; code != 0 {
