@@ -79,7 +79,7 @@ export FAIRWAY_E2E_BIN=$bin PYTHONDONTWRITEBYTECODE=1 PYTEST_DISABLE_PLUGIN_AUTO
 export PATH=$environment/bin:$PATH NODE_PATH=$environment/node_modules
 
 # The tests' processes are stopped by the tests; a signal to this script is passed on to them.
-"$environment/bin/python" -m pytest -q -p pytest_timeout --timeout=600 -p no:cacheprovider --basetemp="$bin/tmp" --tb=short --durations=5 -rs --rootdir="$suite" "$@" "$suite" &
+"$environment/bin/python" -m pytest -q -p pytest_timeout --timeout=1800 -p no:cacheprovider --basetemp="$bin/tmp" --tb=short --durations=5 -rs --rootdir="$suite" "$@" "$suite" &
 tests=$!
 trap 'kill -TERM $tests 2>/dev/null; wait $tests || true; exit 130' INT TERM
 status=0

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -32,27 +33,40 @@ class Target:
         """Whether the engines know a path, whatever they say to an empty request."""
         request = urllib.request.Request(self.engines[0] + path, b"{}", {"Content-Type": "application/json"})
         try:
-            urllib.request.urlopen(request, timeout=30).close()
+            urllib.request.urlopen(request, timeout=300).close()
         except urllib.error.HTTPError as err:
             with err:
                 return not (err.code == 404 and err.read() == b'{"detail":"Not Found"}')
         return True
 
+    def sum(self, pattern: str) -> float:
+        """Adds up a metric over the engines."""
+        pages = (get(engine + "/metrics").decode() for engine in self.engines)
+        return sum(float(line.rsplit(" ", 1)[1]) for page in pages for line in page.splitlines() if re.match(pattern, line))
+
     def running(self) -> float:
         """How many requests the engines say they run or have waiting."""
-        total = 0.0
-        for engine in self.engines:
-            for line in get(engine + "/metrics").decode().splitlines():
-                if line.startswith(("vllm:num_requests_running{", "vllm:num_requests_waiting{")):
-                    total += float(line.rsplit(" ", 1)[1])
-        return total
+        return self.sum(r"vllm:num_requests_(running|waiting)\{")
 
-    def await_running(self, wanted, within: float = 10) -> None:
-        """Waits until wanted(running) holds."""
-        deadline = time.monotonic() + within
-        while not wanted(running := self.running()):
-            assert time.monotonic() < deadline, f"after {within} s the engines still have {running:g} requests running or waiting"
+    def idle(self) -> None:
+        """Waits until the engines run nothing."""
+        while self.running():
             time.sleep(0.02)
+
+    def drops(self, leave) -> None:
+        """Has leave ask for long answers and leave them, and wants the engines to drop them.
+
+        An engine that computes may be deaf for seconds, and the answer be whole before it hears that nobody waits: then it is tried again.
+        """
+        finished = r'vllm:request_success_total\{.*finished_reason="length"'
+        for _ in range(5):
+            self.idle()
+            before = self.sum(finished)
+            leave()
+            self.idle()
+            if self.sum(finished) == before:
+                return
+        raise AssertionError("the engines finish answers that nobody waits for")
 
 
 class Fleet:
@@ -99,7 +113,7 @@ class Fleet:
                                   "--enable-prompt-tokens-details", env={**os.environ, **env})
             started.append((process, f"http://127.0.0.1:{port}"))
         for process, url in started:
-            assert self._ready(process, url + "/health", within=300), f"vLLM did not start:\n{self.output()}"
+            assert self._ready(process, url + "/health", within=900), f"vLLM did not start:\n{self.output()}"
         return [url for _, url in started]
 
     def _start(self, program: str, *args: str, stdout=None, env=None) -> subprocess.Popen:
@@ -109,7 +123,7 @@ class Fleet:
         self.processes.append((log.name, process))
         return process
 
-    def _ready(self, process: subprocess.Popen, url: str, within: float = 20) -> bool:
+    def _ready(self, process: subprocess.Popen, url: str, within: float = 120) -> bool:
         deadline = time.monotonic() + within
         while process.poll() is None and time.monotonic() < deadline:
             try:
@@ -144,5 +158,5 @@ def free_port() -> int:
 
 
 def get(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=10) as response:
+    with urllib.request.urlopen(url, timeout=300) as response:
         return response.read()

@@ -1,10 +1,10 @@
 """An engine that answers what the request's field "script" says, and remembers what reached it: for what no engine does on demand.
 
-script: {key, status, refusals, retry_after, content, tool_calls, cut, gzip}. The first `refusals` requests of a key get `status` (with
-Retry-After, when given); those that follow get a chat completion of `content` or `tool_calls`, as a stream if asked. `cut` breaks the
-connection after so many events of the stream; `gzip` compresses an answer in one piece.
+script: {key, status, refusals, retry_after, content, tool_calls, held, cut, gzip}. The first `refusals` requests of a key get `status` (with
+Retry-After, when given); those that follow get a chat completion of `content` or `tool_calls`, as a stream if asked. After `held`
+events of the stream it says no more until it is told to; `cut` breaks the connection after so many; `gzip` compresses an answer in one piece.
 
-GET /received/KEY tells the requests of a key: [{at, headers, body}], at in seconds.
+GET /received/KEY tells the requests of a key: [{at, headers, body}], at in seconds. GET /release/KEY lets its streams that are held go on.
 """
 
 import gzip
@@ -25,6 +25,7 @@ class Engine(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.lock = threading.Lock()
         self.received: dict[str, list[dict]] = {}
+        self.released: dict[str, threading.Event] = {}
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     @property
@@ -46,6 +47,11 @@ class Engine(ThreadingHTTPServer):
             earlier.append({"at": time.monotonic(), "headers": headers, "body": body})
             return len(earlier) - 1
 
+    def gate(self, key: str) -> threading.Event:
+        """Is set when the key's streams may go on."""
+        with self.lock:
+            return self.released.setdefault(key, threading.Event())
+
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -62,6 +68,9 @@ class Handler(BaseHTTPRequestHandler):
         if self.path.startswith("/received/"):
             with self.server.lock:
                 return self.answer(200, encode(self.server.received.get(self.path.removeprefix("/received/"), [])))
+        if self.path.startswith("/release/"):
+            self.server.gate(self.path.removeprefix("/release/")).set()
+            return self.answer(200, b"")
         self.answer(404, b'{"detail":"Not Found"}')
 
     def do_POST(self):
@@ -110,9 +119,12 @@ class Handler(BaseHTTPRequestHandler):
         events.append({"choices": [{"index": 0, "delta": {}, "finish_reason": finish}]})
         if (request.get("stream_options") or {}).get("include_usage"):
             events.append({"choices": [], "usage": USAGE})
-        for event in events[: request["script"].get("cut")]:
+        script = request["script"]
+        for i, event in enumerate(events[: script.get("cut")]):
+            if i == script.get("held"):
+                self.server.gate(script["key"]).wait()
             self.event(encode({**head("chat.completion.chunk"), **event}))
-        if "cut" in request["script"]:
+        if "cut" in script:
             self.close_connection = True
             return
         self.event(b"[DONE]")

@@ -13,7 +13,7 @@ from test_openai import CALL, LONG, exactly, received
 
 
 def chat(at, **options) -> ChatOpenAI:
-    return ChatOpenAI(base_url=at.base_url, api_key="none", model=at.model, **{"max_retries": 0, "timeout": 120, **options})
+    return ChatOpenAI(base_url=at.base_url, api_key="none", model=at.model, **{"max_retries": 0, "timeout": 600, **options})
 
 
 def scripted(at, script: dict, **options) -> ChatOpenAI:
@@ -69,12 +69,10 @@ def test_astream_left(target, loop):
     async def run():
         stream = chat(target, **LONG).astream("Hello.")
         await anext(stream), await anext(stream)
-        await asyncio.to_thread(target.await_running, lambda n: n == 1)
         await stream.aclose()
-        await asyncio.to_thread(target.await_running, lambda n: n == 0)
+        await asyncio.to_thread(target.idle)
 
-    target.await_running(lambda n: n == 0)
-    loop.run(run())
+    target.drops(lambda: loop.run(run()))
 
 
 def test_batch(target):
