@@ -66,13 +66,13 @@ func TestSharedSystemPromptIsSharedWhenIdleAndSpreadWhenBusy(t *testing.T) {
 		t.Errorf("idle: the engines found %d tokens of the system prompt in their caches", hits)
 	}
 
-	// Forty at once, each streaming for as long as the others need to arrive.
+	// Forty at once, each streaming until the others have arrived, and longer.
 	before := received(pods)
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	for i := range 40 {
 		wg.Go(func() {
-			f.ask(ctx, request{Messages: []message{system, {"user", prose(10+i, 30)}}, MaxTokens: 5000})
+			f.ask(ctx, request{Messages: []message{system, {"user", prose(10+i, 30)}}, MaxTokens: 100_000})
 		})
 	}
 	total := func() (n uint64, used int) {
