@@ -111,9 +111,9 @@ type conn struct {
 	role   role
 	client bool
 	raw    net.Conn
-	socket syscall.RawConn // raw's, nil where it has none
-	out    *records        // between raw and sec
-	sec    net.Conn        // TLS, or out itself where there is none
+	socket *socket  // raw's; the flusher's
+	out    *records // between raw and sec
+	sec    net.Conn // TLS, or out itself where there is none
 	budget *Budget
 	limits *limits
 	born   time.Time
@@ -130,8 +130,7 @@ type conn struct {
 	fragments int
 	blockID   uint32
 	blockEnd  bool
-	credit    int64 // what the peer may send on the connection
-	latest    *stream
+	credit    int64     // what the peer may send on the connection
 	woken     []*stream // have got something since the last settle
 	cheap     bucket
 	resets    bucket
@@ -152,9 +151,14 @@ type conn struct {
 	draining  int    // GOAWAYs sent
 	pingAt    int64  // when the unanswered PING was sent, nanoseconds after born; 0: none
 	settingAt int64  // when our SETTINGS were sent; 0: answered
+	measured  int64  // when a PING was sent to measure the round trip
+	late      int64  // bytes the peer may still send on streams that we broke off
 	pinger    *time.Timer
 	closer    *time.Timer
 }
+
+// roundTripAge is when the round trip is measured anew.
+const roundTripAge = time.Second
 
 // The payloads of our PINGs.
 var (
@@ -175,15 +179,13 @@ func newConn(r role, client bool, raw net.Conn, out *records, sec net.Conn, budg
 		initial:  protocolWindow,
 	}
 	c.w.window = protocolWindow
-	if s, ok := raw.(syscall.Conn); ok {
-		c.socket, _ = s.SyscallConn()
-	}
+	c.socket = newSocket(raw)
 	c.br = bufio.NewReaderSize(source{c}, 16<<10)
 	c.fr = http2.NewFramer(nil, c.br)
 	c.fr.SetMaxReadFrameSize(maxFrame)
 	c.fr.SetReuseFrames()
 	c.hdec = hpack.NewDecoder(4096, c.fields.add)
-	c.hdec.SetMaxStringLength(maxHeaderList)
+	c.hdec.SetMaxStringLength(maxHeaderBlock)
 	out.collect(c)
 	return c
 }
@@ -285,6 +287,14 @@ func (c *conn) ping(payload [8]byte) {
 	c.controlFrame(http2.FramePing, 0, 0, payload[:])
 }
 
+// measure keeps the round trip up to date while there is traffic. c.mu is held.
+func (c *conn) measure() {
+	if now := c.now(); c.pingAt == 0 && now-c.measured > int64(roundTripAge) {
+		c.measured = now
+		c.ping(livePing)
+	}
+}
+
 // windowUpdate gives credit. c.mu is held.
 func (c *conn) windowUpdate(id uint32, n int64) {
 	var p [4]byte
@@ -352,6 +362,9 @@ func (c *conn) remove(s *stream) {
 		return
 	}
 	delete(c.streams, s.id)
+	if !s.peerDone {
+		c.late = min(c.late+maxWindow, maxStreams*maxWindow)
+	}
 	if s.lingering != nil {
 		s.lingering.Stop()
 	}
@@ -426,39 +439,41 @@ func (c *conn) closeIfDrained() {
 func (c *conn) read() {
 	err := c.readFrames()
 	var ce http2.ConnectionError
-	if errors.As(err, &ce) || errors.Is(err, http2.ErrFrameTooLarge) {
-		code := http2.ErrCodeFrameSize
-		if ce != 0 {
-			code = http2.ErrCode(ce)
-		}
-		if d := c.fr.ErrorDetail(); d != nil {
-			err = fmt.Errorf("hbone: %v: %w", code, d)
-		} else {
-			err = fmt.Errorf("hbone: %w", err)
-		}
-		c.mu.Lock()
-		for _, s := range c.streams {
-			c.drop(s, err)
-		}
-		c.end(code, "", time.Second)
-		c.mu.Unlock()
-		// Bytes that nobody reads would have the kernel reset the connection before
-		// the peer has read the GOAWAY.
-		c.settle()
-		io.Copy(io.Discard, c.raw)
-	}
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+	switch {
+	case errors.As(err, &ce):
+		err = c.blame(http2.ErrCode(ce), err)
+	case errors.Is(err, http2.ErrFrameTooLarge):
+		err = c.blame(http2.ErrCodeFrameSize, err)
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		err = errEnded
 	}
-	c.fail(err)
+	c.mu.Lock()
+	c.failLocked(err)
+	if ce == 0 && !errors.Is(err, http2.ErrFrameTooLarge) {
+		err = c.err // what has really ended it, if the reading only followed
+	}
+	c.mu.Unlock()
 	c.settle()
-	c.role.gone(c.cause())
+	c.role.gone(err)
 }
 
-func (c *conn) cause() error {
+// blame ends the connection because of what the peer has sent, tells it so, and
+// gives the error for the log.
+func (c *conn) blame(code http2.ErrCode, err error) error {
+	if detail := c.fr.ErrorDetail(); detail != nil {
+		err = fmt.Errorf("%w: %w", err, detail)
+	}
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.err
+	for _, s := range c.streams {
+		c.drop(s, err)
+	}
+	c.end(code, "", time.Second)
+	c.mu.Unlock()
+	c.settle()
+	// Bytes that nobody reads would have the kernel reset the connection before the
+	// peer has read the GOAWAY.
+	io.Copy(io.Discard, c.raw)
+	return err
 }
 
 func (c *conn) readFrames() error {
@@ -749,20 +764,23 @@ func (c *conn) readData(fh http2.FrameHeader) error {
 	if c.credit -= int64(n); c.credit < 0 {
 		return http2.ConnectionError(http2.ErrCodeFlowControl)
 	}
-	s := c.latest
-	if c.credit <= connWindow-connWindow/8 || s == nil || s.id != id {
-		c.mu.Lock()
-		if give := connWindow - c.credit; give >= connWindow/8 {
-			c.windowUpdate(0, give)
-			c.credit = connWindow
-		}
-		s = c.streams[id]
-		idle := s == nil && c.idle(id)
-		c.latest = s
-		c.mu.Unlock()
-		if idle {
-			return http2.ConnectionError(http2.ErrCodeProtocol)
-		}
+	c.mu.Lock()
+	if give := connWindow - c.credit; give >= connWindow/8 {
+		c.windowUpdate(0, give)
+		c.credit = connWindow
+	}
+	s := c.streams[id]
+	idle := s == nil && c.idle(id)
+	if s == nil {
+		c.late -= int64(n)
+	}
+	flood := c.late < 0
+	c.mu.Unlock()
+	switch {
+	case idle:
+		return http2.ConnectionError(http2.ErrCodeProtocol)
+	case flood:
+		return http2.ConnectionError(http2.ErrCodeEnhanceYourCalm)
 	}
 	padding := 0
 	if fh.Flags.Has(http2.FlagDataPadded) {

@@ -90,10 +90,11 @@ func echo(c net.Conn) {
 // listen starts a waypoint on loopback.
 func (m *mesh) listen(t testing.TB, serve func(net.Conn), adjust ...func(*Config, *limits)) *waypoint {
 	t.Helper()
-	inner, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	return m.listenOn(t, loopback(t), serve, adjust...)
+}
+
+func (m *mesh) listenOn(t testing.TB, inner net.Listener, serve func(net.Conn), adjust ...func(*Config, *limits)) *waypoint {
+	t.Helper()
 	w := &waypoint{log: new(log)}
 	config := Config{TLS: m.ca.Server(m.waypoint), Log: slog.New(slog.NewTextHandler(w.log, nil))}
 	l := standardLimits

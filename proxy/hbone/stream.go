@@ -121,7 +121,7 @@ func (s *stream) receive(n, besides int) error {
 		}
 		return http2.StreamError{StreamID: s.id, Code: http2.ErrCodeStreamClosed}
 	}
-	if s.credit -= int64(n + besides); s.credit < 0 && !s.shut && !s.ended {
+	if s.credit -= int64(n + besides); s.credit < 0 && !s.ended {
 		s.mu.Unlock()
 		if err := c.skip(n); err != nil {
 			return err
@@ -243,6 +243,7 @@ func (s *stream) Read(p []byte) (int, error) {
 				c.mu.Lock()
 				if !s.peerDone && s.broken == nil {
 					c.windowUpdate(s.id, give)
+					c.measure()
 					c.kick()
 				}
 				c.mu.Unlock()

@@ -333,7 +333,7 @@ func (c *conn) send(mayWait bool) (done bool, err error) {
 	for {
 		if w.cipher != nil {
 			rest := w.cipher.b[w.cipherAt:]
-			n, err := c.writeNow(rest)
+			n, err := c.socket.writeNow(rest)
 			if err != nil {
 				return false, err
 			}

@@ -1,0 +1,260 @@
+package hbone
+
+import (
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// cpu is what the process has used, in seconds.
+func cpu() float64 {
+	var u syscall.Rusage
+	syscall.Getrusage(syscall.RUSAGE_SELF, &u)
+	return float64(u.Utime.Sec+u.Stime.Sec) + float64(u.Utime.Usec+u.Stime.Usec)/1e6
+}
+
+// road is a way to get connections to a server that serves each with serve.
+type road struct {
+	dial func() half
+	end  func()
+}
+
+// plain is TCP or TLS to serve.
+func plain(b testing.TB, m *mesh, secure bool, serve func(net.Conn)) road {
+	inner := loopback(b)
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		for {
+			c, err := inner.Accept()
+			if err != nil {
+				return
+			}
+			if secure {
+				c = tls.Server(c, m.ca.Server(m.waypoint))
+			}
+			serving.Go(func() { serve(c) })
+		}
+	})
+	dial := func() half {
+		c, err := net.Dial("tcp", inner.Addr().String())
+		if err != nil {
+			b.Fatal(err)
+		}
+		if secure {
+			config := m.ca.Client(m.caller)
+			config.DynamicRecordSizingDisabled = true
+			return tls.Client(c, config)
+		}
+		return c.(half)
+	}
+	return road{dial, func() { inner.Close(); serving.Wait() }}
+}
+
+// tunnelled is a tunnel to serve, both ends ours.
+func tunnelled(b testing.TB, m *mesh, serve func(net.Conn)) road {
+	w := m.listen(b, serve)
+	d := &Dialer{Port: w.Addr().(*net.TCPAddr).AddrPort().Port(), TLS: m.dial()}
+	dial := func() half {
+		c, err := d.DialContext(b.Context(), "127.0.0.1:80", m.id("waypoint"))
+		if err != nil {
+			b.Fatal(err)
+		}
+		return c.(half)
+	}
+	return road{dial, func() { d.Close(); w.Close(); w.serving.Wait() }}
+}
+
+// relay serves a connection by passing it on.
+func relay(onward func() half) func(net.Conn) {
+	return func(c net.Conn) {
+		out := onward()
+		var up sync.WaitGroup
+		pass := func(dst, src net.Conn) {
+			buf := make([]byte, 16<<10)
+			io.CopyBuffer(struct{ io.Writer }{dst}, struct{ io.Reader }{src}, buf)
+			dst.(half).CloseWrite()
+		}
+		up.Go(func() { pass(out, c) })
+		pass(c, out)
+		up.Wait()
+		c.Close()
+		out.Close()
+	}
+}
+
+// roads are the ways that are compared: in once, and in and out through a relay.
+func roads(b *testing.B, serve func(net.Conn), run func(b *testing.B, dial func() half)) {
+	m := newMesh(b)
+	for _, name := range []string{"tcp", "tls", "hbone", "tls-in-out", "hbone-in-out"} {
+		b.Run(name, func(b *testing.B) {
+			var r, out road
+			switch name {
+			case "tcp", "tls":
+				r = plain(b, m, name == "tls", serve)
+			case "hbone":
+				r = tunnelled(b, m, serve)
+			case "tls-in-out":
+				out = plain(b, m, true, serve)
+				r = plain(b, m, true, relay(out.dial))
+			case "hbone-in-out":
+				out = tunnelled(b, m, serve)
+				r = tunnelled(b, m, relay(out.dial))
+			}
+			before := 0.0
+			run(b, func() half {
+				c := r.dial()
+				before = cpu()
+				return c
+			})
+			b.ReportMetric((cpu()-before)*1e6/float64(b.N), "cpu-µs/op")
+			r.end()
+			if out.end != nil {
+				out.end()
+			}
+		})
+	}
+}
+
+// BenchmarkBulk sends one stream of 64 KiB writes.
+func BenchmarkBulk(b *testing.B) {
+	serve := func(c net.Conn) {
+		io.Copy(struct{ io.Writer }{io.Discard}, c)
+		c.Write([]byte("."))
+		c.Close()
+	}
+	roads(b, serve, func(b *testing.B, dial func() half) {
+		c := dial()
+		p := make([]byte, 64<<10)
+		b.SetBytes(int64(len(p)))
+		for b.Loop() {
+			if _, err := c.Write(p); err != nil {
+				b.Fatal(err)
+			}
+		}
+		c.CloseWrite()
+		io.ReadAll(c)
+		c.Close()
+	})
+}
+
+// BenchmarkRequest sends 1 KB and gets 300 bytes, over and over.
+func BenchmarkRequest(b *testing.B) {
+	serve := func(c net.Conn) {
+		defer c.Close()
+		request, answer := make([]byte, 1024), make([]byte, 300)
+		for {
+			if _, err := io.ReadFull(c, request); err != nil {
+				return
+			}
+			c.Write(answer)
+		}
+	}
+	roads(b, serve, func(b *testing.B, dial func() half) {
+		c := dial()
+		request, answer := make([]byte, 1024), make([]byte, 300)
+		b.ReportAllocs()
+		for b.Loop() {
+			c.Write(request)
+			if _, err := io.ReadFull(c, answer); err != nil {
+				b.Fatal(err)
+			}
+		}
+		c.CloseWrite()
+		c.Close()
+	})
+}
+
+// resident is the memory the process has in RAM, in bytes.
+func resident() int {
+	status, _ := os.ReadFile("/proc/self/status")
+	_, rest, _ := strings.Cut(string(status), "VmRSS:")
+	n, _ := strconv.Atoi(strings.Fields(rest + " 0")[0])
+	return n << 10
+}
+
+// BenchmarkIdleTunnel reports what a tunnel takes that nobody uses, both ends of it
+// and the goroutine that waits at one of them.
+func BenchmarkIdleTunnel(b *testing.B) {
+	const tunnels = 10_000
+	m := newMesh(b)
+	for b.Loop() {
+		r := tunnelled(b, m, func(c net.Conn) {
+			var one [1]byte
+			c.Read(one[:])
+			c.Close()
+		})
+		r.dial().Close()
+		runtime.GC()
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		rss := resident()
+		conns := make([]half, tunnels)
+		for i := range conns {
+			conns[i] = r.dial()
+		}
+		runtime.GC()
+		runtime.ReadMemStats(&after)
+		b.ReportMetric(float64(after.HeapAlloc-before.HeapAlloc)/tunnels, "heap-B/tunnel")
+		b.ReportMetric(float64(after.StackInuse-before.StackInuse)/tunnels, "stack-B/tunnel")
+		b.ReportMetric(float64(resident()-rss)/tunnels, "rss-B/tunnel")
+		for _, c := range conns {
+			c.Close()
+		}
+		r.end()
+	}
+}
+
+// BenchmarkStalled reports a live tunnel's throughput beside 99 whose other end does
+// not read, in one connection.
+func BenchmarkStalled(b *testing.B) {
+	m := newMesh(b)
+	for _, stalled := range []int{0, 99} {
+		b.Run(fmt.Sprint(stalled), func(b *testing.B) {
+			first := make(chan struct{})
+			r := tunnelled(b, m, func(c net.Conn) {
+				var one [1]byte
+				io.ReadFull(c, one[:])
+				if one[0] == 's' {
+					<-first
+				}
+				io.Copy(struct{ io.Writer }{io.Discard}, c)
+				c.Write([]byte("."))
+				c.Close()
+			})
+			stuck := make([]half, stalled)
+			for i := range stuck {
+				stuck[i] = r.dial()
+				stuck[i].SetWriteDeadline(time.Now().Add(50 * time.Millisecond))
+				stuck[i].Write([]byte("s"))
+				stuck[i].Write(make([]byte, 8<<20))
+			}
+			live := r.dial()
+			live.Write([]byte("l"))
+			p := make([]byte, 64<<10)
+			b.SetBytes(int64(len(p)))
+			for b.Loop() {
+				if _, err := live.Write(p); err != nil {
+					b.Fatal(err)
+				}
+			}
+			live.CloseWrite()
+			io.ReadAll(live)
+			b.ReportMetric(float64(defaultBudget.Held())/(1<<20), "held-MiB")
+			close(first)
+			live.Close()
+			for _, c := range stuck {
+				c.Close()
+			}
+			r.end()
+		})
+	}
+}
