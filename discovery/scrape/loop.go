@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/fairway-proxy/fairway/picker"
@@ -109,6 +110,11 @@ func (l *loop) turn(ctx context.Context) time.Duration {
 	if err != nil {
 		l.failures++
 		l.Endpoint.ScrapeFailed(l.scraper.now())
+		// Nobody listens there: requests need not find out for themselves. A picker whose
+		// requests another proxy forwards has no other way to know.
+		if errors.Is(err, syscall.ECONNREFUSED) && l.Endpoint.Eject(l.scraper.now()) {
+			l.scraper.log.Warn("endpoint does not take connections", "endpoint", l.Endpoint.Address(), "error", err)
+		}
 	} else {
 		l.failures = 0
 	}

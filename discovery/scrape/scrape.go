@@ -4,7 +4,8 @@
 //
 // It promises that a scrape which fails does no harm: the endpoint falls back
 // to the proxy's own counts, and the reason is logged once, when the state
-// changes. One endpoint is never asked twice at the same time, and a slow or
+// changes. Only where nobody takes the connection is the endpoint left alone, as
+// by a request. One endpoint is never asked twice at the same time, and a slow or
 // silent one delays no other.
 //
 // Each endpoint has one goroutine, (*loop).run, which owns the loop's state.

@@ -7,11 +7,14 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -350,6 +353,39 @@ func TestEjectedEndpointIsProbedBack(t *testing.T) {
 		pass(900 * ms)
 		if got := pauses(e.since()); len(got) < 2 || got[0] != 200*ms || got[1] != 400*ms {
 			t.Errorf("pauses after another ejection: %v", got)
+		}
+	})
+}
+
+// A connection that is refused takes the endpoint out until a probe succeeds; a
+// scrape that fails in any other way does not.
+func TestRefusedConnectionEjects(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		origin := time.Now()
+		now := func() time.Duration { return time.Since(origin) }
+		e, ep := newEngine(), endpoints(1)[0]
+		s := New(Config{Now: now, Log: slog.New(slog.DiscardHandler)})
+		defer s.Close()
+		s.Sync([]Target{{ep, e.get}})
+		for _, tt := range []struct {
+			err  error
+			want bool
+		}{
+			{os.ErrDeadlineExceeded, false},
+			{&net.OpError{Op: "read", Err: os.NewSyscallError("read", syscall.ECONNRESET)}, false},
+			{&net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}, true},
+			{nil, false},
+		} {
+			e.answers(func(context.Context, string) (int, string, error) {
+				if tt.err != nil {
+					return 0, "", tt.err
+				}
+				return 200, onePage, nil
+			})
+			pass(5 * time.Second)
+			if got := ep.Ejected(now()); got != tt.want {
+				t.Errorf("after %v: ejected %v", tt.err, got)
+			}
 		}
 	})
 }
