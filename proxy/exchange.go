@@ -96,6 +96,9 @@ func (x *Exchange) serve() error {
 		return err
 	}
 	x.mirror()
+	if d, ok := x.stream.(director); ok {
+		return x.direct(d)
+	}
 	for {
 		if err := x.waitToRetry(); err != nil {
 			return err
@@ -251,8 +254,7 @@ func (x *Exchange) attempt() (again bool, err error) {
 		return false, x.noEndpoint(err)
 	}
 	endpoint := choice.Lease.Endpoint()
-	x.record.Endpoint = endpoint.Address()
-	x.record.PredictedTokens, x.record.PredictedHit = choice.Lease.PromptTokens(), choice.Lease.HitTokens()
+	x.noteChoice(&choice.Lease)
 	outcome := picker.NeverSent
 	defer func() { choice.Lease.End(Now(), outcome) }()
 
@@ -299,6 +301,12 @@ func (x *Exchange) attempt() (again bool, err error) {
 	whole, outcome = x.relay(conn, &choice.Lease)
 	whole = whole && x.sent
 	return false, nil
+}
+
+// noteChoice keeps where the request goes, and what was thought of it.
+func (x *Exchange) noteChoice(l *picker.Lease) {
+	x.record.Endpoint = l.Endpoint().Address()
+	x.record.PredictedTokens, x.record.PredictedHit = l.PromptTokens(), l.HitTokens()
 }
 
 // forward sends the request and waits for the head of the answer. An engine may

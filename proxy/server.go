@@ -31,6 +31,9 @@ type Config struct {
 	Log *slog.Logger
 	// Picker is how pools pick.
 	Picker picker.Config
+	// Fallbacks is how many endpoints are named beside the one that was picked, to
+	// a proxy that forwards its requests itself.
+	Fallbacks int
 	// HeaderLimit bounds a request's head, in bytes; zero: DefaultHeaderLimit.
 	HeaderLimit int
 	// Connections bounds the client connections held at once; zero: no bound.

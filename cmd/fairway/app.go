@@ -16,7 +16,6 @@ import (
 	"github.com/fairway-proxy/fairway/discovery/file"
 	"github.com/fairway-proxy/fairway/discovery/scrape"
 	"github.com/fairway-proxy/fairway/mtls"
-	"github.com/fairway-proxy/fairway/picker"
 	"github.com/fairway-proxy/fairway/proxy"
 	"github.com/fairway-proxy/fairway/proxy/account"
 	"github.com/fairway-proxy/fairway/proxy/admin"
@@ -37,19 +36,21 @@ type app struct {
 	metrics *http.Server // nil: off
 	admin   *http.Server // nil: off
 	failed  chan error   // what ended a listener
+	// finish waits for the requests that came by no listener of ours, until the
+	// context is done; nil: there are none.
+	finish func(context.Context)
 }
 
-// newApp binds the listeners of c and puts its World in force; run serves.
-func newApp(c *file.Config, log, access *slog.Logger, pick picker.Config) (*app, error) {
+// newApp binds the listeners of c and puts its World in force; run serves. What
+// of s comes from c is filled in.
+func newApp(c *file.Config, log, access *slog.Logger, s proxy.Config) (*app, error) {
 	a := &app{log: log, registry: prometheus.NewRegistry(), failed: make(chan error, 3)}
 	a.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	a.server = proxy.New(proxy.Config{
-		Account:     account.New(a.registry, access),
-		Log:         log,
-		Picker:      pick,
-		HeaderLimit: c.World.Limits.Headers,
-		Connections: c.World.Limits.Connections,
-	})
+	s.Account = account.New(a.registry, access)
+	s.Log = log
+	s.HeaderLimit = c.World.Limits.Headers
+	s.Connections = c.World.Limits.Connections
+	a.server = proxy.New(s)
 	a.registry.MustRegister(endpointMetrics{a.server}, serverMetrics{a.server})
 	a.scraper = scrape.New(scrape.Config{Now: proxy.Now, Log: log})
 	if c.TLS != nil {
@@ -157,6 +158,9 @@ func (a *app) drain() error {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, limit)
 		defer cancel()
+	}
+	if a.finish != nil {
+		a.finish(ctx)
 	}
 	if err := a.server.Shutdown(ctx); err != nil {
 		return fmt.Errorf("stopped before all requests had ended: %w", err)

@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -88,19 +89,30 @@ func TestDocumentedCommandsExist(t *testing.T) {
 	}
 }
 
-// Every flag of serve is documented, and every documented one exists.
+// Every flag of the commands that serve is documented, and every documented one
+// exists.
 func TestDocumentedFlags(t *testing.T) {
-	page, err := os.ReadFile("../../docs/configuration.md")
+	for command, page := range map[string]string{"serve": "configuration.md", "epp": "endpoint-picker.md"} {
+		t.Run(command, func(t *testing.T) { checkFlags(t, command, page) })
+	}
+}
+
+func checkFlags(t *testing.T, command, name string) {
+	page, err := os.ReadFile("../../docs/" + name)
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, help, _ := call(t, "serve", "--help")
+	_, help, _ := call(t, command, "--help")
 	flag := regexp.MustCompile(`--[a-z][a-z-]+`)
 	documented := make(map[string]bool)
-	for _, row := range regexp.MustCompile("(?m)^\\| `(--[^`]*)`").FindAllStringSubmatch(string(page), -1) {
-		documented[flag.FindString(row[1])] = true
+	for _, row := range regexp.MustCompile("(?m)^\\| `--[^|]*").FindAllString(string(page), -1) {
+		for _, f := range flag.FindAllString(row, -1) {
+			documented[f] = true
+		}
 	}
-	for _, f := range flag.FindAllString(help[strings.Index(help, "Flags:"):], -1) {
+	flags := flag.FindAllString(help[strings.Index(help, "Flags:"):], -1)
+	slices.Sort(flags)
+	for _, f := range slices.Compact(flags) {
 		if f != "--help" && !documented[f] {
 			t.Errorf("%s is not documented", f)
 		}

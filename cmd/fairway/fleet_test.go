@@ -19,7 +19,6 @@ import (
 
 	"github.com/fairway-proxy/fairway/bench/mock"
 	"github.com/fairway-proxy/fairway/discovery/file"
-	"github.com/fairway-proxy/fairway/picker"
 	"github.com/fairway-proxy/fairway/proxy"
 )
 
@@ -86,7 +85,7 @@ func startFleet(t testing.TB, pods ...*pod) *fleet {
 		pool.Endpoints = append(pool.Endpoints, proxy.Endpoint{Address: p.address})
 	}
 	c.World.Pools = []proxy.Pool{pool}
-	a, err := newApp(c, slog.New(slog.DiscardHandler), nil, picker.Config{})
+	a, err := newApp(c, slog.New(slog.DiscardHandler), nil, proxy.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -66,7 +66,7 @@ var rules = map[string]rule{
 	"proxy/account":  {},
 	"proxy/admin":    {may: []string{"proxy/account"}},
 	"proxy/authz":    {},
-	"proxy/extproc":  {may: []string{"picker"}},
+	"proxy/extproc":  {may: []string{"proxy/message", "proxy/sock"}},
 	"proxy/h1":       {may: []string{"proxy/message", "proxy/sock"}},
 	"proxy/h2":       {may: []string{"proxy/message", "proxy/sock"}},
 	"proxy/hbone":    {may: []string{"mtls"}},

@@ -15,7 +15,6 @@ import (
 
 	"github.com/fairway-proxy/fairway/cmd/internal/cli"
 	"github.com/fairway-proxy/fairway/discovery/file"
-	"github.com/fairway-proxy/fairway/picker"
 	"github.com/fairway-proxy/fairway/proxy"
 )
 
@@ -35,15 +34,20 @@ these endpoints, whatever the model.`,
 		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd) },
 	}
+	o.flags(cmd)
+	cmd.Flags().StringVar(&o.listen, "listen", "", "where to take plain HTTP (default :8080, or listen.http of the file)")
+	return cmd
+}
+
+// flags adds what every command that serves has.
+func (o *serveOptions) flags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&o.config, "config", "", "the configuration `file`")
 	f.StringArrayVar(&o.endpoints, "endpoint", nil, "the `URL` of an engine, http://host:port; once for each")
-	f.StringVar(&o.listen, "listen", "", "where to take plain HTTP (default :8080, or listen.http of the file)")
 	f.StringVar(&o.metrics, "metrics", "", "where to serve metrics and health (default :15020, or listen.metrics of the file)")
 	f.StringVar(&o.admin, "admin", "", "where to serve the operator (default 127.0.0.1:15000, or listen.admin of the file)")
 	f.StringVar(&o.level, "log-level", "info", "least `level` logged: debug, info, warn or error")
 	f.BoolVar(&o.noAccessLog, "no-access-log", false, "write no line for each request")
-	return cmd
 }
 
 type serveOptions struct {
@@ -52,23 +56,34 @@ type serveOptions struct {
 	listen, metrics, admin string
 	level                  string
 	noAccessLog            bool
+
+	// adjust makes a configuration fit the command, or says why it cannot; nil: it does.
+	adjust func(*file.Config) error
+}
+
+// logs gives the command's log, and that of requests, which may be nil.
+func (o *serveOptions) logs(cmd *cobra.Command) (log, access *slog.Logger, err error) {
+	var level slog.Level
+	if level.UnmarshalText([]byte(o.level)) != nil {
+		return nil, nil, cli.Misuse(fmt.Errorf("--log-level %s: want debug, info, warn or error", o.level))
+	}
+	log = newLog(cmd.ErrOrStderr(), cli.JSON(cmd), level)
+	if o.noAccessLog {
+		return log, nil, nil
+	}
+	return log, log, nil
 }
 
 func (o *serveOptions) run(cmd *cobra.Command) error {
-	var level slog.Level
-	if level.UnmarshalText([]byte(o.level)) != nil {
-		return cli.Misuse(fmt.Errorf("--log-level %s: want debug, info, warn or error", o.level))
+	log, access, err := o.logs(cmd)
+	if err != nil {
+		return err
 	}
 	watcher, config, err := o.load()
 	if err != nil {
 		return err
 	}
-	log := newLog(cmd.ErrOrStderr(), cli.JSON(cmd), level)
-	access := log
-	if o.noAccessLog {
-		access = nil
-	}
-	a, err := newApp(config, log, access, picker.Config{})
+	a, err := newApp(config, log, access, proxy.Config{})
 	if err != nil {
 		return err
 	}
@@ -77,23 +92,33 @@ func (o *serveOptions) run(cmd *cobra.Command) error {
 
 	ctx, stop := context.WithCancel(cmd.Context())
 	defer stop()
-	if watcher != nil {
-		hangups := make(chan os.Signal, 1)
-		signal.Notify(hangups, syscall.SIGHUP)
-		defer signal.Stop(hangups)
-		watcher.Trigger = hangups
-		go watcher.Run(ctx, func(c *file.Config, err error) { a.reload(c, err, o) })
-	}
+	defer o.watch(ctx, watcher, a)()
 	return a.run(ctx)
+}
+
+// watch takes changes of the file as they come, until ctx is done; none without a
+// file.
+func (o *serveOptions) watch(ctx context.Context, w *file.Watcher, a *app) (stop func()) {
+	if w == nil {
+		return func() {}
+	}
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	w.Trigger = hangups
+	go w.Run(ctx, func(c *file.Config, err error) { a.reload(c, err, o) })
+	return func() { signal.Stop(hangups) }
 }
 
 // reload takes a changed file. A bad one leaves what is in force.
 func (a *app) reload(c *file.Config, err error, o *serveOptions) {
+	if err == nil {
+		o.override(c)
+		err = o.fit(c)
+	}
 	if err != nil {
 		a.log.Error("the configuration cannot be used; the last good one stays in force", "error", err)
 		return
 	}
-	o.override(c)
 	was, is := a.config.Load(), c
 	if was.Listen != is.Listen || !reflect.DeepEqual(was.TLS, is.TLS) || was.World.Limits.Headers != is.World.Limits.Headers || was.World.Limits.Connections != is.World.Limits.Connections {
 		a.log.Warn("changes to listen, tls, limits.headers and limits.connections take a restart; the rest is in force")
@@ -115,7 +140,7 @@ func (o *serveOptions) load() (*file.Watcher, *file.Config, error) {
 			return nil, nil, err
 		}
 		o.override(c)
-		return w, c, nil
+		return w, c, o.fit(c)
 	case len(o.endpoints) > 0:
 		c := file.Default()
 		pool := proxy.Pool{Name: "default"}
@@ -131,7 +156,7 @@ func (o *serveOptions) load() (*file.Watcher, *file.Config, error) {
 		if err := c.Validate(flagFor); err != nil {
 			return nil, nil, cli.Misuse(err)
 		}
-		return nil, c, nil
+		return nil, c, o.fit(c)
 	}
 	return nil, nil, cli.Misuse(errors.New("nothing to serve: give --config FILE, or --endpoint URL once for each engine"))
 }
@@ -146,6 +171,14 @@ func (o *serveOptions) override(c *file.Config) {
 			*f.to = f.flag
 		}
 	}
+}
+
+// fit makes the configuration that of the command.
+func (o *serveOptions) fit(c *file.Config) error {
+	if o.adjust == nil {
+		return nil
+	}
+	return o.adjust(c)
 }
 
 // flagFor names the flag behind a path of keys.

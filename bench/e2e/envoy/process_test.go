@@ -1,0 +1,248 @@
+//go:build e2e
+
+package envoy_test
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// process is a program that this suite started, and ends.
+type process struct {
+	cmd     *exec.Cmd
+	printed output
+	ended   chan struct{} // closed when it has
+}
+
+// output keeps what a program printed.
+type output struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.Write(p)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.String()
+}
+
+// start returns when url answers 200.
+func start(t *testing.T, url string, name string, args ...string) *process {
+	t.Helper()
+	p := &process{cmd: exec.Command(name, args...), ended: make(chan struct{})}
+	p.cmd.Stdout, p.cmd.Stderr = &p.printed, &p.printed
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		p.cmd.Wait()
+		close(p.ended)
+	}()
+	t.Cleanup(func() {
+		p.end(syscall.SIGKILL)
+		if t.Failed() {
+			text := p.printed.String()
+			t.Logf("%s printed, at the end:\n%s", filepath.Base(name), text[max(0, len(text)-4000):])
+		}
+	})
+	await(t, filepath.Base(name)+" is up", func() bool {
+		select {
+		case <-p.ended:
+			t.Fatalf("%s ended at once", name)
+		default:
+		}
+		r, err := http.Get(url)
+		if err != nil {
+			return false
+		}
+		r.Body.Close()
+		return r.StatusCode == http.StatusOK
+	})
+	return p
+}
+
+// end sends a signal and waits for the process.
+func (p *process) end(s syscall.Signal) {
+	p.cmd.Process.Signal(s)
+	<-p.ended
+}
+
+// await polls until cond holds: a minute is for a machine that does other things too.
+func await(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); !cond(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("never came about: %s", what)
+		}
+	}
+}
+
+// freeAddress is a loopback address whose port was free just now.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// engine is a mock engine.
+type engine struct {
+	*process
+	address string
+}
+
+func startEngine(t *testing.T, address string) *engine {
+	t.Helper()
+	if address == "" {
+		address = freeAddress(t)
+	}
+	return &engine{start(t, "http://"+address+"/health", filepath.Join(os.Getenv("E2E_BIN"), "mockvllm"), "--listen", address, "--model", "m", "--speed", "20"), address}
+}
+
+func startEngines(t *testing.T, n int) []*engine {
+	engines := make([]*engine, n)
+	for i := range engines {
+		engines[i] = startEngine(t, "")
+	}
+	return engines
+}
+
+func addressesOf(engines []*engine) []string {
+	var all []string
+	for _, e := range engines {
+		all = append(all, e.address)
+	}
+	return all
+}
+
+// gauge reads a metric off an engine's page.
+func (e *engine) gauge(t *testing.T, name string) float64 {
+	t.Helper()
+	return metric(t, "http://"+e.address+"/metrics", name)
+}
+
+// metric is the sum over a metric's samples on a page.
+func metric(t *testing.T, url, name string) float64 {
+	t.Helper()
+	r, err := http.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Body.Close()
+	page, err := io.ReadAll(r.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := 0.0
+	for line := range strings.Lines(string(page)) {
+		if rest, ok := strings.CutPrefix(line, name); ok && (rest[0] == '{' || rest[0] == ' ') {
+			v, err := strconv.ParseFloat(strings.TrimSpace(rest[strings.LastIndexByte(rest, ' '):]), 64)
+			if err != nil {
+				t.Fatalf("%s: %v", line, err)
+			}
+			sum += v
+		}
+	}
+	return sum
+}
+
+// picker is a running `fairway epp`.
+type picker struct {
+	*process
+	address, metrics string
+}
+
+func startPicker(t *testing.T, address string, endpoints []string, args ...string) *picker {
+	t.Helper()
+	if address == "" {
+		address = freeAddress(t)
+	}
+	p := &picker{address: address, metrics: freeAddress(t)}
+	args = append([]string{"epp", "--listen", address, "--secure-serving=false", "--metrics", p.metrics, "--admin", freeAddress(t)}, args...)
+	for _, e := range endpoints {
+		args = append(args, "--endpoint", "http://"+e)
+	}
+	p.process = start(t, "http://"+p.metrics+"/healthz/ready", filepath.Join(os.Getenv("E2E_BIN"), "fairway"), args...)
+	return p
+}
+
+// setup is how an Envoy is set up.
+type setup struct {
+	request, response string // body modes; empty: FULL_DUPLEX_STREAMED
+	override          bool   // destinations are taken from a list, by the policy override_host
+	subset            string // the only endpoint that may be named; empty: any
+}
+
+// startEnvoy starts Envoy with these pickers, and gives its URL.
+func startEnvoy(t *testing.T, s setup, engines []string, pickers ...*picker) string {
+	t.Helper()
+	const duplex = "FULL_DUPLEX_STREAMED"
+	if s.request == "" {
+		s.request = duplex
+	}
+	if s.response == "" {
+		s.response = duplex
+	}
+	trailers, cluster := "SKIP", "original"
+	if s.request == duplex || s.response == duplex {
+		trailers = "SEND" // Envoy asks for it
+	}
+	if s.override {
+		cluster = "override"
+	}
+	listen, admin := freeAddress(t), freeAddress(t)
+	hint := "nobody.reads.this"
+	if s.subset != "" {
+		hint = "envoy.lb.subset_hint"
+	}
+	list := func(addresses []string) string {
+		var all []string
+		for _, a := range addresses {
+			host, port, _ := net.SplitHostPort(a)
+			all = append(all, fmt.Sprintf("{endpoint: {address: {socket_address: {address: %s, port_value: %s}}}}", host, port))
+		}
+		return strings.Join(all, ", ")
+	}
+	port := func(address string) string { _, port, _ := net.SplitHostPort(address); return port }
+	var asked []string
+	for _, p := range pickers {
+		asked = append(asked, p.address)
+	}
+	config, err := os.ReadFile("envoy.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	filled := strings.NewReplacer("ADMIN_PORT", port(admin), "LISTEN_PORT", port(listen), "REQUEST_MODE", s.request, "RESPONSE_MODE", s.response,
+		"TRAILER_MODE", trailers, "DESTINATION", cluster, "HINT", hint, "SUBSET", fmt.Sprintf("%q", s.subset), "PICKERS", list(asked), "ENGINES", list(engines)).Replace(string(config))
+	path := filepath.Join(t.TempDir(), "envoy.yaml")
+	if err := os.WriteFile(path, []byte(filled), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	start(t, "http://"+admin+"/ready", os.Getenv("E2E_ENVOY"), "-c", path, "-l", "warning", "--concurrency", "2", "--use-dynamic-base-id")
+	await(t, "Envoy holds a picker for healthy", func() bool {
+		return metric(t, "http://"+admin+"/stats/prometheus", `envoy_cluster_membership_healthy{envoy_cluster_name="picker"}`) == float64(len(pickers))
+	})
+	return "http://" + listen
+}

@@ -1,0 +1,112 @@
+package proxy
+
+import (
+	"cmp"
+	"errors"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/fairway-proxy/fairway/picker"
+)
+
+// director is a Stream both of whose ends another proxy holds: that proxy forwards
+// the request itself, to where Direct tells it (the Endpoint Picker Protocol). From
+// then on the director is the carrier too, of what passes there.
+type director interface {
+	Stream
+	carrier
+	// Subset lists the only endpoints that may be named; ok is false where all may.
+	Subset() (endpoints []string, ok bool)
+	// Direct names endpoints, separated by commas: the first that takes the request
+	// serves it.
+	Direct(endpoints string)
+	// Served is the endpoint that gave the answer, once its head was read; empty if
+	// it is not known.
+	Served() string
+}
+
+// direct has the proxy that holds the request send it to an endpoint, and lets its
+// answer pass.
+func (x *Exchange) direct(d director) error {
+	if subset, ok := d.Subset(); ok {
+		x.exclude(func(e *picker.Endpoint) bool { return !slices.Contains(subset, e.Address()) })
+	}
+	lease, candidates, err := x.pool.picker.PickExplained(nil, &x.want, Now())
+	if err != nil {
+		return x.noEndpoint(err)
+	}
+	outcome := picker.Failed
+	defer func() { lease.End(Now(), outcome) }()
+	x.noteChoice(&lease)
+	d.Direct(inOrder(lease.Endpoint(), candidates, 1+x.server.config.Fallbacks))
+
+	if err := x.forward(d); err != nil {
+		own, is := errors.AsType[*Error](err)
+		switch {
+		case is:
+			outcome = picker.ClientGone
+			return own
+		case err == io.EOF: // the proxy shows no answers
+			outcome = picker.Done
+			return nil
+		}
+		outcome = picker.ClientGone
+		return errGone
+	}
+	x.settled()
+	if served := d.Served(); served != "" && served != x.record.Endpoint {
+		x.follow(&lease, served)
+	}
+	_, outcome = x.relay(d, &lease)
+	return nil
+}
+
+// follow moves the lease to the endpoint that the proxy turned to when the one it
+// was told first took no connection.
+func (x *Exchange) follow(lease *picker.Lease, served string) {
+	now := Now()
+	lease.Endpoint().Eject(now)
+	lease.End(now, picker.NeverSent)
+	x.record.Retries++
+	x.exclude(func(e *picker.Endpoint) bool { return e.Address() != served })
+	next, err := x.pool.picker.Pick(&x.want, now)
+	if err != nil {
+		return // it has left the pool: the lease that has ended stands in
+	}
+	*lease = next
+	x.noteChoice(lease)
+}
+
+// exclude has the next pick pass over the endpoints that out says.
+func (x *Exchange) exclude(out func(*picker.Endpoint) bool) {
+	x.tried = x.tried[:0]
+	for _, e := range x.pool.picker.Endpoints() {
+		if out(e) {
+			x.tried = append(x.tried, e)
+		}
+	}
+	x.want.Exclude = x.tried
+}
+
+// inOrder names the endpoint that was picked, and those to turn to after it: most
+// of them together.
+func inOrder(picked *picker.Endpoint, candidates []picker.Candidate, most int) string {
+	slices.SortStableFunc(candidates, func(a, b picker.Candidate) int {
+		switch picked {
+		case a.Endpoint:
+			return -1
+		case b.Endpoint:
+			return 1
+		}
+		return cmp.Compare(a.Score, b.Score)
+	})
+	var list strings.Builder
+	for i := range candidates[:min(most, len(candidates))] {
+		if i > 0 {
+			list.WriteByte(',')
+		}
+		list.WriteString(candidates[i].Endpoint.Address())
+	}
+	return list.String()
+}

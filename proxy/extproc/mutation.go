@@ -1,0 +1,81 @@
+package extproc
+
+import (
+	"bytes"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+
+	"github.com/fairway-proxy/fairway/proxy/message"
+)
+
+// A mutation says how a head is to be changed.
+type mutation struct{ extprocv3.HeaderMutation }
+
+// diff adds what makes the fields that came into those that are wanted. Names are
+// told apart in lower case, as Envoy gives them; of one name, values that differ
+// in anything are replaced together.
+func (m *mutation) diff(came, wanted []message.Field) {
+	for i, f := range wanted {
+		if seen(wanted[:i], f.Name) {
+			continue
+		}
+		if sameValues(came, wanted, f.Name) {
+			continue
+		}
+		action := corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD
+		for _, g := range wanted[i:] {
+			if bytes.EqualFold(g.Name, f.Name) {
+				m.add(string(g.Name), g.Value, action)
+				action = corev3.HeaderValueOption_APPEND_IF_EXISTS_OR_ADD
+			}
+		}
+	}
+	for i, f := range came {
+		if !seen(wanted, f.Name) && !seen(came[:i], f.Name) {
+			m.remove(string(f.Name))
+		}
+	}
+}
+
+// set gives a field one value.
+func (m *mutation) set(name string, value []byte) {
+	m.add(name, value, corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD)
+}
+
+func (m *mutation) add(name string, value []byte, action corev3.HeaderValueOption_HeaderAppendAction) {
+	m.SetHeaders = append(m.SetHeaders, &corev3.HeaderValueOption{
+		Header: &corev3.HeaderValue{Key: name, RawValue: value}, AppendAction: action,
+	})
+}
+
+func (m *mutation) remove(name string) { m.RemoveHeaders = append(m.RemoveHeaders, name) }
+
+func seen(fields []message.Field, name []byte) bool {
+	for i := range fields {
+		if bytes.EqualFold(fields[i].Name, name) {
+			return true
+		}
+	}
+	return false
+}
+
+// sameValues tells whether both have the same values of that name, in order.
+func sameValues(a, b []message.Field, name []byte) bool {
+	next := func(list []message.Field, at int) int {
+		for ; at < len(list); at++ {
+			if bytes.EqualFold(list[at].Name, name) {
+				return at
+			}
+		}
+		return -1
+	}
+	i, j := next(a, 0), next(b, 0)
+	for i >= 0 && j >= 0 {
+		if !bytes.Equal(a[i].Value, b[j].Value) {
+			return false
+		}
+		i, j = next(a, i+1), next(b, j+1)
+	}
+	return i < 0 && j < 0
+}
