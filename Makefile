@@ -44,8 +44,9 @@ bench-routing: ## saturation rates and every table of docs/routing.md, in virtua
 	go run ./cmd/loadtest saturation --out bench/sim/saturation.json
 	go run ./cmd/loadtest tables --seeds $(or $(SEEDS),3) --page docs/routing.md
 
-churn: ## 300 streams for a minute while engines are killed and started again
+churn: ## a minute of 300 streams while engines are killed and started again; a minute of load while certificates rotate
 	go test $(RACE) $(TESTFLAGS) -count=1 -timeout 5m -run '^TestStreamsWhilePodsComeAndGo$$' ./cmd/fairway -churn 1m
+	go test $(RACE) $(TESTFLAGS) -count=1 -timeout 5m -run '^TestRotationUnderLoad$$' ./mtls -rotate 1m
 
 # The binaries an image is made of are built outside of it, so that building one pulls nothing.
 image-context: # every command for Linux into bin/image/

@@ -266,6 +266,9 @@ func TestServerRefuses(t *testing.T) {
 			if p.clientErr != nil {
 				t.Fatal(p.clientErr)
 			}
+			if p.serverErr == nil {
+				t.FailNow() // and there is nothing to read
+			}
 			_, err := p.client.Read(make([]byte, 1))
 			if e := open(t, Throwaway{CA: ca, ID: vllm}).Explain(err); e == nil || e.Reason != Rejected ||
 				!strings.Contains(e.Error(), "refused us, spiffe://cluster.local/ns/default/sa/vllm: remote error: tls: bad certificate") {
@@ -323,7 +326,7 @@ func TestClientRefuses(t *testing.T) {
 // Go's client withholds a certificate whose issuer the server's list of CAs does
 // not name, unless GetClientCertificate gives it.
 func TestClientShowsItsCertificateWhateverTheListOfCAs(t *testing.T) {
-	ca, other := newCA(t, domain), newCA(t, domain)
+	ca, other := newCA(t, domain), newCA(t, abroad)
 	client := open(t, Throwaway{CA: ca, ID: waypoint})
 	list := x509.NewCertPool()
 	list.AddCert(other.Roots()[0])
@@ -555,5 +558,26 @@ func TestCloseMayBeCalledAgain(t *testing.T) {
 	s.Close()
 	if !s.Ready() {
 		t.Error("what was in force is not any more")
+	}
+}
+
+// BenchmarkHandshake is a whole handshake, both ends of it, as ztunnel makes it.
+func BenchmarkHandshake(b *testing.B) {
+	ca := newCA(b, domain)
+	server, client := open(b, Throwaway{CA: ca, ID: waypoint}), open(b, Throwaway{CA: ca, ID: vllm})
+	for _, kind := range []struct {
+		name   string
+		groups []tls.CurveID
+	}{{"X25519", []tls.CurveID{tls.X25519}}, {"X25519MLKEM768", []tls.CurveID{tls.X25519MLKEM768}}} {
+		b.Run(kind.name, func(b *testing.B) {
+			serverConfig, clientConfig := server.ServerConfig(), client.ClientConfig(waypoint)
+			clientConfig.CurvePreferences = kind.groups
+			b.ReportAllocs()
+			for b.Loop() {
+				p := pipe(b, serverConfig, clientConfig)
+				p.server.NetConn().Close()
+				p.client.NetConn().Close()
+			}
+		})
 	}
 }
