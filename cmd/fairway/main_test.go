@@ -232,28 +232,23 @@ func TestServeEndsStreamsWhenDrainIsOver(t *testing.T) {
 }
 
 // TestDemo gives a busy machine more time until the cache shows: on one, few
-// conversations come to a second turn in four seconds.
+// conversations come to a second turn in four seconds, or to their end in six.
 func TestDemo(t *testing.T) {
-	for _, life := range []string{"6s", "20s", "60s"} {
-		report := demo(t, life)
-		if report.Fairway.HitRate > report.RoundRobin.HitRate {
+	for _, life := range []string{"6s", "30s", "2m"} {
+		at := freeAddresses(t, 3)
+		code, out, stderr := call(t, "demo", "--for", life, "--pods", "2", "--json", "--listen", at[0], "--metrics", at[1], "--admin", at[2])
+		var report demoReport
+		if err := json.Unmarshal([]byte(out), &report); code != 0 || err != nil {
+			t.Fatalf("exit code %d, %v\n%s\n%s", code, err, out, stderr)
+		}
+		good := report.Fairway.HitRate > report.RoundRobin.HitRate
+		for _, side := range []demoSide{report.Fairway, report.RoundRobin} {
+			good = good && side.Requests > 0 && side.Failed == 0 && len(side.Pods) == 2 && side.TTFTp90 > 0
+		}
+		if good {
 			return
 		}
-		t.Logf("hit rates after %s: fairway %.2f, round robin %.2f", life, report.Fairway.HitRate, report.RoundRobin.HitRate)
+		t.Logf("in %s: %s", life, out)
 	}
-	t.Error("Fairway never finds more in cache than round robin")
-}
-
-func demo(t *testing.T, life string) (report demoReport) {
-	at := freeAddresses(t, 3)
-	code, out, err := call(t, "demo", "--for", life, "--pods", "2", "--json", "--listen", at[0], "--metrics", at[1], "--admin", at[2])
-	if jerr := json.Unmarshal([]byte(out), &report); code != 0 || jerr != nil {
-		t.Fatalf("exit code %d, %v\n%s\n%s", code, jerr, out, err)
-	}
-	for name, side := range map[string]demoSide{"fairway": report.Fairway, "round robin": report.RoundRobin} {
-		if side.Requests == 0 || side.Failed != 0 || len(side.Pods) != 2 || side.TTFTp90 <= 0 {
-			t.Errorf("%s: %+v", name, side)
-		}
-	}
-	return report
+	t.Error("the demo never shows a hit rate above that of round robin, without a failure")
 }
