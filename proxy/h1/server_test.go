@@ -240,6 +240,15 @@ func TestHTTP2TakesOver(t *testing.T) {
 	}
 }
 
+// Only a new connection can be HTTP/2's.
+func TestHTTP2ComesTooLate(t *testing.T) {
+	server := &Server{Handler: echo, HTTP2: func(context.Context, *sockConn) { t.Error("HTTP/2 took over") }}
+	out := talk(t, server, "GET / HTTP/1.1\r\nHost: a\r\n\r\n"+preface)
+	if !strings.HasPrefix(out, "HTTP/1.1 200 ") || !strings.Contains(out, "HTTP/1.1 505 ") {
+		t.Errorf("got %q", out)
+	}
+}
+
 // The client is asked for the body when the handler wants it, unless it came
 // unasked.
 func TestContinue(t *testing.T) {

@@ -39,15 +39,16 @@ type Stream struct {
 
 	// What follows belongs to the connection's goroutine.
 
-	parse parser
-	req   message.Request
-	buf   []byte // pooled: the head, and what came with it
-	win   []byte // where the body's wire bytes are read into: behind the head in buf, or over
-	over  []byte // pooled, when the head leaves too little room in buf
-	r, w  int    // win[r:w] is read and not consumed; before the head is, buf[:w]
-	in    inbound
-	out   output
-	reply reply
+	parse  parser
+	req    message.Request
+	buf    []byte // pooled: the head, and what came with it
+	win    []byte // where the body's wire bytes are read into: behind the head in buf, or over
+	over   []byte // pooled, when the head leaves too little room in buf
+	r, w   int    // win[r:w] is read and not consumed; before the head is, buf[:w]
+	spoken bool   // a request came before: the connection is HTTP/1.1's for good (RFC 9113 section 3.3)
+	in     inbound
+	out    output
+	reply  reply
 
 	mu    sync.Mutex
 	gone  bool                     // guarded by mu
@@ -218,6 +219,7 @@ func (s *Stream) exchange() bool {
 	}
 	s.reply = reply{close: !s.parse.head.persistent(s.parse.minor)}
 	s.out.started = false
+	s.spoken = true
 	s.conn.Guard()
 	s.server.active.Add(1)
 	s.server.Handler(s)
@@ -228,7 +230,7 @@ func (s *Stream) exchange() bool {
 
 // refuse has a request answered whose head was not understood.
 func (s *Stream) refuse(err *ProtocolError) {
-	if err == errPreface && s.server.HTTP2 != nil {
+	if err == errPreface && s.server.HTTP2 != nil && !s.spoken {
 		s.conn.Unread(append([]byte(nil), s.buf[:s.w]...))
 		s.server.HTTP2(s.ctx, s.conn)
 		return

@@ -16,6 +16,7 @@ type attempt struct {
 	refused int     // the status of the answer after theirs, with which the connection ends; 0: the tail is answered
 	last    bool    // the connection ends after want
 	open    bool    // raw is all the client sends: it ends inside a message, which reaches nobody
+	http2   bool    // the connection is HTTP/2 from its start: none of its bytes is a request in HTTP/1.1
 }
 
 // meant is one request that a client made.
@@ -201,7 +202,7 @@ var requestLines = []attempt{
 	{name: "HTTP/2.0", raw: "GET /smuggled HTTP/2.0\r\nHost: a\r\n\r\n", refused: 505},
 	{name: "HTTP/1.1 in lower case", raw: "GET /smuggled http/1.1\r\nHost: a\r\n\r\n", refused: 400},
 	{name: "version with a zero", raw: "GET /smuggled HTTP/1.01\r\nHost: a\r\n\r\n", refused: 400},
-	{name: "preface of HTTP/2", raw: "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", refused: 505},
+	{name: "preface of HTTP/2", raw: "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", http2: true},
 	{name: "two versions", raw: "GET /smuggled HTTP/1.1 HTTP/1.1\r\nHost: a\r\n\r\n", refused: 400},
 	{name: "two spaces", raw: "GET  /smuggled HTTP/1.1\r\nHost: a\r\n\r\n", refused: 400},
 	{name: "tabs for spaces", raw: "GET\t/smuggled\tHTTP/1.1\r\nHost: a\r\n\r\n", refused: 400},
