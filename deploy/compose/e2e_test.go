@@ -37,7 +37,7 @@ func TestCompose(t *testing.T) {
 	c.run(t, "build")
 	c.run(t, "up", "-d")
 	fairway := c.container(t, "fairway")
-	waitFor(t, time.Minute, ops+"/healthz/ready")
+	waitFor(t, 5*time.Minute, ops+"/healthz/ready")
 
 	steps := []struct {
 		name string
@@ -96,12 +96,8 @@ func testStream(t *testing.T) {
 	if kind := s.header.Get("content-type"); !strings.HasPrefix(kind, "text/event-stream") {
 		t.Errorf("content-type is %q, want text/event-stream", kind)
 	}
-	first := time.Time{}
 	events, last := 0, ""
 	for data := range s.events(t) {
-		if first.IsZero() {
-			first = time.Now()
-		}
 		if strings.Contains(data, `"usage":{`) {
 			t.Errorf("the stream tells usage, which was not asked for: %s", data)
 		}
@@ -110,10 +106,17 @@ func testStream(t *testing.T) {
 	if events < 50 || last != "[DONE]" {
 		t.Errorf("the stream has %d events and ends with %q, want about 100 and [DONE]", events, last)
 	}
-	// 100 tokens take the mock about a second: had the answer been held back, they would come all at once.
-	if spread := time.Since(first); spread < 200*time.Millisecond {
-		t.Errorf("from the first event to the last it took %v: they did not come as they were made", spread)
+
+	// Events that come while the pod has a quarter of an hour to go were not held back.
+	s = openStream(t, chatRequest{Messages: []chatMessage{{"user", "Count on."}}, MaxTokens: 100_000})
+	defer s.body.Close()
+	events = 0
+	for range s.events(t) {
+		if events++; events == 20 {
+			return
+		}
 	}
+	t.Errorf("of an answer without end %d events came", events)
 }
 
 func testConversation(t *testing.T) {
@@ -206,7 +209,7 @@ func testPodRestart(t *testing.T, c *composition) {
 		}
 	}
 	c.run(t, "start", "pod-2")
-	deadline := time.Now().Add(time.Minute)
+	deadline := time.Now().Add(5 * time.Minute)
 	for i := 0; ; i++ {
 		resp := chat(t, chatRequest{Messages: []chatMessage{{"user", strings.Repeat(fmt.Sprintf("With it again, %d. ", i), 100)}}, MaxTokens: 1}, true)
 		if resp.Header.Get("x-fairway-endpoint") == "pod-2:8000" {

@@ -90,7 +90,7 @@ func (s *server) start(t *testing.T) {
 		syscall.Kill(-s.cmd.Process.Pid, syscall.SIGKILL)
 		s.cmd.Wait()
 	})
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(5 * time.Minute); ; time.Sleep(50 * time.Millisecond) {
 		c, err := net.Dial("tcp", s.address)
 		if err == nil {
 			c.Close()

@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-var client = &http.Client{Timeout: 2 * time.Minute}
+var client = &http.Client{Timeout: 10 * time.Minute}
 
 // object is a JSON object.
 type object map[string]any

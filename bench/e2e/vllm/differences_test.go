@@ -120,7 +120,7 @@ func (x exchange) send(t *testing.T, address string, i int) result {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(10 * time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := conn.Write(x.bytes(i)); err != nil {

@@ -95,14 +95,14 @@ func testComesBack(t *testing.T, f *fleet, cached object) {
 	begin := time.Now()
 	f.engines[0].awaitUp(t)
 	t.Logf("up again after %v", time.Since(begin).Round(time.Second))
-	within(t, 10*time.Second, func() error {
+	eventually(t, func() error {
 		return f.fairway.scraped(t, f.engines[0]) // by which it learns that a new process is there
 	})
 	if predicted := predictedHit(t, post(t, f.fairway.origin+chatPath, cached)); predicted != 0 {
 		t.Errorf("of a prompt that the killed engine had cached, Fairway believes %d tokens cached", predicted)
 	}
 	i := 0
-	took := within(t, 30*time.Second, func() error {
+	took := eventually(t, func() error {
 		i++
 		prompt := strings.Repeat(fmt.Sprintf("Question %d to who is back. ", i), 50)
 		resp := post(t, f.fairway.origin+chatPath, chatBody("tiny", prompt, 1))

@@ -23,6 +23,18 @@ func (f *fleet) addresses() []string {
 	return []string{f.engines[0].address, f.engines[1].address}
 }
 
+// running is how many requests the engines work on.
+func (f *fleet) running(t *testing.T) float64 {
+	t.Helper()
+	return f.engines[0].running(t) + f.engines[1].running(t)
+}
+
+// finished is how many answers the engines have brought to the length that was asked for.
+func (f *fleet) finished(t *testing.T) float64 {
+	t.Helper()
+	return f.engines[0].finished(t) + f.engines[1].finished(t)
+}
+
 // at is the engine with that address.
 func (f *fleet) at(t *testing.T, address string) *engine {
 	t.Helper()
