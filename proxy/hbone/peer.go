@@ -67,20 +67,17 @@ func idOf(certificates []*x509.Certificate) (spiffeid.ID, error) {
 // parseAuthority reads "ip:port" or "name:port" (RFC 9110, section 9.3.6: a port is
 // required). Of a name the address is zero.
 func parseAuthority(s string) (netip.AddrPort, error) {
+	i := strings.LastIndexByte(s, ':')
+	if n, err := strconv.ParseUint(s[i+1:], 10, 16); i < 0 || err != nil || n == 0 || s[i+1] == '0' {
+		return netip.AddrPort{}, fmt.Errorf("%q has no port", s)
+	}
 	if ap, err := netip.ParseAddrPort(s); err == nil {
-		if ap.Port() == 0 || ap.Addr().Zone() != "" {
+		if ap.Addr().Zone() != "" {
 			return netip.AddrPort{}, fmt.Errorf("%q is no destination", s)
 		}
 		return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port()), nil
 	}
-	host, port, ok := strings.Cut(s, ":")
-	if !ok {
-		return netip.AddrPort{}, fmt.Errorf("%q has no port", s)
-	}
-	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 || port[0] == '0' || port[0] == '+' {
-		return netip.AddrPort{}, fmt.Errorf("%q has no port", s)
-	}
-	if !hostName(host) {
+	if !hostName(s[:i]) {
 		return netip.AddrPort{}, fmt.Errorf("%q names no host", s)
 	}
 	return netip.AddrPort{}, nil
