@@ -39,7 +39,7 @@ func plain(b testing.TB, m *mesh, secure bool, serve func(net.Conn)) road {
 				return
 			}
 			if secure {
-				c = tls.Server(c, m.ca.Server(m.waypoint))
+				c = tls.Server(c, m.waypoint.ServerConfig())
 			}
 			serving.Go(func() { serve(c) })
 		}
@@ -50,9 +50,7 @@ func plain(b testing.TB, m *mesh, secure bool, serve func(net.Conn)) road {
 			b.Fatal(err)
 		}
 		if secure {
-			config := m.ca.Client(m.caller)
-			config.DynamicRecordSizingDisabled = true
-			return tls.Client(c, config)
+			return tls.Client(c, m.waypoint.ClientConfig(m.id("waypoint")))
 		}
 		return c.(half)
 	}
@@ -62,7 +60,7 @@ func plain(b testing.TB, m *mesh, secure bool, serve func(net.Conn)) road {
 // tunnelled is a tunnel to serve, both ends ours.
 func tunnelled(b testing.TB, m *mesh, serve func(net.Conn)) road {
 	w := m.listen(b, serve)
-	d := &Dialer{Port: w.Addr().(*net.TCPAddr).AddrPort().Port(), TLS: m.dial()}
+	d := m.dialer(w.Addr(), m.waypoint)
 	dial := func() half {
 		c, err := d.DialContext(b.Context(), "127.0.0.1:80", m.id("waypoint"))
 		if err != nil {

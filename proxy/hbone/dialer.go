@@ -16,6 +16,8 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"golang.org/x/net/http2"
+
+	"github.com/fairway-proxy/fairway/mtls"
 )
 
 const (
@@ -40,6 +42,9 @@ type Dialer struct {
 	// TLS gives the client's side of mutual TLS with a peer that must be expected
 	// and no other. It is called for each connection. Nil: no TLS, for tests alone.
 	TLS func(expected spiffeid.ID) *tls.Config
+	// Explain says why a handshake failed, as mtls.Source.Explain does. Nil: only
+	// what the error says of itself.
+	Explain func(error) *mtls.Error
 	// Port is where the pods' ztunnel takes tunnels. 0: 15008.
 	Port uint16
 	// Dial makes the connections tunnels are in. Nil: a net.Dialer.
@@ -311,12 +316,15 @@ func (d *Dialer) handshake(ctx context.Context, to target) (*client, error) {
 		t := tls.Client(out, config)
 		err := t.HandshakeContext(ctx)
 		if err == nil {
-			state := t.ConnectionState()
-			if state.NegotiatedProtocol != http2.NextProtoTLS {
-				err = errNoHTTP2
-			} else if id, idErr := idOf(state.PeerCertificates); idErr != nil || id != to.expected {
-				err = fmt.Errorf("the peer is %v", state.PeerCertificates[0].URIs)
+			var id spiffeid.ID
+			if id, err = mtls.PeerID(t.ConnectionState()); err == nil && id != to.expected {
+				err = &mtls.Error{Reason: mtls.WrongIdentity, Peer: id}
 			}
+		}
+		if err == nil && t.ConnectionState().NegotiatedProtocol != http2.NextProtoTLS {
+			err = errNoHTTP2
+		} else if err != nil {
+			err = explain(d.Explain, err)
 		}
 		if err != nil {
 			raw.Close()
@@ -355,7 +363,7 @@ func (role *client) noteIdentity(config *tls.Config) {
 				leaf, _ = x509.ParseCertificate(cert.Certificate[0])
 			}
 			if leaf != nil {
-				role.identity, _ = idOf([]*x509.Certificate{leaf})
+				role.identity, _ = idOf(leaf)
 			}
 		}
 		return cert, err
@@ -422,7 +430,11 @@ func (role *client) await(ctx context.Context, s *stream) error {
 		if errors.As(s.broken, &reset) || errors.As(s.broken, &away) {
 			return s.broken
 		}
-		return &ConnectError{role.target.address, role.identity, role.target.expected, s.broken}
+		err := s.broken
+		if refusesUs(err) {
+			err = explain(role.dialer.Explain, err)
+		}
+		return &ConnectError{role.target.address, role.identity, role.target.expected, err}
 	}
 	// Not answered yet. ztunnel counts streams that are reset before they are, and
 	// closes the connection after some, so wait for it on nobody's behalf.

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/net/http2"
 
 	"github.com/fairway-proxy/fairway/bench/e2e/ztunnel"
+	"github.com/fairway-proxy/fairway/mtls"
 )
 
 const podAddress = "127.0.0.1:8000"
@@ -88,11 +89,12 @@ func TestPodHasToBeWhoIsExpected(t *testing.T) {
 	m := newMesh(t)
 	_, d := m.podServer(t)
 	var failed *ConnectError
-	if _, err := d.DialContext(t.Context(), podAddress, m.id("other")); !errors.As(err, &failed) || failed.Expected != m.id("other") {
+	var why *mtls.Error
+	if _, err := d.DialContext(t.Context(), podAddress, m.id("other")); !errors.As(err, &failed) || failed.Expected != m.id("other") || !errors.As(err, &why) || why.Reason != mtls.WrongIdentity {
 		t.Errorf("got %v", err)
 	}
 	// A configuration that lets everybody in does not make it so.
-	d.TLS = func(spiffeid.ID) *tls.Config { return m.ca.Client(m.waypoint) }
+	d.TLS = func(spiffeid.ID) *tls.Config { return m.ca.Client(m.pod) }
 	if _, err := d.DialContext(t.Context(), podAddress, m.id("other")); !errors.As(err, &failed) {
 		t.Errorf("got %v", err)
 	}
@@ -105,12 +107,9 @@ func TestPodRejectsOurCertificate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	us, err := other.Issue(other.ID("default", "waypoint"), time.Now().Add(-time.Minute), time.Hour)
-	if err != nil {
-		t.Fatal(err)
-	}
+	us := m.source(t, other, "waypoint")
 	_, d := m.podServer(t)
-	d.TLS = func(id spiffeid.ID) *tls.Config { return m.ca.Client(us, id.String()) }
+	d.TLS, d.Explain = func(id spiffeid.ID) *tls.Config { return us.ClientConfig(id) }, us.Explain
 	_, err = d.DialContext(t.Context(), podAddress, m.id("vllm"))
 	var failed *ConnectError
 	if !errors.As(err, &failed) || failed.Identity.String() != other.ID("default", "waypoint") || !strings.Contains(err.Error(), "does not accept our certificate") {
@@ -122,7 +121,7 @@ func TestNobodyListens(t *testing.T) {
 	m := newMesh(t)
 	l := loopback(t)
 	l.Close()
-	d := &Dialer{Port: l.Addr().(*net.TCPAddr).AddrPort().Port(), TLS: m.dial()}
+	d := m.dialer(l.Addr(), m.waypoint)
 	defer d.Close()
 	var failed *ConnectError
 	if _, err := d.DialContext(t.Context(), podAddress, m.id("vllm")); !errors.As(err, &failed) || failed.Address != podAddress {
@@ -292,8 +291,7 @@ func TestPodDrains(t *testing.T) {
 func TestEnhanceYourCalm(t *testing.T) {
 	m := newMesh(t)
 	inner := loopback(t)
-	d := &Dialer{Port: inner.Addr().(*net.TCPAddr).AddrPort().Port()}
-	d.TLS = m.dial()
+	d := m.dialer(inner.Addr(), m.waypoint)
 	defer d.Close()
 	go func() {
 		c, err := tls.NewListener(inner, m.ca.Server(m.pod)).Accept()

@@ -3,6 +3,7 @@ package hbone
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"io"
 	"log/slog"
 	"net"
@@ -16,6 +17,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/fairway-proxy/fairway/bench/e2e/ztunnel"
+	"github.com/fairway-proxy/fairway/mtls"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -23,8 +25,9 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // mesh is a trust domain with one of each: a calling ztunnel, a waypoint and a pod's
 // ztunnel.
 type mesh struct {
-	ca                    *ztunnel.Authority
-	caller, waypoint, pod tls.Certificate
+	ca          *ztunnel.Authority
+	caller, pod tls.Certificate
+	waypoint    *mtls.Source // ours
 }
 
 func newMesh(t testing.TB) *mesh {
@@ -35,7 +38,7 @@ func newMesh(t testing.TB) *mesh {
 	}
 	m := &mesh{ca: ca}
 	m.caller = m.issue(t, "default", "client")
-	m.waypoint = m.issue(t, "default", "waypoint")
+	m.waypoint = m.source(t, m.ca, "waypoint")
 	m.pod = m.issue(t, "default", "vllm")
 	return m
 }
@@ -47,6 +50,23 @@ func (m *mesh) issue(t testing.TB, namespace, account string) tls.Certificate {
 		t.Fatal(err)
 	}
 	return cert
+}
+
+// source is an identity of ours, by a CA that may be another's, in a mesh with m's
+// roots.
+func (m *mesh) source(t testing.TB, ca *ztunnel.Authority, account string) *mtls.Source {
+	t.Helper()
+	cert, err := ca.Issue(ca.ID("default", account), time.Now().Add(-time.Minute), time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := map[spiffeid.TrustDomain][]*x509.Certificate{}
+	for _, a := range []*ztunnel.Authority{m.ca, ca} {
+		roots[spiffeid.RequireTrustDomainFromString(a.Domain)] = []*x509.Certificate{a.Cert}
+	}
+	s := mtls.Open(mtls.Identity{Certificate: cert, Roots: roots}, nil)
+	t.Cleanup(s.Close)
+	return s
 }
 
 func (m *mesh) id(account string) spiffeid.ID {
@@ -96,7 +116,7 @@ func (m *mesh) listen(t testing.TB, serve func(net.Conn), adjust ...func(*Config
 func (m *mesh) listenOn(t testing.TB, inner net.Listener, serve func(net.Conn), adjust ...func(*Config, *limits)) *waypoint {
 	t.Helper()
 	w := &waypoint{log: new(log)}
-	config := Config{TLS: m.ca.Server(m.waypoint), Log: slog.New(slog.NewTextHandler(w.log, nil))}
+	config := Config{TLS: m.waypoint.ServerConfig(), Explain: m.waypoint.Explain, Log: slog.New(slog.NewTextHandler(w.log, nil))}
 	l := standardLimits
 	for _, a := range adjust {
 		a(&config, &l)
@@ -140,7 +160,7 @@ func (m *mesh) podServer(t testing.TB, adjust ...func(*ztunnel.Server)) (*ztunne
 		a(s)
 	}
 	s.Serve(inner)
-	d := &Dialer{Port: inner.Addr().(*net.TCPAddr).AddrPort().Port(), TLS: m.dial()}
+	d := m.dialer(inner.Addr(), m.waypoint)
 	t.Cleanup(func() {
 		d.Close()
 		s.Close()
@@ -149,9 +169,13 @@ func (m *mesh) podServer(t testing.TB, adjust ...func(*ztunnel.Server)) (*ztunne
 	return s, d
 }
 
-// dial is the waypoint's TLS towards pods.
-func (m *mesh) dial() func(spiffeid.ID) *tls.Config {
-	return func(id spiffeid.ID) *tls.Config { return m.ca.Client(m.waypoint, id.String()) }
+// dialer makes tunnels by way of the ztunnel at that address.
+func (m *mesh) dialer(ztunnel net.Addr, us *mtls.Source) *Dialer {
+	return &Dialer{
+		Port:    ztunnel.(*net.TCPAddr).AddrPort().Port(),
+		TLS:     func(id spiffeid.ID) *tls.Config { return us.ClientConfig(id) },
+		Explain: us.Explain,
+	}
 }
 
 // waitFor waits until something that has been set off has happened.
@@ -274,7 +298,7 @@ func pattern(n int) []byte {
 func TestTunnelThrough(t *testing.T) {
 	m := newMesh(t)
 	w := m.listen(t, echo)
-	d := &Dialer{Port: w.Addr().(*net.TCPAddr).AddrPort().Port(), TLS: m.dial()}
+	d := m.dialer(w.Addr(), m.waypoint)
 	defer d.Close()
 	var all sync.WaitGroup
 	for range 150 {

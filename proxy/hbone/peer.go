@@ -2,7 +2,6 @@ package hbone
 
 import (
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -52,16 +51,13 @@ func PeerOf(c net.Conn) (*Peer, bool) {
 	return nil, false
 }
 
-// idOf is whom a certificate is for: the one URI it has (X.509-SVID, section 2).
-func idOf(certificates []*x509.Certificate) (spiffeid.ID, error) {
-	if len(certificates) == 0 {
-		return spiffeid.ID{}, errors.New("no certificate")
+// idOf is whom a certificate of ours is for: the one URI it has (X.509-SVID, section
+// 2). Of others' mtls judges.
+func idOf(leaf *x509.Certificate) (spiffeid.ID, error) {
+	if len(leaf.URIs) != 1 {
+		return spiffeid.ID{}, fmt.Errorf("the certificate has %d URIs instead of one SPIFFE ID", len(leaf.URIs))
 	}
-	uris := certificates[0].URIs
-	if len(uris) != 1 {
-		return spiffeid.ID{}, fmt.Errorf("the certificate has %d URIs instead of one SPIFFE ID", len(uris))
-	}
-	return spiffeid.FromURI(uris[0])
+	return spiffeid.FromURI(leaf.URIs[0])
 }
 
 // parseAuthority reads "ip:port" or "name:port" (RFC 9110, section 9.3.6: a port is

@@ -3,16 +3,18 @@ package hbone
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/net/http2"
+
+	"github.com/fairway-proxy/fairway/mtls"
 )
 
 // maxStreams is how many tunnels a connection may have. ztunnel opens 100, and hangs
@@ -24,6 +26,9 @@ type Config struct {
 	// TLS is the server's side of mutual TLS: 1.3, "h2" by ALPN, a certificate
 	// required and verified. Nil: no TLS and no identities, for tests alone.
 	TLS *tls.Config
+	// Explain says why a handshake failed, for the log and the counters, as
+	// mtls.Source.Explain does. Nil: only what the error says of itself.
+	Explain func(error) *mtls.Error
 	// Admit decides whether a tunnel is accepted; nil admits every one. It is called
 	// before the answer, on the goroutine that reads the connection, and must not
 	// block. Its error is the answer: a *Refusal has the status, any other is a 400.
@@ -53,11 +58,10 @@ func (r *Refusal) Error() string { return fmt.Sprintf("refused with %d: %s", r.S
 type Reason int
 
 const (
-	// ReasonHandshake is TLS that failed: no certificate, one that is expired or not
-	// trusted, an old version, a peer that does not trust ours, or too slow.
+	// ReasonHandshake is a handshake that failed: no certificate, one that is out of
+	// date, not trusted or not SPIFFE's, an old version of TLS, a peer that does not
+	// trust ours, or too slow. Counters.Handshakes says which.
 	ReasonHandshake Reason = iota
-	// ReasonIdentity is a certificate without a SPIFFE ID.
-	ReasonIdentity
 	// ReasonConnections is too many connections.
 	ReasonConnections
 	// ReasonProtocol is a connection that was cut because of what came through it.
@@ -81,7 +85,7 @@ const (
 	reasons
 )
 
-var reasonNames = [reasons]string{"handshake", "identity", "connections", "protocol", "flood", "method", "authority",
+var reasonNames = [reasons]string{"handshake", "connections", "protocol", "flood", "method", "authority",
 	"fields", "streams", "backlog", "admit", "proxy"}
 
 func (r Reason) String() string { return reasonNames[r] }
@@ -103,10 +107,30 @@ type Counters struct {
 	Opened  atomic.Int64 // tunnels accepted so far
 	Resets  atomic.Int64 // tunnels broken off so far, by either side
 	refused [reasons]atomic.Int64
+
+	mu         sync.Mutex
+	handshakes map[mtls.Reason]int64 // guarded by mu
 }
 
 // Refused is how much was refused for a reason.
 func (c *Counters) Refused(r Reason) int64 { return c.refused[r].Load() }
+
+// Handshakes is how many handshakes failed, by why: what ReasonHandshake counts
+// together.
+func (c *Counters) Handshakes() map[mtls.Reason]int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return maps.Clone(c.handshakes)
+}
+
+func (c *Counters) countHandshake(r mtls.Reason) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.handshakes == nil {
+		c.handshakes = make(map[mtls.Reason]int64)
+	}
+	c.handshakes[r]++
+}
 
 // Listener accepts tunnels. It is a net.Listener; make one with NewListener.
 type Listener struct {
@@ -295,22 +319,18 @@ func (l *Listener) serve(raw net.Conn) {
 		ctx, cancel := context.WithTimeout(context.Background(), l.limits.handshake)
 		err := t.HandshakeContext(ctx)
 		cancel()
-		reason := ReasonHandshake
 		if err == nil {
-			state := t.ConnectionState()
-			if state.Version < tls.VersionTLS13 {
-				err = errors.New("TLS before 1.3")
-			} else {
-				reason = ReasonIdentity
-				s.peer.ID, err = idOf(state.PeerCertificates)
-			}
+			s.peer.ID, err = mtls.PeerID(t.ConnectionState())
+		}
+		if err == nil && t.ConnectionState().Version < tls.VersionTLS13 {
+			err = &mtls.Error{Reason: mtls.TLSVersion}
 		}
 		if err != nil {
 			l.mu.Lock()
 			delete(l.greeting, raw)
 			l.mu.Unlock()
 			raw.Close()
-			l.report.refuse(reason, "remote", s.remote, "error", handshakeError(err))
+			l.refuseHandshake(s, err)
 			return
 		}
 		sec = t
@@ -336,16 +356,24 @@ func (l *Listener) serve(raw net.Conn) {
 	c.read()
 }
 
-// handshakeError says more of what a peer did wrong than TLS does.
-func handshakeError(err error) error {
-	var invalid x509.CertificateInvalidError
-	if errors.As(err, &invalid) && invalid.Reason == x509.Expired {
-		return fmt.Errorf("the peer's certificate is out of date: %w", err)
+// refuseHandshake logs and counts a peer that is not in the mesh, or that does not
+// take us to be.
+func (l *Listener) refuseHandshake(s *server, err error) {
+	why := explain(l.config.Explain, err)
+	l.Counters.countHandshake(why.Reason)
+	l.report.refuse(ReasonHandshake, "why", why.Reason, "remote", s.remote, "peer", s.peer.ID, "error", why)
+}
+
+// explain is Explain, if there is one.
+func explain(with func(error) *mtls.Error, err error) *mtls.Error {
+	if with != nil {
+		return with(err)
 	}
-	if errors.Is(err, context.DeadlineExceeded) {
-		return fmt.Errorf("the handshake took too long: %w", err)
+	var known *mtls.Error
+	if errors.As(err, &known) {
+		return known
 	}
-	return err
+	return &mtls.Error{Reason: mtls.HandshakeFailed, Err: err}
 }
 
 // server is a connection's role: it takes CONNECTs.
@@ -476,7 +504,7 @@ func (s *server) gone(err error) {
 	case errors.As(err, &ce), errors.Is(err, http2.ErrFrameTooLarge):
 		l.report.refuse(ReasonProtocol, "remote", s.remote, "peer", s.peer.ID, "error", err)
 	case refusesUs(err):
-		l.report.refuse(ReasonHandshake, "remote", s.remote, "peer", s.peer.ID, "error", err)
+		l.refuseHandshake(s, err)
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/net/http2/hpack"
 
 	"github.com/fairway-proxy/fairway/bench/e2e/ztunnel"
+	"github.com/fairway-proxy/fairway/mtls"
 )
 
 // raw is a client that sends what it likes.
@@ -89,14 +90,15 @@ func TestRefusedHandshakes(t *testing.T) {
 		name   string
 		cert   *tls.Certificate
 		adjust func(*tls.Config)
-		reason Reason
+		reason mtls.Reason
 	}{
-		{"no certificate", new(tls.Certificate), nil, ReasonHandshake},
-		{"another trust domain", issue(other, other.ID("default", "client"), now), nil, ReasonHandshake},
-		{"expired", issue(m.ca, m.ca.ID("default", "client"), now.Add(-2*time.Hour)), nil, ReasonHandshake},
-		{"not yet valid", issue(m.ca, m.ca.ID("default", "client"), now.Add(time.Hour)), nil, ReasonHandshake},
-		{"TLS 1.2", &m.caller, func(c *tls.Config) { c.MinVersion, c.MaxVersion = tls.VersionTLS12, tls.VersionTLS12 }, ReasonHandshake},
-		{"no SPIFFE ID", issue(m.ca, "https://cluster.local/client", now), nil, ReasonIdentity},
+		{"no certificate", new(tls.Certificate), nil, mtls.NoCertificate},
+		{"another trust domain", issue(other, other.ID("default", "client"), now), nil, mtls.UnknownTrustDomain},
+		{"expired", issue(m.ca, m.ca.ID("default", "client"), now.Add(-2*time.Hour)), nil, mtls.Expired},
+		{"not yet valid", issue(m.ca, m.ca.ID("default", "client"), now.Add(time.Hour)), nil, mtls.NotYetValid},
+		{"TLS 1.2", &m.caller, func(c *tls.Config) { c.MinVersion, c.MaxVersion = tls.VersionTLS12, tls.VersionTLS12 }, mtls.TLSVersion},
+		{"no SPIFFE ID", issue(m.ca, "https://cluster.local/client", now), nil, mtls.NotSPIFFE},
+		{"a CA", issue(m.ca, "spiffe://cluster.local", now), nil, mtls.NotSPIFFE},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			w := m.listen(t, echo)
@@ -113,8 +115,8 @@ func TestRefusedHandshakes(t *testing.T) {
 				t.Fatal("it got a tunnel")
 			}
 			waitFor(t, "the refusal", func() bool { return w.log.lines() > 0 })
-			if w.Counters.Refused(tt.reason) != 1 || w.log.lines() != 1 {
-				t.Errorf("%d counted, %d lines:\n%s", w.Counters.Refused(tt.reason), w.log.lines(), w.log)
+			if w.Counters.Refused(ReasonHandshake) != 1 || w.Counters.Handshakes()[tt.reason] != 1 || w.log.lines() != 1 || !strings.Contains(w.log.String(), string(tt.reason)) {
+				t.Errorf("%d counted, of %v, %d lines:\n%s", w.Counters.Refused(ReasonHandshake), w.Counters.Handshakes(), w.log.lines(), w.log)
 			}
 		})
 	}
@@ -126,7 +128,27 @@ func TestRefusedHandshakes(t *testing.T) {
 		}
 		defer c.Close()
 		io.ReadAll(c)
-		waitFor(t, "the refusal", func() bool { return w.Counters.Refused(ReasonHandshake) == 1 && w.log.lines() == 1 })
+		waitFor(t, "the refusal", func() bool { return w.Counters.Handshakes()[mtls.Timeout] == 1 && w.log.lines() == 1 })
+	})
+	t.Run("no TLS", func(t *testing.T) {
+		w := m.listen(t, echo)
+		c, err := net.Dial("tcp", w.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		io.WriteString(c, "GET / HTTP/1.1\r\nHost: llama\r\n\r\n")
+		io.ReadAll(c)
+		waitFor(t, "the refusal", func() bool { return w.Counters.Handshakes()[mtls.NotTLS] == 1 && w.log.lines() == 1 })
+	})
+	// ztunnel learns from our certificate that we are somebody else, and says so.
+	t.Run("peer does not want us", func(t *testing.T) {
+		w := m.listen(t, echo)
+		if c, err := ztunnel.DialConn(t.Context(), w.Addr().String(), m.ca.Client(m.caller, m.ca.ID("other", "waypoint")), 0); err == nil {
+			c.Close()
+			t.Fatal("it got a connection")
+		}
+		waitFor(t, "the refusal", func() bool { return w.Counters.Handshakes()[mtls.Rejected] == 1 && w.log.lines() == 1 })
 	})
 	t.Run("no preface", func(t *testing.T) {
 		w := m.listen(t, echo, func(_ *Config, l *limits) { l.handshake = 200 * time.Millisecond })
@@ -217,6 +239,20 @@ func TestMalformedHeads(t *testing.T) {
 	r.connect(id)
 	if f := r.until(t, http2.FrameHeaders); f.Header().StreamID != id {
 		t.Error(f)
+	}
+}
+
+// A ztunnel, which offers a share for X25519 alone, needs no second round trip.
+func TestNoHelloRetry(t *testing.T) {
+	m := newMesh(t)
+	w := m.listen(t, echo)
+	c, err := ztunnel.DialConn(t.Context(), w.Addr().String(), m.ca.Client(m.caller), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if c.State.HelloRetryRequest || c.State.CurveID != tls.X25519 || c.State.NegotiatedProtocol != "h2" || c.State.Version != tls.VersionTLS13 {
+		t.Errorf("got %+v", c.State)
 	}
 }
 
@@ -364,7 +400,7 @@ func TestStreamsOfAConnection(t *testing.T) {
 func TestBacklog(t *testing.T) {
 	m := newMesh(t)
 	inner := loopback(t)
-	l := NewListener(inner, Config{TLS: m.ca.Server(m.waypoint), Backlog: 1})
+	l := NewListener(inner, Config{TLS: m.waypoint.ServerConfig(), Backlog: 1})
 	defer l.Close()
 	c := &ztunnel.Client{Address: l.Addr().String(), TLS: m.ca.Client(m.caller)}
 	defer c.Close()
@@ -550,7 +586,15 @@ func TestPadding(t *testing.T) {
 	r.connect(1)
 	// More than a window of it, so that padding has to be given back too.
 	const frames = 4 * baseWindow / 256
+	r.until(t, http2.FrameHeaders)
+	window := baseWindow
 	for range frames {
+		for window < 256 {
+			if f := r.until(t, http2.FrameWindowUpdate).(*http2.WindowUpdateFrame); f.StreamID == 1 {
+				window += int(f.Increment)
+			}
+		}
+		window -= 256
 		r.WriteDataPadded(1, false, []byte("x"), make([]byte, 254))
 	}
 	r.WriteData(1, true, nil)
