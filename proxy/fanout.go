@@ -73,6 +73,9 @@ func (x *Exchange) listModels() error {
 	pools := x.meant()
 	if models := x.serving.modelsOf(pools); len(models) > 0 {
 		for _, m := range models {
+			if m.Name == "" {
+				continue // for names that only its users know
+			}
 			entry, err := json.Marshal(map[string]any{"id": m.Name, "object": "model", "created": processStart.Unix(), "owned_by": "fairway"})
 			if err != nil {
 				return err

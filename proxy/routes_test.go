@@ -419,3 +419,30 @@ func BenchmarkExchangeWithRoutes(b *testing.B) {
 		})
 	}
 }
+
+// A Model without a name is for all that its pool does not name.
+func TestModelForAllOtherNames(t *testing.T) {
+	a := startPod(t, "", mock.Config{Speed: 100, Model: "a-v1"})
+	w := World{Models: []Model{{Name: "known", Pool: "pool", Targets: []Target{{"a-v1", 1}}}, {Pool: "pool", Targets: []Target{{"other-v1", 1}}}}}
+	s := startServer(t, w, a)
+	var got string
+	a.SetFaults(mock.Faults{OnRequest: func(_ *http.Request, body []byte) { got = string(body) }})
+	for model, target := range map[string]string{"known": "a-v1", "whatever": "other-v1"} {
+		s.Handle(post("/v1/chat/completions", strings.Replace(chat(false, 1, "hi"), `"mock"`, `"`+model+`"`, 1)))
+		if !strings.Contains(got, `"model":"`+target+`"`) {
+			t.Errorf("%s is asked for with %s", model, got)
+		}
+	}
+	m := post("/v1/models", "")
+	m.head.Method = []byte("GET")
+	if s.Handle(m); strings.Count(m.seen(), `"id"`) != 1 || !strings.Contains(m.seen(), `"known"`) {
+		t.Errorf("lists %s", m.seen())
+	}
+	w.Models[1].Targets = nil
+	w.Pools = []Pool{{Name: "pool", Endpoints: []Endpoint{{Address: a.address}}}}
+	s.SetWorld(&w)
+	body := strings.Replace(chat(false, 1, "hi"), `"mock"`, `"whatever"`, 1)
+	if s.Handle(post("/v1/chat/completions", body)); got != body {
+		t.Errorf("%s is sent as %s", body, got)
+	}
+}

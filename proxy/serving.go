@@ -164,8 +164,11 @@ func (p *pool) close() {
 // route finds the pool for a request that names this model ("" for none). In is the
 // pool that a route has chosen, "" without one.
 func (v *serving) route(in string, model []byte, path []byte) (*pool, *servedModel, error) {
-	if known := v.known[in]; known != "" && len(model) > 0 {
+	if known, listed := v.known[in]; listed && len(model) > 0 {
 		m := v.models[modelKey{in, string(model)}]
+		if m == nil {
+			m = v.models[modelKey{in, ""}]
+		}
 		if m == nil {
 			return nil, nil, errUnknownModel(string(model), known)
 		}

@@ -50,6 +50,8 @@ type Endpoint struct {
 // Model is a name users ask for. Two pools may have models of one name: then it
 // takes a route to reach the second.
 type Model struct {
+	// Name is empty for all names that no other Model of the pool has: they are
+	// passed on as they came, or as one of Targets.
 	Name        string
 	Pool        string
 	Criticality Criticality
