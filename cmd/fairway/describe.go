@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -68,7 +69,7 @@ func describeConfig(c *file.Config) configView {
 	w := c.World
 	v := configView{
 		Listen: map[string]string{"http": c.Listen.HTTP, "hbone": c.Listen.HBONE, "metrics": c.Listen.Metrics, "admin": c.Listen.Admin},
-		Pools:  []poolView{}, Models: []modelView{}, Routes: describeRoutes(w.Routes),
+		Pools:  describePools(w.Pools), Models: describeModels(w.Models), Routes: describeRoutes(w.Routes),
 		Timeouts: map[string]string{
 			"connect": w.Timeouts.Connect.String(), "first_byte": w.Timeouts.FirstByte.String(),
 			"stream_idle": w.Timeouts.StreamIdle.String(), "request": w.Timeouts.Request.String(), "drain": w.Timeouts.Drain.String(),
@@ -81,21 +82,31 @@ func describeConfig(c *file.Config) configView {
 		Explain: string(w.Explain),
 		TLS:     describeTLS(c.TLS),
 	}
-	for _, p := range w.Pools {
+	return v
+}
+
+func describePools(pools []proxy.Pool) []poolView {
+	views := []poolView{}
+	for _, p := range pools {
 		view := poolView{Name: p.Name, Endpoints: []string{}}
 		for _, e := range p.Endpoints {
 			view.Endpoints = append(view.Endpoints, "http://"+e.Address)
 		}
-		v.Pools = append(v.Pools, view)
+		views = append(views, view)
 	}
-	for _, m := range w.Models {
+	return views
+}
+
+func describeModels(models []proxy.Model) []modelView {
+	views := []modelView{}
+	for _, m := range models {
 		view := modelView{Name: m.Name, Pool: m.Pool, Criticality: string(m.Criticality)}
 		for _, t := range m.Targets {
 			view.Targets = append(view.Targets, targetView(t))
 		}
-		v.Models = append(v.Models, view)
+		views = append(views, view)
 	}
-	return v
+	return views
 }
 
 func describeRoutes(routes []route.Route) []routeView {
@@ -119,9 +130,9 @@ func describeRoutes(routes []route.Route) []routeView {
 	return views
 }
 
-// writeRules prints rules in a table.
-func writeRules(w io.Writer, routes []routeView) {
-	fmt.Fprintln(w, "ROUTE\tHOST\tMATCH\tTO\tAND")
+// writeRules prints rules in a table that begins with its title.
+func writeRules(w io.Writer, title string, routes []routeView) {
+	fmt.Fprintln(w, title+"\tHOST\tMATCH\tTO\tAND")
 	for _, r := range routes {
 		hosts := "*"
 		if len(r.Hostnames) > 0 {
@@ -181,15 +192,28 @@ func describeTLS(p mtls.Provider) map[string]any {
 func writeRoutes(out io.Writer, v configView) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	if len(v.Routes) > 0 {
-		writeRules(w, v.Routes)
+		writeRules(w, "ROUTE", v.Routes)
 	}
+	writeModels(w, v.Models, v.Pools)
+	fmt.Fprintln(w, "POOL\tENDPOINT")
+	for _, p := range v.Pools {
+		for _, e := range p.Endpoints {
+			fmt.Fprintf(w, "%s\t%s\n", p.Name, e)
+		}
+	}
+	return w.Flush()
+}
+
+// writeModels prints models in a table, and the pools that take any since they
+// have none.
+func writeModels(w io.Writer, models []modelView, pools []poolView) {
 	fmt.Fprintln(w, "MODEL\tPOOL\tCRITICALITY\tSERVED AS")
-	if len(v.Models) == 0 {
-		for _, p := range v.Pools {
+	for _, p := range pools {
+		if !slices.ContainsFunc(models, func(m modelView) bool { return m.Pool == p.Name }) {
 			fmt.Fprintf(w, "(any)\t%s\t%s\tas asked\n", p.Name, proxy.Standard)
 		}
 	}
-	for _, m := range v.Models {
+	for _, m := range models {
 		served, total := "", 0
 		for _, t := range m.Targets {
 			total += t.Weight
@@ -207,16 +231,9 @@ func writeRoutes(out io.Writer, v configView) error {
 		if criticality == "" {
 			criticality = string(proxy.Standard)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", m.Name, m.Pool, criticality, served)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", cmp.Or(m.Name, "(any other)"), m.Pool, criticality, served)
 	}
 	fmt.Fprintln(w)
-	fmt.Fprintln(w, "POOL\tENDPOINT")
-	for _, p := range v.Pools {
-		for _, e := range p.Endpoints {
-			fmt.Fprintf(w, "%s\t%s\n", p.Name, e)
-		}
-	}
-	return w.Flush()
 }
 
 // endpointView is one endpoint as /endpoints shows it.

@@ -55,7 +55,7 @@ var rules = map[string]rule{
 	"cmd/loadtest":     {may: []string{"cmd/internal/cli", "bench/engine", "bench/load", "bench/mock", "bench/report", "bench/sim", "bench/workload"}},
 
 	"discovery/file":   {may: []string{"mtls", "picker", "proxy", "proxy/authz", "proxy/message", "proxy/route", "proxy/upstream", "watch"}},
-	"discovery/kube":   {may: []string{"picker", "proxy", "proxy/authz", "proxy/route", "proxy/upstream"}},
+	"discovery/kube":   {may: []string{"picker", "proxy", "proxy/authz", "proxy/message", "proxy/route", "proxy/upstream"}},
 	"discovery/scrape": {may: []string{"picker", "proxy", "proxy/upstream"}},
 
 	"proxy": {

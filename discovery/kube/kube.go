@@ -1,0 +1,132 @@
+// Package kube makes a proxy.World out of Kubernetes objects: InferencePools and
+// what is said of their models, HTTPRoutes, and the Services that a waypoint
+// stands in front of.
+//
+// Translate is a pure function from a set of objects to a Translation: the World,
+// the Services, and Findings about what cannot be served as it was meant. A bad
+// object takes nothing down but itself. The set may come from an API server or,
+// offline, from manifests (Manifests).
+package kube
+
+import (
+	"fmt"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
+	inferencev1alpha2 "sigs.k8s.io/gateway-api-inference-extension/apix/v1alpha2"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/fairway-proxy/fairway/proxy"
+	"github.com/fairway-proxy/fairway/proxy/route"
+)
+
+// What our objects are called.
+const (
+	ClassName      = "fairway-waypoint"
+	ControllerName = "fairway-proxy.github.io/waypoint-controller"
+)
+
+// Objects is a set of objects as they were declared. Nil fields that the API
+// server would fill in mean its defaults. Translate only reads it.
+type Objects struct {
+	Pools      []*inferencev1.InferencePool
+	AlphaPools []*AlphaPool // of the same name as one of Pools: left out
+	Models     []*InferenceModel
+	Objectives []*inferencev1alpha2.InferenceObjective
+	Rewrites   []*inferencev1alpha2.InferenceModelRewrite
+	Routes     []*gatewayv1.HTTPRoute
+	Grants     []*gatewayv1.ReferenceGrant
+	Gateways   []*gatewayv1.Gateway
+	Classes    []*gatewayv1.GatewayClass
+	Services   []*corev1.Service
+	Slices     []*discoveryv1.EndpointSlice
+	Pods       []*corev1.Pod
+	Namespaces []*corev1.Namespace
+	Policies   []*Policy
+}
+
+// Translation is what a set of Objects says.
+type Translation struct {
+	// World has the pools, the models, and the routes of the plain listener: those
+	// of HTTPRoutes whose parent is a Gateway of ours. Its settings are left zero.
+	World proxy.World
+	// Services are those that are bound to a waypoint of ours or have routes, in
+	// the order of their names.
+	Services []Service
+	Findings []Finding
+}
+
+// Service is a Service that a waypoint stands in front of.
+type Service struct {
+	Namespace, Name string
+	VIPs            []string
+	Ports           []Port
+	// Bound tells whether it uses a waypoint of ours.
+	Bound bool
+	// Denied says why every request to it is refused; empty if none is.
+	Denied string
+}
+
+// Port is a port of a Service.
+type Port struct {
+	Number int
+	// HTTP tells whether it is declared to speak HTTP, or has routes.
+	HTTP bool
+	// Routes share out its requests. Without any they go to Pool.
+	Routes []route.Route
+	Pool   string
+}
+
+// Finding is something that is not served as it was meant.
+type Finding struct {
+	// Warning is one that takes nothing away.
+	Warning bool
+	// Kind, Namespace and Name say which object it is about, and Path where in it:
+	// "spec.rules[0].backendRefs[1]".
+	Kind, Namespace, Name, Path string
+	// Reason is the word for a condition of a route's status, such as
+	// BackendNotFound; empty where the API has none.
+	Reason  string
+	Message string
+}
+
+func (f Finding) String() string {
+	where := f.Kind + " " + f.Namespace + "/" + f.Name
+	if f.Path != "" {
+		where += ": " + f.Path
+	}
+	return where + ": " + f.Message
+}
+
+// object names one in findings.
+type object struct {
+	kind string
+	meta *metav1.ObjectMeta
+}
+
+func (o object) finding(path, reason, format string, args ...any) Finding {
+	return Finding{Kind: o.kind, Namespace: namespace(o.meta), Name: o.meta.Name, Path: path, Reason: reason, Message: fmt.Sprintf(format, args...)}
+}
+
+// namespace is an object's; a manifest may leave it out.
+func namespace(m *metav1.ObjectMeta) string {
+	if m.Namespace == "" {
+		return metav1.NamespaceDefault
+	}
+	return m.Namespace
+}
+
+// key names an object in its kind: "namespace/name".
+func key(m *metav1.ObjectMeta) string { return namespace(m) + "/" + m.Name }
+
+// older has the older object first, and of one age that whose key comes first: the
+// Gateway API's way to settle conflicts.
+func older(a, b *metav1.ObjectMeta) int {
+	if !a.CreationTimestamp.Equal(&b.CreationTimestamp) {
+		return a.CreationTimestamp.Compare(b.CreationTimestamp.Time)
+	}
+	return strings.Compare(key(a), key(b))
+}

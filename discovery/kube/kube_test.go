@@ -1,0 +1,196 @@
+package kube
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/fairway-proxy/fairway/proxy/route"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var update = flag.Bool("update", false, "write the .want files anew")
+
+// show writes what a translation says, a thing a line.
+func show(m *Manifests, t *Translation) string {
+	var b strings.Builder
+	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
+	routes := func(indent string, routes []route.Route) {
+		for _, r := range routes {
+			for i := range r.Rules {
+				rule := &r.Rules[i]
+				var to []string
+				for _, backend := range rule.Backends {
+					to = append(to, fmt.Sprintf("%s %d", backend.Pool, backend.Weight))
+				}
+				line("%s", strings.TrimRight(fmt.Sprintf("%sroute %s %s: %s %s %s", indent, r.Name, r.Hostnames, rule.Matches, strings.Join(to, ", "), strings.Join(rule.Texts(), "; ")), " "))
+			}
+		}
+	}
+	for _, p := range t.World.Pools {
+		var all []string
+		for _, e := range p.Endpoints {
+			all = append(all, strings.TrimSpace(e.Address+" "+e.UID))
+		}
+		line("%s", strings.TrimRight("pool "+p.Name+": "+strings.Join(all, ", "), " "))
+	}
+	for _, model := range t.World.Models {
+		var to []string
+		for _, target := range model.Targets {
+			to = append(to, fmt.Sprintf("%s %d", target.Name, target.Weight))
+		}
+		line("%s", strings.TrimRight(fmt.Sprintf("model %s of %s, %s: %s", model.Name, model.Pool, model.Criticality, strings.Join(to, ", ")), " "))
+	}
+	routes("", t.World.Routes)
+	for _, s := range t.Services {
+		for _, p := range s.Ports {
+			says := ""
+			if s.Bound {
+				says += ", bound"
+			}
+			if s.Denied != "" {
+				says += ", denied by " + s.Denied
+			}
+			says += fmt.Sprintf(", port %d:", p.Number)
+			if p.HTTP {
+				says += " HTTP"
+			}
+			if len(p.Routes) == 0 {
+				says += " pool " + p.Pool
+			}
+			line("service %s/%s %s%s", s.Namespace, s.Name, s.VIPs, says)
+			routes("  ", p.Routes)
+		}
+	}
+	for _, p := range m.Problems {
+		line("%s", p)
+	}
+	for _, f := range t.Findings {
+		says := m.Where(f) + ": " + f.String()
+		if f.Reason != "" {
+			says += " [" + f.Reason + "]"
+		}
+		if f.Warning {
+			says += " (warning)"
+		}
+		line("%s", says)
+	}
+	if m.Others > 0 {
+		line("%d objects of other kinds", m.Others)
+	}
+	return b.String()
+}
+
+// Each set of manifests in testdata means what is in the .want file beside it.
+func TestTranslate(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.yaml")
+	if err != nil || len(files) < 5 {
+		t.Fatalf("%v, %v", files, err)
+	}
+	for _, name := range files {
+		t.Run(filepath.Base(name), func(t *testing.T) {
+			data, err := os.ReadFile(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var m Manifests
+			m.Add(filepath.Base(name), data)
+			got := show(&m, Translate(&m.Objects))
+			wanted := strings.TrimSuffix(name, ".yaml") + ".want"
+			if *update {
+				if err := os.WriteFile(wanted, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			want, err := os.ReadFile(wanted)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got != string(want) {
+				t.Errorf("got\n%s\nwant\n%s", got, want)
+			}
+		})
+	}
+}
+
+// The order in which objects come makes no difference.
+func TestTranslateOrder(t *testing.T) {
+	var forth, back Manifests
+	for _, name := range []string{"pools.yaml", "routes.yaml", "bound.yaml", "waypoint.yaml"} {
+		data, err := os.ReadFile("testdata/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		documents := strings.Split(string(data), "\n---\n")
+		for i := range documents {
+			forth.Add(name, []byte(documents[i]))
+		}
+	}
+	for _, name := range []string{"waypoint.yaml", "bound.yaml", "routes.yaml", "pools.yaml"} {
+		data, err := os.ReadFile("testdata/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		documents := strings.Split(string(data), "\n---\n")
+		for i := range documents {
+			back.Add(name, []byte(documents[len(documents)-1-i]))
+		}
+	}
+	a, b := Translate(&forth.Objects), Translate(&back.Objects)
+	a.Findings, b.Findings = nil, nil // told in the order of the objects
+	if x, y := show(&forth, a), show(&back, b); x != y {
+		t.Errorf("got\n%s\nand in another order\n%s", x, y)
+	}
+}
+
+func TestIsManifest(t *testing.T) {
+	for text, want := range map[string]bool{
+		"apiVersion: v1\nkind: Pod\n":            true,
+		"# a comment\n---\napiVersion: v1\n":     true,
+		`{"apiVersion": "v1"}`:                   true,
+		"pools: []\n":                            false,
+		"":                                       false,
+		"- apiVersion: v1":                       false,
+		"a: {apiVersion: v1}":                    false,
+		": : :":                                  false,
+		"a: 1\n---\napiVersion: v1\nkind: Pod\n": true,
+	} {
+		if got := IsManifest([]byte(text)); got != want {
+			t.Errorf("%q: %v", text, got)
+		}
+	}
+}
+
+// FuzzManifests: whatever a file holds, it is read and translated without harm,
+// and every problem has its file and line.
+func FuzzManifests(f *testing.F) {
+	files, err := filepath.Glob("testdata/*.yaml")
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, name := range files {
+		data, err := os.ReadFile(name)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(data)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var m Manifests
+		m.Add("f", data)
+		for _, p := range m.Problems {
+			if !strings.HasPrefix(p, "f:") {
+				t.Errorf("a problem without its place: %s", p)
+			}
+		}
+		show(&m, Translate(&m.Objects))
+		IsManifest(data)
+	})
+}

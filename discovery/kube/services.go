@@ -1,0 +1,141 @@
+package kube
+
+import (
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+)
+
+// Labels by which Istio binds Services to waypoints (istio.io/api, label).
+const (
+	labelUseWaypoint          = "istio.io/use-waypoint"
+	labelUseWaypointNamespace = "istio.io/use-waypoint-namespace"
+	labelWaypointFor          = "istio.io/waypoint-for"
+)
+
+// waypoints finds the Services that are bound to a waypoint of ours.
+func (t *translator) waypoints() {
+	ours := make(map[string]*gatewayv1.Gateway)
+	for _, g := range t.objects.Gateways {
+		if t.ours(g) {
+			ours[key(&g.ObjectMeta)] = g
+		}
+	}
+	labels := make(map[string]map[string]string) // of namespaces
+	for _, n := range t.objects.Namespaces {
+		labels[n.Name] = n.Labels
+	}
+	for _, s := range sorted(t.objects.Services, func(s *corev1.Service) *metav1.ObjectMeta { return &s.ObjectMeta }) {
+		g := ours[waypointOf(s, labels[namespace(&s.ObjectMeta)])]
+		if g == nil || !servesServices(g) {
+			continue
+		}
+		out := t.service(s)
+		out.Bound = true
+		out.Denied = t.denied(s, g)
+	}
+}
+
+// ours tells whether a Gateway is of our class.
+func (t *translator) ours(g *gatewayv1.Gateway) bool {
+	for _, c := range t.objects.Classes {
+		if c.Name == string(g.Spec.GatewayClassName) {
+			return c.Spec.ControllerName == ControllerName
+		}
+	}
+	return g.Spec.GatewayClassName == ClassName
+}
+
+// waypointOf gives the key of the Gateway that a Service wants for its waypoint,
+// empty for none. What the Service says goes before what its namespace says.
+func waypointOf(s *corev1.Service, ofNamespace map[string]string) string {
+	for _, labels := range []map[string]string{s.Labels, ofNamespace} {
+		name, said := labels[labelUseWaypoint]
+		if !said {
+			continue
+		}
+		if name == "" || name == "none" {
+			return ""
+		}
+		in := labels[labelUseWaypointNamespace]
+		if in == "" {
+			in = namespace(&s.ObjectMeta)
+		}
+		return in + "/" + name
+	}
+	return ""
+}
+
+// servesServices tells whether a waypoint is for the traffic of Services: by
+// default it is.
+func servesServices(g *gatewayv1.Gateway) bool {
+	to := g.Labels[labelWaypointFor]
+	return to == "" || to == "service" || to == "all"
+}
+
+// denied says why all requests to a Service have to be refused: a policy is for
+// it or for its waypoint, and this version evaluates none.
+func (t *translator) denied(s *corev1.Service, g *gatewayv1.Gateway) string {
+	for _, p := range t.objects.Policies {
+		targets := p.Spec.TargetRefs
+		if p.Spec.TargetRef != nil {
+			targets = append(slices.Clone(targets), *p.Spec.TargetRef)
+		}
+		for _, target := range targets {
+			in := namespace(&p.ObjectMeta)
+			if target.Kind == "Service" && in+"/"+target.Name == key(&s.ObjectMeta) ||
+				target.Kind == "Gateway" && in+"/"+target.Name == key(&g.ObjectMeta) ||
+				target.Kind == "GatewayClass" && target.Name == string(g.Spec.GatewayClassName) {
+				about := object{p.Kind, &p.ObjectMeta}
+				t.find(about.finding("spec.targetRefs", "", "policies are not evaluated by this version: every request to Service %s is refused", key(&s.ObjectMeta)))
+				return p.Kind + " " + key(&p.ObjectMeta)
+			}
+		}
+	}
+	return ""
+}
+
+// service gives what the translation says of a Service, making it if it is new.
+func (t *translator) service(s *corev1.Service) *Service {
+	ns, name := namespace(&s.ObjectMeta), s.Name
+	at, found := slices.BinarySearchFunc(t.out.Services, ns+"/"+name, func(a Service, want string) int {
+		return strings.Compare(a.Namespace+"/"+a.Name, want)
+	})
+	if !found {
+		out := Service{Namespace: ns, Name: name}
+		for _, ip := range s.Spec.ClusterIPs {
+			if ip != corev1.ClusterIPNone {
+				out.VIPs = append(out.VIPs, ip)
+			}
+		}
+		if ip := s.Spec.ClusterIP; len(out.VIPs) == 0 && ip != "" && ip != corev1.ClusterIPNone {
+			out.VIPs = []string{ip}
+		}
+		for i := range s.Spec.Ports {
+			p := &s.Spec.Ports[i]
+			if p.Protocol == corev1.ProtocolUDP || p.Protocol == corev1.ProtocolSCTP {
+				continue
+			}
+			out.Ports = append(out.Ports, Port{Number: int(p.Port), HTTP: speaksHTTP(p), Pool: t.servicePool(s, p)})
+		}
+		t.out.Services = slices.Insert(t.out.Services, at, out)
+	}
+	return &t.out.Services[at]
+}
+
+// speaksHTTP tells whether a port is declared to speak HTTP, by its appProtocol or
+// by the beginning of its name (Istio, "Protocol selection").
+func speaksHTTP(p *corev1.ServicePort) bool {
+	if p.AppProtocol != nil {
+		switch strings.ToLower(*p.AppProtocol) {
+		case "http", "http2", "grpc", "grpc-web", "kubernetes.io/h2c", "kubernetes.io/ws":
+			return true
+		}
+		return false
+	}
+	kind, _, _ := strings.Cut(p.Name, "-")
+	return kind == "http" || kind == "http2" || kind == "grpc"
+}

@@ -1,0 +1,324 @@
+package kube
+
+import (
+	"cmp"
+	"net"
+	"slices"
+	"strconv"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
+	inferencev1alpha2 "sigs.k8s.io/gateway-api-inference-extension/apix/v1alpha2"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/fairway-proxy/fairway/proxy"
+)
+
+// Translate says what a set of objects means.
+func Translate(o *Objects) *Translation {
+	t := &translator{
+		objects:  o,
+		pools:    make(map[string]bool),
+		services: make(map[string]*corev1.Service),
+		slices:   make(map[string][]*discoveryv1.EndpointSlice),
+		pods:     make(map[string][]*corev1.Pod),
+	}
+	for _, s := range o.Services {
+		t.services[key(&s.ObjectMeta)] = s
+	}
+	for _, s := range o.Slices {
+		if name := s.Labels[discoveryv1.LabelServiceName]; name != "" {
+			k := namespace(&s.ObjectMeta) + "/" + name
+			t.slices[k] = append(t.slices[k], s)
+		}
+	}
+	for _, p := range o.Pods {
+		t.pods[namespace(&p.ObjectMeta)] = append(t.pods[namespace(&p.ObjectMeta)], p)
+	}
+	t.inferencePools()
+	t.models()
+	t.waypoints()
+	t.routes()
+	slices.SortFunc(t.out.World.Pools, func(a, b proxy.Pool) int { return cmp.Compare(a.Name, b.Name) })
+	return &t.out
+}
+
+// translator is a translation under way.
+type translator struct {
+	objects  *Objects
+	services map[string]*corev1.Service              // by key
+	slices   map[string][]*discoveryv1.EndpointSlice // by the key of their Service
+	pods     map[string][]*corev1.Pod                // by namespace
+	pools    map[string]bool                         // names of those made so far
+
+	out Translation
+}
+
+func (t *translator) find(f Finding) { t.out.Findings = append(t.out.Findings, f) }
+
+func (t *translator) warn(f Finding) {
+	f.Warning = true
+	t.find(f)
+}
+
+// inferencePools makes a pool of each InferencePool, named by its key: every port
+// of every pod that it selects and that is ready is an endpoint of its own.
+func (t *translator) inferencePools() {
+	for _, p := range sorted(t.objects.Pools, func(p *inferencev1.InferencePool) *metav1.ObjectMeta { return &p.ObjectMeta }) {
+		about := object{"InferencePool", &p.ObjectMeta}
+		selector := make(map[string]string, len(p.Spec.Selector.MatchLabels))
+		for k, v := range p.Spec.Selector.MatchLabels {
+			selector[string(k)] = string(v)
+		}
+		var ports []int32
+		for _, port := range p.Spec.TargetPorts {
+			ports = append(ports, int32(port.Number))
+		}
+		if p.Spec.AppProtocol != "" && p.Spec.AppProtocol != inferencev1.AppProtocolHTTP {
+			t.find(about.finding("spec.appProtocol", "", "%s is not spoken to engines by this version: they are asked by HTTP/1.1", p.Spec.AppProtocol))
+		}
+		if p.Spec.EndpointPickerRef.Name != "" {
+			t.warn(about.finding("spec.endpointPickerRef", "", "%s is not asked: Fairway picks by itself", p.Spec.EndpointPickerRef.Name))
+		}
+		t.inferencePool(about, selector, "spec.selector.matchLabels", ports, "spec.targetPorts")
+	}
+	for _, p := range sorted(t.objects.AlphaPools, func(p *AlphaPool) *metav1.ObjectMeta { return &p.ObjectMeta }) {
+		about := object{"InferencePool", &p.ObjectMeta}
+		if t.pools[key(&p.ObjectMeta)] {
+			t.warn(about.finding("", "", "there is one of this name in inference.networking.k8s.io/v1 as well: that one counts"))
+			continue
+		}
+		if p.Spec.ExtensionRef != nil {
+			t.warn(about.finding("spec.extensionRef", "", "%s is not asked: Fairway picks by itself", p.Spec.ExtensionRef.Name))
+		}
+		t.inferencePool(about, p.Spec.Selector, "spec.selector", []int32{p.Spec.TargetPortNumber}, "spec.targetPortNumber")
+	}
+}
+
+func (t *translator) inferencePool(about object, selector map[string]string, selectorPath string, ports []int32, portPath string) {
+	if len(selector) == 0 {
+		t.find(about.finding(selectorPath, "", "it selects nothing: want labels of the engines' pods"))
+	}
+	if len(ports) == 0 || slices.ContainsFunc(ports, func(p int32) bool { return p < 1 || p > 65535 }) {
+		t.find(about.finding(portPath, "", "want the ports that the engines listen on, from 1 to 65535"))
+		ports = nil
+	}
+	pool := proxy.Pool{Name: key(about.meta)}
+	for _, pod := range t.pods[namespace(about.meta)] {
+		if len(selector) == 0 || !selects(selector, pod.Labels) || !serves(pod) {
+			continue
+		}
+		for _, port := range ports {
+			pool.Endpoints = append(pool.Endpoints, proxy.Endpoint{
+				Address: net.JoinHostPort(pod.Status.PodIP, strconv.Itoa(int(port))), UID: string(pod.UID),
+			})
+		}
+	}
+	t.addPool(pool)
+}
+
+func (t *translator) addPool(p proxy.Pool) {
+	slices.SortFunc(p.Endpoints, func(a, b proxy.Endpoint) int {
+		return cmp.Or(cmp.Compare(a.Address, b.Address), cmp.Compare(a.UID, b.UID))
+	})
+	p.Endpoints = slices.CompactFunc(p.Endpoints, func(a, b proxy.Endpoint) bool { return a.Address == b.Address })
+	t.pools[p.Name] = true
+	t.out.World.Pools = append(t.out.World.Pools, p)
+}
+
+func selects(selector, labels map[string]string) bool {
+	for k, v := range selector {
+		if got, ok := labels[k]; !ok || got != v {
+			return false
+		}
+	}
+	return true
+}
+
+// serves tells whether a pod takes requests: it is ready and does not end.
+func serves(p *corev1.Pod) bool {
+	if p.DeletionTimestamp != nil || p.Status.PodIP == "" || p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
+		return false
+	}
+	for _, c := range p.Status.Conditions {
+		if c.Type == corev1.PodReady {
+			return c.Status == corev1.ConditionTrue
+		}
+	}
+	return false
+}
+
+// models makes a model of each InferenceModel, and of each name that an
+// InferenceModelRewrite gives another. Of two for one name in one pool the rewrite
+// goes first, then the older.
+func (t *translator) models() {
+	taken := make(map[[2]string]string) // by pool and name: what it was taken by
+	add := func(about object, path string, m proxy.Model) {
+		id := about.kind + " " + key(about.meta)
+		if by, twice := taken[[2]string{m.Pool, m.Name}]; twice {
+			t.find(about.finding(path, "", "model %q of pool %s is that of %s already: this one does not count", m.Name, m.Pool, by))
+			return
+		}
+		taken[[2]string{m.Pool, m.Name}] = id
+		t.out.World.Models = append(t.out.World.Models, m)
+	}
+	for _, r := range sorted(t.objects.Rewrites, func(r *inferencev1alpha2.InferenceModelRewrite) *metav1.ObjectMeta { return &r.ObjectMeta }) {
+		about := object{"InferenceModelRewrite", &r.ObjectMeta}
+		if r.Spec.PoolRef == nil {
+			t.find(about.finding("spec.poolRef", "", "missing: want the InferencePool it is for"))
+			continue
+		}
+		pool, ok := t.poolRef(about, string(r.Spec.PoolRef.Kind), string(r.Spec.PoolRef.Name))
+		if !ok {
+			continue
+		}
+		for i, rule := range r.Spec.Rules {
+			path := index("spec.rules", i)
+			var targets []proxy.Target
+			for _, target := range rule.Targets {
+				targets = append(targets, proxy.Target{Name: target.ModelRewrite, Weight: int(cmp.Or(target.Weight, 1))})
+			}
+			if len(rule.Matches) == 0 {
+				add(about, path, proxy.Model{Pool: pool, Targets: targets})
+			}
+			for j, m := range rule.Matches {
+				if m.Model == nil {
+					add(about, index(path+".matches", j), proxy.Model{Pool: pool, Targets: targets})
+				} else {
+					add(about, index(path+".matches", j), proxy.Model{Name: m.Model.Value, Pool: pool, Targets: targets})
+				}
+			}
+		}
+		// What no rule matches is passed on as it is asked.
+		if _, known := taken[[2]string{pool, ""}]; !known && !t.hasModels(pool) {
+			add(about, "spec.rules", proxy.Model{Pool: pool})
+		}
+	}
+	for _, m := range sorted(t.objects.Models, func(m *InferenceModel) *metav1.ObjectMeta { return &m.ObjectMeta }) {
+		about := object{"InferenceModel", &m.ObjectMeta}
+		pool, ok := t.poolRef(about, m.Spec.PoolRef.Kind, m.Spec.PoolRef.Name)
+		if !ok {
+			continue
+		}
+		model := proxy.Model{Name: m.Spec.ModelName, Pool: pool, Criticality: proxy.Standard}
+		if c := m.Spec.Criticality; c != nil {
+			model.Criticality = proxy.Criticality(*c)
+			if !slices.Contains([]proxy.Criticality{proxy.Critical, proxy.Standard, proxy.Sheddable}, model.Criticality) {
+				t.find(about.finding("spec.criticality", "", "%q: want Critical, Standard or Sheddable; it counts as Standard", *c))
+				model.Criticality = proxy.Standard
+			}
+		}
+		if model.Name == "" {
+			t.find(about.finding("spec.modelName", "", "missing: want the name that users ask for"))
+			continue
+		}
+		sum := 0
+		for i, target := range m.Spec.TargetModels {
+			weight := 1
+			if target.Weight != nil {
+				weight = int(*target.Weight)
+			}
+			if (target.Weight == nil) != (m.Spec.TargetModels[0].Weight == nil) {
+				t.find(about.finding(index("spec.targetModels", i)+".weight", "", "want a weight on all targets or on none; without one it counts as 1"))
+			}
+			if weight < 0 || target.Name == "" {
+				t.find(about.finding(index("spec.targetModels", i), "", "want a name and a weight of 0 or more: it gets nothing"))
+				continue
+			}
+			sum += weight
+			model.Targets = append(model.Targets, proxy.Target{Name: target.Name, Weight: weight})
+		}
+		if len(model.Targets) > 0 && sum == 0 {
+			t.find(about.finding("spec.targetModels", "", "the weights sum to 0: the model is asked for by its own name"))
+			model.Targets = nil
+		}
+		add(about, "spec.modelName", model)
+	}
+	for _, o := range t.objects.Objectives {
+		about := object{"InferenceObjective", &o.ObjectMeta}
+		if _, ok := t.poolRef(about, string(o.Spec.PoolRef.Kind), string(o.Spec.PoolRef.Name)); ok {
+			t.warn(about.finding("spec.priority", "", "priorities make no difference in this version"))
+		}
+	}
+}
+
+// hasModels tells whether an InferenceModel is for the pool: then the names it
+// serves are all listed.
+func (t *translator) hasModels(pool string) bool {
+	return slices.ContainsFunc(t.objects.Models, func(m *InferenceModel) bool {
+		return namespace(&m.ObjectMeta)+"/"+m.Spec.PoolRef.Name == pool
+	})
+}
+
+// poolRef finds the pool that an object of the same namespace refers to.
+func (t *translator) poolRef(about object, kind, name string) (pool string, ok bool) {
+	pool = namespace(about.meta) + "/" + name
+	if kind != "" && kind != "InferencePool" {
+		t.find(about.finding("spec.poolRef.kind", "", "%s: want InferencePool", kind))
+		return "", false
+	}
+	if !t.pools[pool] {
+		t.find(about.finding("spec.poolRef.name", "", "there is no InferencePool %s", pool))
+		return "", false
+	}
+	return pool, true
+}
+
+// servicePool makes the pool of a Service's port, unless there is one, and gives
+// its name.
+func (t *translator) servicePool(s *corev1.Service, port *corev1.ServicePort) string {
+	name := key(&s.ObjectMeta) + ":" + strconv.Itoa(int(port.Port))
+	if t.pools[name] {
+		return name
+	}
+	pool := proxy.Pool{Name: name}
+	for _, slice := range t.slices[key(&s.ObjectMeta)] {
+		if slice.AddressType == discoveryv1.AddressTypeFQDN {
+			continue
+		}
+		for _, p := range slice.Ports {
+			if p.Port == nil || value(p.Name) != port.Name || value(p.Protocol) == corev1.ProtocolUDP {
+				continue
+			}
+			for _, e := range slice.Endpoints {
+				if (e.Conditions.Ready != nil && !*e.Conditions.Ready) || len(e.Addresses) == 0 {
+					continue
+				}
+				endpoint := proxy.Endpoint{Address: net.JoinHostPort(e.Addresses[0], strconv.Itoa(int(*p.Port)))}
+				if e.TargetRef != nil {
+					endpoint.UID = string(e.TargetRef.UID)
+				}
+				pool.Endpoints = append(pool.Endpoints, endpoint)
+			}
+		}
+	}
+	t.addPool(pool)
+	return name
+}
+
+// sorted gives objects in their order of precedence, the oldest first.
+func sorted[T any](objects []T, meta func(T) *metav1.ObjectMeta) []T {
+	out := slices.Clone(objects)
+	slices.SortStableFunc(out, func(a, b T) int { return older(meta(a), meta(b)) })
+	return out
+}
+
+func index(path string, i int) string { return path + "[" + strconv.Itoa(i) + "]" }
+
+// value is what p points to, or else the zero value.
+func value[T any](p *T) (v T) {
+	if p != nil {
+		v = *p
+	}
+	return v
+}
+
+// groupOf is the group of a reference, which may leave it out.
+func groupOf(g *gatewayv1.Group, otherwise string) string {
+	if g == nil {
+		return otherwise
+	}
+	return string(*g)
+}
