@@ -13,7 +13,7 @@ RACE := $(shell [ "$$(go env CGO_ENABLED)" = 1 ] && echo '\#include <stdlib.h>' 
 ALLOCATING = $(shell grep -rl AllocsPerRun --include='*_test.go' . | xargs -n 1 dirname | sort -u)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test check bench bench-routing churn image-context image e2e-compose e2e-vllm e2e-clients e2e-smuggling e2e-envoy clean
+.PHONY: help demo build test check bench bench-proxy bench-routing churn image-context image e2e-compose e2e-vllm e2e-clients e2e-smuggling e2e-envoy clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -39,6 +39,9 @@ check: ## format, vet, staticcheck, go.mod's tidiness, import rules
 
 bench: ## every Go benchmark once, with allocations
 	go test -run '^$$' -bench . -benchmem -count=1 -p 1 ./...
+
+bench-proxy: build ## what a request costs beside haproxy, nginx, Envoy and net/http, in one run; JSON=1 for machines
+	@bench/proxies/run.sh $(if $(JSON),-json)
 
 bench-routing: ## saturation rates and every table of docs/routing.md, in virtual time; SEEDS says how often
 	go run ./cmd/loadtest saturation --out bench/sim/saturation.json

@@ -87,6 +87,7 @@ var rules = map[string]rule{
 	"bench/engine":      {never: noOutside},
 	"bench/load":        {may: []string{"bench/engine", "bench/report", "bench/workload"}},
 	"bench/mock":        {may: []string{"bench/engine"}},
+	"bench/proxies":     {},
 	"bench/report":      {},
 	"bench/sim":         {may: []string{"bench/engine", "bench/report", "bench/workload", "picker", "picker/prefix", "picker/queue"}},
 	"bench/workload":    {may: []string{"bench/engine"}},

@@ -1,0 +1,277 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// proxy is one under test: a process, or a few.
+type proxy struct {
+	name    string
+	address string
+	cmd     *exec.Cmd // nil: nothing between client and backend
+}
+
+// kinds are the proxies that can be started. An error says why one cannot.
+var kinds = map[string]func(dir, address string, backends []string) (*exec.Cmd, error){
+	"fairway":  fairway,
+	"haproxy":  haproxy,
+	"nginx":    nginx,
+	"envoy":    envoy,
+	"net/http": reverseProxy,
+}
+
+// start starts a proxy in front of these backends.
+func start(name, dir string, backends []string) (*proxy, error) {
+	if name == "direct" {
+		return &proxy{name: name, address: backends[0]}, nil
+	}
+	p := &proxy{name: name, address: freeAddress()}
+	var err error
+	if p.cmd, err = kinds[name](dir, p.address, backends); err != nil {
+		return nil, err
+	}
+	log, err := os.Create(filepath.Join(dir, strings.ReplaceAll(name, "/", "-")+".log"))
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	p.cmd.Stdout, p.cmd.Stderr = log, log
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM, Setpgid: true}
+	if err := p.cmd.Start(); err != nil {
+		return nil, err
+	}
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		c, err := dial(p.address)
+		if err == nil {
+			err = c.do([]byte("GET /health HTTP/1.1\r\nhost: llm\r\n\r\n"))
+			c.conn.Close()
+		}
+		if err == nil {
+			return p, nil
+		}
+		if time.Now().After(deadline) {
+			p.stop()
+			return nil, fmt.Errorf("it does not serve: %w (see %s)", err, log.Name())
+		}
+	}
+}
+
+func (p *proxy) stop() {
+	if p.cmd != nil {
+		syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
+		p.cmd.Wait()
+	}
+}
+
+// processes are the proxy's own and those that it started (nginx's workers).
+func (p *proxy) processes() []int {
+	if p.cmd == nil {
+		return nil
+	}
+	group := p.cmd.Process.Pid
+	var pids []int
+	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, path := range stats {
+		if f := statFields(path); f != nil && f[2] == strconv.Itoa(group) {
+			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// statFields are those of proc_pid_stat(5) behind the command: state, ppid, pgrp …
+func statFields(path string) []string {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil
+	}
+	return strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
+}
+
+// cpu is the time that the proxy has computed, user and system.
+func (p *proxy) cpu() time.Duration {
+	const ticks = 100 // a second: USER_HZ, the same on every Linux architecture that Go runs on
+	var sum int64
+	for _, pid := range p.processes() {
+		f := statFields(fmt.Sprintf("/proc/%d/stat", pid))
+		if f == nil {
+			continue
+		}
+		user, _ := strconv.ParseInt(f[11], 10, 64)
+		system, _ := strconv.ParseInt(f[12], 10, 64)
+		sum += user + system
+	}
+	return time.Duration(sum) * time.Second / ticks
+}
+
+// resident is the memory that the proxy holds, in bytes.
+func (p *proxy) resident() int64 {
+	var sum int64
+	for _, pid := range p.processes() {
+		text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
+		if f := strings.Fields(string(text)); len(f) > 1 {
+			pages, _ := strconv.ParseInt(f[1], 10, 64)
+			sum += pages * int64(os.Getpagesize())
+		}
+	}
+	return sum
+}
+
+func freeAddress() string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		panic(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// write puts a configuration into dir.
+func write(dir, name, text string) (path string, err error) {
+	path = filepath.Join(dir, name)
+	return path, os.WriteFile(path, []byte(text), 0o644)
+}
+
+// each repeats a line for each backend.
+func each(backends []string, line func(i int, host, port string) string) string {
+	var all strings.Builder
+	for i, b := range backends {
+		host, port, _ := net.SplitHostPort(b)
+		all.WriteString(line(i, host, port))
+	}
+	return all.String()
+}
+
+// fairway as it is shipped: metrics, scraping and the access log on.
+func fairway(dir, address string, backends []string) (*exec.Cmd, error) {
+	path, err := write(dir, "fairway.yaml", fmt.Sprintf("listen: {http: %q, metrics: %q, admin: %q}\npools:\n  - name: pool\n    endpoints: [%s]\n",
+		address, freeAddress(), freeAddress(), strings.TrimSuffix(each(backends, func(_ int, h, p string) string { return "http://" + net.JoinHostPort(h, p) + ", " }), ", ")))
+	return exec.Command(*binary, "serve", "--config", path), err
+}
+
+func haproxy(dir, address string, backends []string) (*exec.Cmd, error) {
+	program, err := exec.LookPath("haproxy")
+	if err != nil {
+		return nil, err
+	}
+	path, err := write(dir, "haproxy.cfg", fmt.Sprintf(`global
+  nbthread 2
+defaults
+  mode http
+  option http-no-delay
+  http-reuse always
+  timeout connect 5s
+  timeout client 1h
+  timeout server 1h
+frontend in
+  bind %s
+  default_backend pool
+backend pool
+  balance roundrobin
+%s`, address, each(backends, func(i int, h, p string) string { return fmt.Sprintf("  server s%d %s:%s\n", i, h, p) })))
+	return exec.Command(program, "-db", "-f", path), err
+}
+
+func nginx(dir, address string, backends []string) (*exec.Cmd, error) {
+	program, err := exec.LookPath("nginx")
+	if err != nil {
+		return nil, err
+	}
+	path, err := write(dir, "nginx.conf", fmt.Sprintf(`daemon off;
+worker_processes 2;
+pid %[1]s/nginx.pid;
+error_log stderr error;
+events { worker_connections 8192; }
+http {
+  access_log off;
+  client_max_body_size 0;
+  client_body_buffer_size 1m;
+  client_body_temp_path %[1]s/body;
+  proxy_temp_path %[1]s/proxy;
+  fastcgi_temp_path %[1]s/fastcgi;
+  uwsgi_temp_path %[1]s/uwsgi;
+  scgi_temp_path %[1]s/scgi;
+  keepalive_requests 1000000000;
+  upstream pool { %[3]s keepalive 128; keepalive_requests 1000000000; }
+  server {
+    listen %[2]s;
+    location / {
+      proxy_pass http://pool;
+      proxy_http_version 1.1;
+      proxy_set_header Connection "";
+      proxy_buffering off;
+      proxy_read_timeout 1h;
+    }
+  }
+}
+`, dir, address, each(backends, func(_ int, h, p string) string { return fmt.Sprintf("server %s:%s;", h, p) })))
+	return exec.Command(program, "-p", dir, "-c", path, "-e", "stderr"), err
+}
+
+func envoy(dir, address string, backends []string) (*exec.Cmd, error) {
+	program := os.Getenv("ENVOY")
+	if program == "" {
+		var err error
+		if program, err = exec.LookPath("envoy"); err != nil {
+			return nil, err
+		}
+	}
+	host, port, _ := net.SplitHostPort(address)
+	path, err := write(dir, "envoy.yaml", fmt.Sprintf(`static_resources:
+  listeners:
+    - address: {socket_address: {address: %s, port_value: %s}}
+      filter_chains:
+        - filters:
+            - name: envoy.filters.network.http_connection_manager
+              typed_config:
+                "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+                stat_prefix: in
+                stream_idle_timeout: 0s
+                http_filters: [{name: router, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}]
+                route_config: {virtual_hosts: [{name: all, domains: ["*"], routes: [{match: {prefix: /}, route: {cluster: pool, timeout: 0s}}]}]}
+  clusters:
+    - name: pool
+      type: STATIC
+      connect_timeout: 5s
+      circuit_breakers: {thresholds: [{max_connections: 40000, max_pending_requests: 40000, max_requests: 40000}]}
+      load_assignment:
+        cluster_name: pool
+        endpoints: [{lb_endpoints: [%s]}]
+`, host, port, each(backends, func(_ int, h, p string) string {
+		return fmt.Sprintf("{endpoint: {address: {socket_address: {address: %s, port_value: %s}}}},", h, p)
+	})))
+	return exec.Command(program, "-c", path, "-l", "error", "--concurrency", "2", "--use-dynamic-base-id"), err
+}
+
+// reverseProxy is this program again, as net/http/httputil's ReverseProxy.
+func reverseProxy(_, address string, backends []string) (*exec.Cmd, error) {
+	self, err := os.Executable()
+	return exec.Command(self, append([]string{"-reverse-proxy", address}, backends...)...), err
+}
+
+// serveReverseProxy is what net/http has for the purpose, with idle connections
+// for all and no buffering.
+func serveReverseProxy(address string, backends []string) error {
+	var next atomic.Uint64
+	p := &httputil.ReverseProxy{
+		FlushInterval: -1,
+		Transport:     &http.Transport{MaxIdleConnsPerHost: 1024, DisableCompression: true},
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.SetURL(&url.URL{Scheme: "http", Host: backends[next.Add(1)%uint64(len(backends))]})
+		},
+	}
+	return http.ListenAndServe(address, p)
+}
