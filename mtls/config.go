@@ -116,7 +116,7 @@ func (s *Source) verify(chain []*x509.Certificate, usage x509.ExtKeyUsage) (spif
 	}
 	c := s.current.Load()
 	if c == nil {
-		return spiffeid.ID{}, s.missing(nil)
+		return spiffeid.ID{}, &Error{Reason: NoIdentity, Err: s.Err()}
 	}
 	roots := c.roots[id.TrustDomain()]
 	if roots == nil {

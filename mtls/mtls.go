@@ -75,7 +75,8 @@ type Source struct {
 type current struct {
 	id      spiffeid.ID
 	cert    *tls.Certificate
-	expiry  time.Time // of the certificate in the chain that expires first
+	chain   []*x509.Certificate // cert, parsed
+	expiry  time.Time           // of the certificate in the chain that expires first
 	life    time.Duration
 	roots   map[spiffeid.TrustDomain]*x509.CertPool
 	domains string // that there are roots for, for errors
@@ -127,13 +128,25 @@ func (s *Source) Expiry() time.Time {
 	return time.Time{}
 }
 
-// Err says why there is no identity, or why the one in force could not be
-// renewed; nil when the last attempt succeeded.
+// Err says why there is no identity that can be used, or why the one in force
+// could not be renewed; nil: all is well.
 func (s *Source) Err() error {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.failure
+	failure := s.failure
+	s.mu.Unlock()
+	c := s.current.Load()
+	switch {
+	case c == nil && failure == nil:
+		return errNone
+	case c == nil || time.Now().Before(c.expiry):
+		return failure
+	case failure == nil:
+		return c.expired()
+	}
+	return fmt.Errorf("%w; %w", c.expired(), failure)
 }
+
+var errNone = errors.New("none has been provided yet")
 
 // Wait returns when there is an identity, or with ctx's end why there is none.
 func (s *Source) Wait(ctx context.Context) error {
@@ -141,25 +154,21 @@ func (s *Source) Wait(ctx context.Context) error {
 	case <-s.first:
 		return nil
 	case <-ctx.Done():
-		return s.missing(ctx.Err())
+		return &Error{Reason: NoIdentity, Err: fmt.Errorf("%w: %w", ctx.Err(), s.Err())}
 	}
-}
-
-// missing is the error of having no identity.
-func (s *Source) missing(because error) error {
-	return &Error{Reason: NoIdentity, Err: errors.Join(because, s.Err())}
 }
 
 // usable is what is in force, or why it cannot be used.
 func (s *Source) usable() (*current, error) {
 	c := s.current.Load()
-	if c == nil {
-		return nil, s.missing(nil)
-	}
-	if time.Now().After(c.expiry) {
-		return nil, s.missing(fmt.Errorf("the certificate of %s expired at %s", c.id, stamp(c.expiry)))
+	if c == nil || !time.Now().Before(c.expiry) {
+		return nil, &Error{Reason: NoIdentity, Err: s.Err()}
 	}
 	return c, nil
+}
+
+func (c *current) expired() error {
+	return fmt.Errorf("the certificate of %s expired at %s", c.id, stamp(c.expiry))
 }
 
 // offer puts an identity in force, or says why it cannot be. What was in force
@@ -177,6 +186,9 @@ func (s *Source) offer(i Identity) error {
 	select {
 	case s.renewed <- struct{}{}:
 	default:
+	}
+	if _, err := s.verify(c.chain, x509.ExtKeyUsageAny); err != nil {
+		s.log.Warn("our certificate does not chain to the roots we trust: peers that trust the same will refuse us", "id", c.id.String(), "error", err)
 	}
 	if was == nil {
 		close(s.first)
@@ -208,18 +220,17 @@ func (i Identity) prepare() (*current, error) {
 		return nil, errors.New("an identity without a certificate")
 	}
 	c := &current{cert: &i.Certificate, roots: make(map[spiffeid.TrustDomain]*x509.CertPool)}
-	var chain []*x509.Certificate
 	for _, der := range i.Certificate.Certificate {
 		cert, err := x509.ParseCertificate(der)
 		if err != nil {
 			return nil, fmt.Errorf("the certificate cannot be read: %w", err)
 		}
-		chain = append(chain, cert)
+		c.chain = append(c.chain, cert)
 		if c.expiry.IsZero() || cert.NotAfter.Before(c.expiry) {
 			c.expiry = cert.NotAfter
 		}
 	}
-	leaf := chain[0]
+	leaf := c.chain[0]
 	c.cert.Leaf = leaf
 	c.life = c.expiry.Sub(leaf.NotBefore)
 	var err error
@@ -230,8 +241,8 @@ func (i Identity) prepare() (*current, error) {
 	if public, known := leaf.PublicKey.(interface{ Equal(crypto.PublicKey) bool }); !ok || !known || !public.Equal(signer.Public()) {
 		return nil, fmt.Errorf("the key is not that of the certificate of %s", c.id)
 	}
-	if time.Now().After(c.expiry) {
-		return nil, fmt.Errorf("the certificate of %s expired at %s: not taken", c.id, stamp(c.expiry))
+	if !time.Now().Before(c.expiry) {
+		return nil, fmt.Errorf("%w: not taken", c.expired())
 	}
 	for domain, roots := range i.Roots {
 		if len(roots) == 0 {

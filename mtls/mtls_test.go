@@ -467,6 +467,23 @@ func TestBadIdentitiesAreNotTaken(t *testing.T) {
 	}
 }
 
+// While roots change, and when files were mixed up, it is told but not refused:
+// keeping the old roots would be worse.
+func TestCertificateThatItsOwnRootsDoNotVouchForIsTold(t *testing.T) {
+	var log logged
+	ca := newCA(t, domain)
+	s := Open(trusting(issue(t, ca, waypoint), newCA(t, domain)), slog.New(slog.NewTextHandler(&log, nil)))
+	t.Cleanup(s.Close)
+	if text := log.take(); !s.Ready() || !strings.Contains(text, "does not chain to the roots we trust") {
+		t.Error(s.Ready(), text)
+	}
+	s = Open(trusting(issue(t, ca, waypoint), ca), slog.New(slog.NewTextHandler(&log, nil)))
+	t.Cleanup(s.Close)
+	if text := log.take(); strings.Contains(text, "WARN") {
+		t.Error(text)
+	}
+}
+
 // logged is where a Source logs to.
 type logged struct {
 	mu   sync.Mutex
@@ -522,6 +539,9 @@ func TestExpiryIsToldLongBefore(t *testing.T) {
 		synctest.Wait()
 		if text := log.take(); strings.Count(text, "\n") != 1 || !strings.Contains(text, "ERROR") || s.Ready() {
 			t.Error("when it expired:", text)
+		}
+		if err := s.Err(); err == nil || err.Error() != "the certificate of spiffe://cluster.local/ns/default/sa/waypoint expired at 2000-01-02T00:00:00Z; the CA is down" {
+			t.Error(err)
 		}
 		if _, err := s.certificate(); err == nil || !strings.Contains(err.Error(), "waypoint expired at 2000-01-02T00:00:00Z") {
 			t.Error("it is still shown:", err)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -81,5 +82,32 @@ func TestDescribeTLS(t *testing.T) {
 		if got, err := json.Marshal(describeTLS(p)); err != nil || string(got) != want {
 			t.Errorf("%s, %v\nwant %s", got, err, want)
 		}
+	}
+}
+
+// Every key of tls is documented.
+func TestDocumentedTLS(t *testing.T) {
+	page, err := os.ReadFile("../../docs/configuration.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, p := range []mtls.Provider{mtls.Files{}, mtls.WorkloadAPI{}, mtls.IstioCA{}} {
+		for provider, keys := range describeTLS(p) {
+			_, row, found := strings.Cut(string(page), "| `tls."+provider+"` |")
+			if !found {
+				t.Errorf("tls.%s is not documented", provider)
+			}
+			row, _, _ = strings.Cut(row, "\n")
+			for key, value := range keys.(map[string]string) {
+				n++
+				if !strings.Contains(row, "`"+key+"`") || value != "" && !strings.Contains(row, "`"+value+"`") {
+					t.Errorf("tls.%s.%s, by default %q, is not documented", provider, key, value)
+				}
+			}
+		}
+	}
+	if n < 9 {
+		t.Errorf("%d keys found: this test shows little", n)
 	}
 }
