@@ -102,6 +102,9 @@ func New(cfg Config) *Server {
 	return s
 }
 
+// acceptPause is between two attempts to accept while the process has too many files open: whoever connects must not wait for ever.
+const acceptPause = 100 * time.Millisecond
+
 // Serve accepts connections until the server ends, and then returns ErrClosed. It may be called for several listeners.
 func (s *Server) Serve(ln net.Listener) error {
 	s.mu.Lock()
@@ -120,6 +123,10 @@ func (s *Server) Serve(ln net.Listener) error {
 			s.mu.Unlock()
 			if ended {
 				return ErrClosed
+			}
+			if passing, ok := err.(interface{ Temporary() bool }); ok && passing.Temporary() {
+				time.Sleep(acceptPause) // as asyncio, which uvicorn runs on, when there are no files left
+				continue
 			}
 			return err
 		}

@@ -11,7 +11,9 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
+	"testing/synctest"
 
 	"github.com/fairway-proxy/fairway/bench/engine"
 	"go.uber.org/goleak"
@@ -52,6 +54,37 @@ func (p *pipes) dial() (net.Conn, error) {
 	case <-p.done:
 		return nil, errors.New("connection refused")
 	}
+}
+
+// scarce is a listener that has no file left for the first connections.
+type scarce struct {
+	*pipes
+	failures int
+}
+
+func (s *scarce) Accept() (net.Conn, error) {
+	if s.failures--; s.failures >= 0 {
+		return nil, &net.OpError{Op: "accept", Err: syscall.EMFILE}
+	}
+	return s.pipes.Accept()
+}
+
+// A server that could not accept for want of files does so later.
+func TestAcceptsAgainWhenThereAreFiles(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, ln := New(tiny()), &scarce{newPipes(), 3}
+		served := make(chan error, 1)
+		go func() { served <- s.Serve(ln) }()
+		c, err := ln.dial()
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Close()
+		s.Close()
+		if err := <-served; err != ErrClosed {
+			t.Error(err)
+		}
+	})
 }
 
 // tiny is the configuration of the server the captures are of.
