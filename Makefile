@@ -13,7 +13,7 @@ RACE := $(shell [ "$$(go env CGO_ENABLED)" = 1 ] && echo '\#include <stdlib.h>' 
 ALLOCATING = $(shell grep -rl AllocsPerRun --include='*_test.go' . | xargs -n 1 dirname | sort -u)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test check bench bench-proxy bench-routing churn image-context image e2e-compose e2e-vllm e2e-clients e2e-smuggling e2e-envoy clean
+.PHONY: help demo build test check bench bench-proxy bench-routing bench-validate bench-vllm churn image-context image e2e-compose e2e-vllm e2e-clients e2e-smuggling e2e-envoy clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -46,6 +46,12 @@ bench-proxy: build ## what a request costs beside haproxy, nginx, Envoy and net/
 bench-routing: ## saturation rates and every table of docs/routing.md, in virtual time; SEEDS says how often
 	go run ./cmd/loadtest saturation --out bench/sim/saturation.json
 	go run ./cmd/loadtest tables --seeds $(or $(SEEDS),3) --page docs/routing.md
+
+bench-validate: ## the simulation held to real sockets with mock engines in slow motion; about 10 minutes
+	go test $(TESTFLAGS) -count=1 -v -timeout 60m -parallel 4 -run '^TestAgreement$$' ./cmd/fairway -validate $(or $(SPEED),0.25)
+
+bench-vllm: ## Fairway, haproxy, smg, sglang-router and vllm-router before the same two vLLM engines; installs them; about half an hour
+	bench/e2e/vllm/routers.sh
 
 churn: ## a minute of 300 streams while engines are killed and started again; a minute of load while certificates rotate
 	go test $(RACE) $(TESTFLAGS) -count=1 -timeout 5m -run '^TestStreamsWhilePodsComeAndGo$$' ./cmd/fairway -churn 1m

@@ -129,8 +129,8 @@ type engine struct {
 // adapters are the LoRA adapters an engine starts with; adapter-3 is left to be loaded.
 var adapters = []string{"adapter-1", "adapter-2"}
 
-// startEngine starts vLLM; it takes a minute until it is up.
-func startEngine(t *testing.T, name, address string) *engine {
+// startEngine starts vLLM, with flags besides those that all engines have; it takes a minute until it is up.
+func startEngine(t *testing.T, name, address string, flags ...string) *engine {
 	t.Helper()
 	models := os.Getenv("E2E_MODELS")
 	host, port, err := net.SplitHostPort(address)
@@ -147,6 +147,7 @@ func startEngine(t *testing.T, name, address string) *engine {
 	for _, a := range adapters {
 		argv = append(argv, a+"="+filepath.Join(models, a))
 	}
+	argv = append(argv, flags...)
 	env := []string{
 		"HF_HUB_OFFLINE=1", "TRANSFORMERS_OFFLINE=1", "VLLM_NO_USAGE_STATS=1",
 		"VLLM_ALLOW_RUNTIME_LORA_UPDATING=1",
