@@ -146,7 +146,7 @@ func measure(t *testing.T, r router, tr traffic, engines []*engine, seed uint64)
 			t.Fatal(err)
 		}
 		origin, proc := r.start(t, engines)
-		within(t, time.Minute, func() error { return answers(proc, origin) })
+		eventually(t, func() error { return answers(proc, origin) })
 		for _, e := range engines {
 			reset(t, e)
 		}
