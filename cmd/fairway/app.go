@@ -31,6 +31,7 @@ type app struct {
 	identity *mtls.Source                // nil: the configuration gives none
 	config   atomic.Pointer[file.Config] // in force
 	stopping atomic.Bool
+	unread   atomic.Bool // the cluster that says what is served has not been read yet
 
 	plain   net.Listener // nil: off
 	metrics *http.Server // nil: off
@@ -44,7 +45,7 @@ type app struct {
 // newApp binds the listeners of c and puts its World in force; run serves. What
 // of s comes from c is filled in.
 func newApp(c *file.Config, log, access *slog.Logger, s proxy.Config) (*app, error) {
-	a := &app{log: log, registry: prometheus.NewRegistry(), failed: make(chan error, 3)}
+	a := &app{log: log, registry: prometheus.NewRegistry(), failed: make(chan error, 4)}
 	a.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	s.Account = account.New(a.registry, access)
 	s.Log = log
@@ -57,6 +58,7 @@ func newApp(c *file.Config, log, access *slog.Logger, s proxy.Config) (*app, err
 		a.identity = mtls.Open(c.TLS, log)
 		a.registry.MustRegister(identityMetrics{a.identity})
 	}
+	a.unread.Store(len(c.World.Pools) == 0)
 	if err := a.listen(c.Listen); err != nil {
 		a.close()
 		return nil, err
@@ -121,6 +123,8 @@ func (a *app) ready() string {
 	switch {
 	case a.stopping.Load():
 		return "stopping"
+	case a.unread.Load():
+		return "the objects of the cluster have not been read yet"
 	case a.server.World() == nil:
 		return "no configuration is in force yet"
 	}

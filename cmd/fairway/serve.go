@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"k8s.io/client-go/dynamic"
 
 	"github.com/fairway-proxy/fairway/cmd/internal/cli"
 	"github.com/fairway-proxy/fairway/discovery/file"
@@ -21,21 +22,24 @@ import (
 func newServe() *cobra.Command {
 	var o serveOptions
 	cmd := &cobra.Command{
-		Use:   "serve [--config fairway.yaml | --endpoint URL…]",
+		Use:   "serve [--config fairway.yaml | --endpoint URL… | --kubernetes]",
 		Short: "Serve requests",
 		Long: `Serve takes OpenAI-compatible requests and sends each to the endpoint that will
 answer it first.
 
 With --config it serves what the file says, and takes changes to the file as
 they come (SIGHUP makes it look at once). With --endpoint it serves one pool of
-these endpoints, whatever the model.`,
+these endpoints, whatever the model. With --kubernetes it serves what the objects
+of a cluster say, and follows them.`,
 		Example: `  fairway serve --endpoint http://10.0.0.1:8000 --endpoint http://10.0.0.2:8000
   fairway serve --config fairway.yaml`,
 		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd) },
 	}
 	o.flags(cmd)
-	cmd.Flags().StringVar(&o.listen, "listen", "", "where to take plain HTTP (default :8080, or listen.http of the file)")
+	cmd.Flags().StringVar(&o.listen, "listen", "", "where to take plain HTTP (default :8080, or listen.http of the file; with --kubernetes it must be given)")
+	cmd.Flags().BoolVar(&o.kubernetes, "kubernetes", false, "serve what InferencePools, InferenceModels and HTTPRoutes of a cluster say")
+	cmd.Flags().StringVar(&o.kubeconfig, "kubeconfig", "", "the `file` that names the API server (default: that of the cluster this runs in, or the one kubectl would ask)")
 	return cmd
 }
 
@@ -54,6 +58,8 @@ type serveOptions struct {
 	config                 string
 	endpoints              []string
 	listen, metrics, admin string
+	kubernetes             bool
+	kubeconfig             string
 	level                  string
 	noAccessLog            bool
 
@@ -83,6 +89,12 @@ func (o *serveOptions) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
+	var client dynamic.Interface
+	if o.kubernetes {
+		if client, err = o.clusterClient(); err != nil {
+			return err
+		}
+	}
 	a, err := newApp(config, log, access, proxy.Config{})
 	if err != nil {
 		return err
@@ -93,6 +105,10 @@ func (o *serveOptions) run(cmd *cobra.Command) error {
 	ctx, stop := context.WithCancel(cmd.Context())
 	defer stop()
 	defer o.watch(ctx, watcher, a)()
+	if client != nil {
+		defer a.followCluster(ctx, client, config)()
+		defer stop()
+	}
 	return a.run(ctx)
 }
 
@@ -131,6 +147,9 @@ func (a *app) reload(c *file.Config, err error, o *serveOptions) {
 // without a file.
 func (o *serveOptions) load() (*file.Watcher, *file.Config, error) {
 	switch {
+	case o.kubernetes:
+		c, err := o.clusterConfig()
+		return nil, c, err
 	case o.config != "" && len(o.endpoints) > 0:
 		return nil, nil, cli.Misuse(errors.New("--config and --endpoint exclude each other: name the endpoints in the file"))
 	case o.config != "":
@@ -158,7 +177,7 @@ func (o *serveOptions) load() (*file.Watcher, *file.Config, error) {
 		}
 		return nil, c, o.fit(c)
 	}
-	return nil, nil, cli.Misuse(errors.New("nothing to serve: give --config FILE, or --endpoint URL once for each engine"))
+	return nil, nil, cli.Misuse(errors.New("nothing to serve: give --config FILE, --endpoint URL once for each engine, or --kubernetes"))
 }
 
 // override lets flags win over the file.

@@ -79,7 +79,7 @@ func servesServices(g *gatewayv1.Gateway) bool {
 // denied says why all requests to a Service have to be refused: a policy is for
 // it or for its waypoint, and this version evaluates none.
 func (t *translator) denied(s *corev1.Service, g *gatewayv1.Gateway) string {
-	for _, p := range t.objects.Policies {
+	for _, p := range sorted(t.objects.Policies, func(p *Policy) *metav1.ObjectMeta { return &p.ObjectMeta }) {
 		targets := p.Spec.TargetRefs
 		if p.Spec.TargetRef != nil {
 			targets = append(slices.Clone(targets), *p.Spec.TargetRef)

@@ -236,7 +236,7 @@ func (t *translator) models() {
 		}
 		add(about, "spec.modelName", model)
 	}
-	for _, o := range t.objects.Objectives {
+	for _, o := range sorted(t.objects.Objectives, func(o *inferencev1alpha2.InferenceObjective) *metav1.ObjectMeta { return &o.ObjectMeta }) {
 		about := object{"InferenceObjective", &o.ObjectMeta}
 		if _, ok := t.poolRef(about, string(o.Spec.PoolRef.Kind), string(o.Spec.PoolRef.Name)); ok {
 			t.warn(about.finding("spec.priority", "", "priorities make no difference in this version"))

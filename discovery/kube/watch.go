@@ -1,0 +1,248 @@
+package kube
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"reflect"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/tools/cache"
+	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
+	inferencev1alpha2 "sigs.k8s.io/gateway-api-inference-extension/apix/v1alpha2"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+)
+
+// DefaultSettle is how long changes are gathered before they are translated.
+const DefaultSettle = 20 * time.Millisecond
+
+// Watcher keeps the objects of a cluster, and tells what each change of them
+// means. Kinds that the API server does not know, or does not let us see, count as
+// having no objects until it does. While the API server cannot be reached, what
+// was last known stays.
+type Watcher struct {
+	Client dynamic.Interface
+	Log    *slog.Logger
+	// Settle is how long changes are gathered; zero: DefaultSettle.
+	Settle time.Duration
+}
+
+// resource is a kind of object that is watched.
+type resource struct {
+	schema.GroupVersionResource
+	convert func(*unstructured.Unstructured) (any, error)
+	collect func(*Objects, []any)
+}
+
+// kind makes a resource of the objects that list gives the place of.
+func kind[T any](group, version, name string, list func(*Objects) *[]*T) resource {
+	return resource{
+		GroupVersionResource: schema.GroupVersionResource{Group: group, Version: version, Resource: name},
+		convert: func(u *unstructured.Unstructured) (any, error) {
+			o := new(T)
+			if err := runtime.DefaultUnstructuredConverter.FromUnstructured(u.Object, o); err != nil {
+				return nil, err
+			}
+			return slim(o), nil
+		},
+		collect: func(o *Objects, all []any) {
+			to := list(o)
+			for _, one := range all {
+				if typed, ok := one.(*T); ok {
+					*to = append(*to, typed)
+				}
+			}
+		},
+	}
+}
+
+// slim drops from an object what is large and not read.
+func slim(o any) any {
+	if m, ok := o.(metav1.Object); ok {
+		m.SetManagedFields(nil)
+	}
+	if p, ok := o.(*corev1.Pod); ok {
+		p.Spec = corev1.PodSpec{ServiceAccountName: p.Spec.ServiceAccountName, HostNetwork: p.Spec.HostNetwork}
+		p.Status = corev1.PodStatus{PodIP: p.Status.PodIP, PodIPs: p.Status.PodIPs, Phase: p.Status.Phase, Conditions: p.Status.Conditions}
+	}
+	return o
+}
+
+// resources are all that is watched.
+var resources = []resource{
+	kind("inference.networking.k8s.io", "v1", "inferencepools", func(o *Objects) *[]*inferencev1.InferencePool { return &o.Pools }),
+	kind(alphaGroup, "v1alpha2", "inferencepools", func(o *Objects) *[]*AlphaPool { return &o.AlphaPools }),
+	kind(alphaGroup, "v1alpha2", "inferencemodels", func(o *Objects) *[]*InferenceModel { return &o.Models }),
+	kind(alphaGroup, "v1alpha2", "inferenceobjectives", func(o *Objects) *[]*inferencev1alpha2.InferenceObjective { return &o.Objectives }),
+	kind(alphaGroup, "v1alpha2", "inferencemodelrewrites", func(o *Objects) *[]*inferencev1alpha2.InferenceModelRewrite { return &o.Rewrites }),
+	kind("llm-d.ai", "v1alpha2", "inferenceobjectives", func(o *Objects) *[]*inferencev1alpha2.InferenceObjective { return &o.Objectives }),
+	kind("llm-d.ai", "v1alpha2", "inferencemodelrewrites", func(o *Objects) *[]*inferencev1alpha2.InferenceModelRewrite { return &o.Rewrites }),
+	kind("gateway.networking.k8s.io", "v1", "httproutes", func(o *Objects) *[]*gatewayv1.HTTPRoute { return &o.Routes }),
+	kind("gateway.networking.k8s.io", "v1beta1", "referencegrants", func(o *Objects) *[]*gatewayv1.ReferenceGrant { return &o.Grants }),
+	kind("gateway.networking.k8s.io", "v1", "gateways", func(o *Objects) *[]*gatewayv1.Gateway { return &o.Gateways }),
+	kind("gateway.networking.k8s.io", "v1", "gatewayclasses", func(o *Objects) *[]*gatewayv1.GatewayClass { return &o.Classes }),
+	kind("", "v1", "services", func(o *Objects) *[]*corev1.Service { return &o.Services }),
+	kind("discovery.k8s.io", "v1", "endpointslices", func(o *Objects) *[]*discoveryv1.EndpointSlice { return &o.Slices }),
+	kind("", "v1", "pods", func(o *Objects) *[]*corev1.Pod { return &o.Pods }),
+	kind("", "v1", "namespaces", func(o *Objects) *[]*corev1.Namespace { return &o.Namespaces }),
+	kind("security.istio.io", "v1", "authorizationpolicies", func(o *Objects) *[]*Policy { return &o.Policies }),
+	kind("security.istio.io", "v1", "requestauthentications", func(o *Objects) *[]*Policy { return &o.Policies }),
+}
+
+// feed keeps the objects of one kind.
+type feed struct {
+	resource
+	informer cache.SharedIndexInformer
+	absent   atomic.Bool // the API server does not know the kind
+	hidden   atomic.Bool // it did not let us see the objects
+}
+
+// ready tells whether the objects are known, or cannot be.
+func (f *feed) ready() bool {
+	return f.informer.HasSynced() || f.absent.Load() || f.hidden.Load()
+}
+
+// Run watches until ctx is done. It calls apply, one call at a time, with what the
+// objects mean, once all are known, and when that has changed.
+func (w *Watcher) Run(ctx context.Context, apply func(*Translation)) error {
+	changed := make(chan struct{}, 1)
+	tell := func() {
+		select {
+		case changed <- struct{}{}:
+		default:
+		}
+	}
+	var running sync.WaitGroup
+	defer running.Wait()
+	feeds := make([]*feed, len(resources))
+	for i, r := range resources {
+		f, err := w.feed(r, tell)
+		if err != nil {
+			return err
+		}
+		feeds[i] = f
+		running.Go(func() { f.informer.RunWithContext(ctx) })
+		running.Go(func() {
+			select {
+			case <-f.informer.HasSyncedChecker().Done():
+				tell()
+			case <-ctx.Done():
+			}
+		})
+	}
+	var last *Translation
+	for {
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil
+		}
+		if !settle(ctx, w.Settle) {
+			return nil
+		}
+		if o := gather(feeds); o != nil {
+			if t := Translate(o); last == nil || !reflect.DeepEqual(t, last) {
+				apply(t)
+				last = t
+			}
+		}
+	}
+}
+
+// settle waits for what comes with a change; false if ctx ended.
+func settle(ctx context.Context, d time.Duration) bool {
+	if d == 0 {
+		d = DefaultSettle
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// gather gives all objects, nil as long as some are not known yet.
+func gather(feeds []*feed) *Objects {
+	for _, f := range feeds {
+		if !f.ready() {
+			return nil
+		}
+	}
+	o := new(Objects)
+	for _, f := range feeds {
+		if !f.absent.Load() {
+			f.collect(o, f.informer.GetStore().List())
+		}
+	}
+	return o
+}
+
+// feed makes an informer of a kind, which tells of each change.
+func (w *Watcher) feed(r resource, tell func()) (*feed, error) {
+	client := w.Client.Resource(r.GroupVersionResource)
+	f := &feed{resource: r}
+	f.informer = cache.NewSharedIndexInformer(cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return client.List(ctx, o) },
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			return client.Watch(ctx, o)
+		},
+	}, w.Client), &unstructured.Unstructured{}, 0, cache.Indexers{})
+	if err := f.informer.SetTransform(func(o any) (any, error) {
+		u, ok := o.(*unstructured.Unstructured)
+		if !ok {
+			return o, nil // transformed before
+		}
+		typed, err := f.convert(u)
+		if err != nil {
+			w.Log.Warn("an object that cannot be read counts for nothing", "kind", u.GetKind(), "namespace", u.GetNamespace(), "name", u.GetName(), "error", err)
+			return u, nil
+		}
+		return typed, nil
+	}); err != nil {
+		return nil, err
+	}
+	if err := f.informer.SetWatchErrorHandlerWithContext(func(_ context.Context, _ *cache.Reflector, err error) {
+		f.failed(w.Log, err)
+		tell()
+	}); err != nil {
+		return nil, err
+	}
+	seen := func() {
+		f.absent.Store(false)
+		tell()
+	}
+	_, err := f.informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc: func(any) { seen() }, UpdateFunc: func(any, any) { seen() }, DeleteFunc: func(any) { seen() },
+	})
+	return f, err
+}
+
+// failed notes why the objects could not be had. It is tried again and again.
+func (f *feed) failed(log *slog.Logger, err error) {
+	switch {
+	case apierrors.IsNotFound(err):
+		if !f.absent.Swap(true) {
+			log.Info("the API server does not know this kind", "resource", f.GroupVersionResource.String())
+		}
+	case apierrors.IsForbidden(err):
+		if !f.hidden.Swap(true) {
+			log.Warn("the API server does not let us see these objects", "resource", f.GroupVersionResource.String(), "error", err)
+		}
+	default:
+		log.Debug("watching broke off; it is begun anew", "resource", f.GroupVersionResource.String(), "error", fmt.Sprint(err))
+	}
+}
