@@ -8,29 +8,15 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-skip() {
-	echo "e2e-compose: skipped everything: $*"
-	echo "0 passed, 0 failed, 1 skipped"
-	exit 0
-}
-
-fail() {
-	echo "e2e-compose: $*"
-	echo "0 passed, 1 failed, 0 skipped"
-	exit 1
-}
+name=e2e-compose
+. bench/e2e/e2e.bash
 
 have() {
 	command -v dockerd docker ip unshare >/dev/null && { docker compose version || docker-compose version; } >/dev/null 2>&1
 }
 
 install() {
-	local try
-	for try in 1 2 3; do
-		apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -q install -y docker.io docker-compose iproute2 && return
-		sleep $((try * 5))
-	done
-	return 1
+	retry apt-get -q update && retry env DEBIAN_FRONTEND=noninteractive apt-get -q install -y docker.io docker-compose iproute2
 }
 
 engine=()

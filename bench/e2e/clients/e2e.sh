@@ -8,22 +8,8 @@ cd "$(dirname "$0")/../../.."
 suite=$PWD/bench/e2e/clients
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/fairway-e2e
 
-fail() {
-	echo "e2e-clients: $*" >&2
-	echo "0 passed, 1 failed, 0 skipped"
-	exit 1
-}
-
-# retry COMMAND...: up to 3 times, for what depends on the network.
-retry() {
-	local try
-	for try in 1 2 3; do
-		"$@" && return
-		echo "e2e-clients: '$*' failed (try $try of 3)" >&2
-		sleep $((try * 5))
-	done
-	return 1
-}
+name=e2e-clients
+. bench/e2e/e2e.bash
 
 # The first Python that is new enough; the clients' versions are pinned for 3.11 and later.
 python=

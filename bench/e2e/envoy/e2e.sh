@@ -5,28 +5,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 
-skip() {
-	echo "e2e-envoy: skipped everything: $*"
-	echo "0 passed, 0 failed, 1 skipped"
-	exit 0
-}
-
-fail() {
-	echo "e2e-envoy: $*"
-	echo "0 passed, 1 failed, 0 skipped"
-	exit 1
-}
-
-# retry COMMAND...: up to 3 times, for what depends on the network.
-retry() {
-	local try
-	for try in 1 2 3; do
-		"$@" && return
-		echo "e2e-envoy: '$*' failed (try $try of 3)" >&2
-		sleep $((try * 5))
-	done
-	return 1
-}
+name=e2e-envoy
+. bench/e2e/e2e.bash
 
 have() { python3 -c 'import ensurepip, venv' 2>/dev/null; }
 if ! have && [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
