@@ -75,7 +75,7 @@ func TestHTTP2Drain(t *testing.T) {
 		got <- fmt.Sprint(a.done, err)
 	}()
 	waitFor(t, "the engine streams", func() bool { return p.Stats().Engine.GenerationTokens > 3 })
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	if err := f.server.Shutdown(ctx); err != nil {
 		t.Error(err)

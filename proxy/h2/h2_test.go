@@ -23,7 +23,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // tooLong is when a test gives up waiting for what should have happened.
-const tooLong = 10 * time.Second
+const tooLong = 2 * time.Minute
 
 // listen serves s on the loopback until the test ends, and gives the address.
 func listen(t testing.TB, s *Server) string {
