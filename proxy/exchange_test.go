@@ -23,6 +23,7 @@ import (
 
 	"github.com/fairway-proxy/fairway/bench/mock"
 	"github.com/fairway-proxy/fairway/proxy/account"
+	"github.com/fairway-proxy/fairway/proxy/message"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -446,6 +447,7 @@ func TestModelsAreListedOverAllEndpoints(t *testing.T) {
 	b := startPod(t, "", mock.Config{Speed: 100, Model: "b", Loras: []string{"shared"}})
 	dead := startPod(t, "", quick)
 	dead.Close()
+	var fields []message.Field
 	list := func(s *Server) (ids []string) {
 		m := post("/v1/models", "")
 		m.head.Method = []byte("GET")
@@ -454,6 +456,7 @@ func TestModelsAreListedOverAllEndpoints(t *testing.T) {
 		if err := json.Unmarshal([]byte(m.seen()), &list); err != nil || m.answer.Status != 200 {
 			t.Fatalf("%d %s: %v", m.answer.Status, m.seen(), err)
 		}
+		fields = m.answer.Fields
 		for _, d := range list.Data {
 			ids = append(ids, d.ID)
 		}
@@ -461,6 +464,9 @@ func TestModelsAreListedOverAllEndpoints(t *testing.T) {
 	}
 	if ids := list(startServer(t, World{}, dead, a, b)); !slices.Equal(ids, []string{"a", "shared", "b"}) {
 		t.Errorf("listed %v", ids)
+	}
+	if string(message.Get(fields, "vary")) != "Origin" || string(message.Get(fields, "content-type")) != "application/json" {
+		t.Errorf("what the engine says to other origins is withheld: %s", fields)
 	}
 	configured := World{Models: []Model{{Name: "users-name", Pool: "pool", Targets: []Target{{Name: "a", Weight: 1}}}}}
 	if ids := list(startServer(t, configured, a)); !slices.Equal(ids, []string{"users-name"}) {

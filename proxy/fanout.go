@@ -24,6 +24,7 @@ const fanOutTimeout = 5 * time.Second
 type reply struct {
 	address string
 	status  int
+	fields  []message.Field
 	body    []byte
 	err     error
 }
@@ -55,8 +56,9 @@ func (x *Exchange) askAll(transports []*upstream.Transport, bound time.Duration)
 	for i, t := range transports {
 		wg.Go(func() {
 			head := *x.head
-			status, body, err := t.Ask(ctx, &head, x.body.bytes, nil)
-			replies[i] = reply{t.Address, status, body, err}
+			r := reply{address: t.Address}
+			r.status, r.body, r.err = t.Ask(ctx, &head, x.body.bytes, nil, func(head *message.Response) { r.fields = lasting(head.Fields) })
+			replies[i] = r
 		})
 	}
 	wg.Wait()
@@ -82,7 +84,7 @@ func (x *Exchange) listModels() error {
 			}
 			list.Data = append(list.Data, entry)
 		}
-		return x.answerJSON(list)
+		return x.answerJSON(list, []message.Field{{Name: []byte("date"), Value: httpDate(time.Now())}, {Name: []byte("content-type"), Value: []byte("application/json")}})
 	}
 
 	var transports []*upstream.Transport
@@ -94,7 +96,7 @@ func (x *Exchange) listModels() error {
 		return errGone
 	}
 	seen := make(map[string]bool)
-	listed := false
+	var fields []message.Field // of the first that lists: what it says to browsers of other origins (CORS) holds for all
 	for _, r := range replies {
 		var theirs struct {
 			Data []json.RawMessage `json:"data"`
@@ -102,7 +104,9 @@ func (x *Exchange) listModels() error {
 		if r.err != nil || r.status != 200 || json.Unmarshal(r.body, &theirs) != nil {
 			continue
 		}
-		listed = true
+		if fields == nil {
+			fields = r.fields
+		}
 		for _, entry := range theirs.Data {
 			var named struct {
 				ID string `json:"id"`
@@ -113,10 +117,10 @@ func (x *Exchange) listModels() error {
 			}
 		}
 	}
-	if !listed {
+	if fields == nil {
 		return x.passFirst(replies)
 	}
-	return x.answerJSON(list)
+	return x.answerJSON(list, fields)
 }
 
 // tellPool has every endpoint of the pool do the same. The answer is that of
@@ -158,33 +162,37 @@ func (x *Exchange) passFirst(replies []reply) error {
 	}
 	for _, r := range replies {
 		if r.err == nil {
-			kind := "application/json"
-			if !json.Valid(r.body) {
-				kind = "text/plain; charset=utf-8"
-			}
-			return x.answerBytes(r.status, kind, r.body)
+			return x.answerBytes(r.status, r.fields, r.body)
 		}
 	}
 	return errUpstream(replies[0].err)
 }
 
-func (x *Exchange) answerJSON(v any) error {
+// lasting is a copy of an answer's fields, but for those that we say ourselves.
+func lasting(fields []message.Field) []message.Field {
+	kept := make([]message.Field, 0, len(fields)+1)
+	for _, f := range fields {
+		if !message.EqualFold(f.Name, "x-request-id") && !ours(f.Name) {
+			kept = append(kept, message.Field{Name: bytes.Clone(f.Name), Value: bytes.Clone(f.Value)})
+		}
+	}
+	return kept
+}
+
+func (x *Exchange) answerJSON(v any, fields []message.Field) error {
 	text, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
-	return x.answerBytes(200, "application/json", text)
+	return x.answerBytes(200, fields, text)
 }
 
-// answerBytes is a whole answer of status and body.
-func (x *Exchange) answerBytes(status int, kind string, body []byte) error {
+// answerBytes is a whole answer of status, fields, of which it takes hold, and
+// body.
+func (x *Exchange) answerBytes(status int, fields []message.Field, body []byte) error {
 	x.record.Status = status
 	x.record.BytesOut = int64(len(body))
-	head := message.Response{Status: status, ContentLength: int64(len(body)), Fields: []message.Field{
-		{Name: []byte("date"), Value: httpDate(time.Now())},
-		{Name: []byte("content-type"), Value: []byte(kind)},
-		{Name: fieldRequestID, Value: []byte(x.record.ID)},
-	}}
+	head := message.Response{Status: status, ContentLength: int64(len(body)), Fields: append(fields, message.Field{Name: fieldRequestID, Value: []byte(x.record.ID)})}
 	if x.stream.WriteHead(&head) != nil {
 		return errGone
 	}

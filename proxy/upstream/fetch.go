@@ -20,13 +20,14 @@ func (t *Transport) Fetch(ctx context.Context, path string, buf []byte) (status 
 		Target:    []byte(path),
 		Authority: []byte(t.Address),
 		Fields:    []message.Field{{Name: []byte("user-agent"), Value: []byte("fairway")}},
-	}, nil, buf)
+	}, nil, buf, nil)
 }
 
 // Ask sends a request and takes in the whole of a small answer, appending its
 // body to buf. If an idle connection turns out to be closed it is sent again on
-// a new one.
-func (t *Transport) Ask(ctx context.Context, r *message.Request, body, buf []byte) (status int, answer []byte, err error) {
+// a new one. look, unless it is nil, is shown the answer's head, which is valid
+// until it returns.
+func (t *Transport) Ask(ctx context.Context, r *message.Request, body, buf []byte, look func(*message.Response)) (status int, answer []byte, err error) {
 	plain := *r
 	plain.Upgrade = nil // a tunnel has no small answer
 	for connect := t.Get; ; connect = t.Dial {
@@ -38,7 +39,7 @@ func (t *Transport) Ask(ctx context.Context, r *message.Request, body, buf []byt
 			c.SetTimeout(time.Until(deadline))
 		}
 		stop := context.AfterFunc(ctx, c.Interrupt)
-		status, answer, err := c.ask(&plain, body, buf)
+		status, answer, err := c.ask(&plain, body, buf, look)
 		if stop() && err == nil {
 			t.Put(c)
 			return status, answer, nil
@@ -55,13 +56,16 @@ func (t *Transport) Ask(ctx context.Context, r *message.Request, body, buf []byt
 	}
 }
 
-func (c *Conn) ask(r *message.Request, body, buf []byte) (int, []byte, error) {
+func (c *Conn) ask(r *message.Request, body, buf []byte, look func(*message.Response)) (int, []byte, error) {
 	if err := c.Send(r, body); err != nil {
 		return 0, buf, err
 	}
 	var resp message.Response
 	if err := c.ReadHead(&resp); err != nil {
 		return 0, buf, err
+	}
+	if look != nil {
+		look(&resp)
 	}
 	for start := len(buf); ; {
 		piece, err := c.Next()

@@ -148,9 +148,11 @@ func TestAsk(t *testing.T) {
 		Fields:  []message.Field{{Name: []byte("Content-Type"), Value: []byte("application/json")}},
 		Upgrade: []byte("websocket"), ContentLength: 99,
 	}
-	status, body, err := e.transport.Ask(t.Context(), r, []byte(`{"lora_name":"x"}`), nil)
-	if status != 200 || string(body) != "done" || err != nil {
-		t.Errorf("got %d, %q, %v", status, body, err)
+	length := int64(0)
+	look := func(head *message.Response) { length = head.ContentLength }
+	status, body, err := e.transport.Ask(t.Context(), r, []byte(`{"lora_name":"x"}`), nil, look)
+	if status != 200 || string(body) != "done" || length != 4 || err != nil {
+		t.Errorf("got %d, %q, a head that tells of %d bytes, %v", status, body, length, err)
 	}
 	got := <-requests
 	if got.Method != "POST" || got.RequestURI != "/v1/load_lora_adapter" || got.Host != "pod:8000" || got.body != `{"lora_name":"x"}` ||
@@ -215,7 +217,7 @@ func TestStaleConnection(t *testing.T) {
 		a, b := e.get(t), e.get(t)
 		requests := e.play(t, reused, reused, page("200 OK", "new"))
 		for _, c := range []*Conn{a, b} {
-			if status, _, err := c.ask(get("/"), nil, nil); status != 200 || err != nil {
+			if status, _, err := c.ask(get("/"), nil, nil, nil); status != 200 || err != nil {
 				t.Fatal(status, err)
 			}
 			e.transport.Put(c)
