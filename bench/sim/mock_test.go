@@ -4,7 +4,9 @@ import (
 	"context"
 	"math"
 	"net"
+	"net/http"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/fairway-proxy/fairway/bench/engine"
@@ -34,18 +36,18 @@ func TestHitsAgreeWithTheMock(t *testing.T) {
 		prompt, cached = prompt+r.PromptTokens, cached+r.CachedTokens
 	}
 
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	srv := mock.New(mock.Config{Speed: speed})
-	served := make(chan error, 1)
-	go func() { served <- srv.Serve(ln) }()
-	defer func() {
+	var real *load.Result
+	synctest.Test(t, func(t *testing.T) { // a machine that is busy does not stretch the pauses between turns
+		ln := pipes{conns: make(chan net.Conn), done: make(chan struct{})}
+		srv := mock.New(mock.Config{Speed: speed})
+		served := make(chan error, 1)
+		go func() { served <- srv.Serve(ln) }()
+		transport := &http.Transport{DialContext: ln.dial, MaxIdleConnsPerHost: 1000}
+		real, err = load.Run(t.Context(), load.Config{URL: "http://mock", Transport: transport, Workload: played, Duration: length, IgnoreEOS: true})
+		transport.CloseIdleConnections()
 		srv.Close()
 		<-served
-	}()
-	real, err := load.Run(context.Background(), load.Config{URL: "http://" + ln.Addr().String(), Workload: played, Duration: length, IgnoreEOS: true})
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -58,3 +60,31 @@ func TestHitsAgreeWithTheMock(t *testing.T) {
 		t.Errorf("hit rate %.3f simulated, %.3f from the mock", a, b)
 	}
 }
+
+// pipes is a listener in memory.
+type pipes struct {
+	conns chan net.Conn
+	done  chan struct{}
+}
+
+func (p pipes) dial(context.Context, string, string) (net.Conn, error) {
+	near, far := net.Pipe()
+	p.conns <- far
+	return near, nil
+}
+
+func (p pipes) Accept() (net.Conn, error) {
+	select {
+	case c := <-p.conns:
+		return c, nil
+	case <-p.done:
+		return nil, net.ErrClosed
+	}
+}
+
+func (p pipes) Close() error {
+	close(p.done)
+	return nil
+}
+
+func (pipes) Addr() net.Addr { return &net.UnixAddr{Name: "pipe"} }
