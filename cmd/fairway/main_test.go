@@ -161,9 +161,10 @@ func TestServe(t *testing.T) {
 	if a := f.mustAsk(t, hello); a.endpoint != first.address {
 		t.Errorf("answered by %s", a.endpoint)
 	}
-	if status, page := get("http://" + at[1] + "/metrics"); status != 200 || !strings.Contains(page, `fairway_requests_total{code="200",model="mock",pool="a",reason=""} 1`) {
-		t.Errorf("%d %s", status, page)
-	}
+	waitFor(t, "the request is counted", func() bool { // which it is after the client has its last byte
+		_, page := get("http://" + at[1] + "/metrics")
+		return strings.Contains(page, `fairway_requests_total{code="200",model="mock",pool="a",reason=""} 1`)
+	})
 	for _, path := range []string{"/endpoints", "/config", "/debug/pprof/", "/healthz/live", "/stats/prometheus"} {
 		if status, page := get("http://" + at[2] + path); status != 200 {
 			t.Errorf("%s: %d %s", path, status, page)
