@@ -2,9 +2,9 @@
 // shortest, counting a tenth of the delay inflicted on each request already there, all of it dearer as the pod's KV cache
 // fills.
 //
-//	         s · ( Q + u + 0.1·n·(u + 2000) )
-//	score =  ────────────────────────────────        the lowest wins; within 5 %, the prompt's hash decides
-//	                 1 − 0.8·kv
+//	         s · ( Q + w + 0.1·n·(w + 2000) )
+//	score =  ────────────────────────────────        w = u + a        the lowest wins; of scores within 0.1·s·u of it,
+//	                 1 − 0.8·kv                                       the prompt's hash decides
 //
 //	s   s/token   seconds a prompt token, learned from first tokens of 512 uncached tokens or more;
 //	              prior: the pool's mean, worth 65,536 tokens
@@ -12,17 +12,27 @@
 //	              predicted to); plus those of others' requests that the last scrape saw waiting
 //	u   tokens    of this prompt that the pod has to compute: tokens − hit, at least 1
 //	hit tokens    in the longest prefix of the prompt that is alive in the pod's index (package prefix)
+//	a   tokens    that bringing the request's LoRA adapter to the GPU costs: 0 if it is there, 4,000 if there is room or one that
+//	              nobody uses, 32,000 if it has to wait until one is not in use any more
 //	n   requests  on the pod: ours in flight, and others' as of the last scrape
-//	kv  0..1      of the KV cache in use: scraped, plus uncached tokens sent since over the capacity;
-//	              without metrics: our own uncached tokens in flight over the capacity
+//	kv  0..1      of the KV cache in use: scraped, plus what our uncached tokens in flight have grown by since, over the
+//	              capacity; without metrics: our own uncached tokens in flight over the capacity
 //
 //	a chunk is alive  ⇔  a request in flight uses it, or V − stamp < capacity·(1 − kv)
 //	V   tokens    allocation clock: prompt tokens computed and tokens generated, from the pod's counters, else from our own
 //	              usage reports
 //
-// Replicas that share a pool tell each other nothing. What the others do is seen in the scrapes; and so that they build the
-// same caches, each prompt has a home, by rendezvous hashing on the first chunk that no pod holds, which is forgiven 0.8 of
-// the prompt's uncached part.
+// Replicas that share a pool tell each other nothing, and nobody says how many there are: the requests that scrapes see and
+// that are not ours tell how many others have for each of ours. Between scrapes they are taken to do as we do: what we have
+// sent since the last one enters Q, n and kv once more for each of theirs, without which all replicas send everything to
+// the pod that looked best in the same scrape.
+//
+// So that they build the same caches, each prompt has a home, by rendezvous hashing on the first chunk that no pod holds. It is
+// forgiven up to 0.9 of what it would compute: twice the share of prompts that proved to be there when they were sent to
+// their homes, learned for each beginning of prompts. Where nobody sends a prompt again there are soon no homes.
+//
+// Which LoRA adapters a pod has on its GPU follows from our own requests, and from the newest series of
+// vllm:lora_requests_info, which lists those in use; it also tells which models are adapters at all.
 //
 // What is believed is corrected by what comes back: bytes a token for each model, the capacity and the worth of the index
 // by the cached tokens reported in answers, or else by the pod's hit counters. Without metrics, or with stale or absurd

@@ -52,7 +52,8 @@ type Endpoint struct {
 	id   uint64 // hash of the identity, the same in every replica
 
 	// Has its own locking: readers never wait.
-	index prefix.Index
+	index    prefix.Index
+	adapters adapters
 
 	// Our own work in flight.
 	queued   atomic.Int64 // uncached tokens whose first token has not come
@@ -136,28 +137,49 @@ func (e *Endpoint) weigh(c *Candidate, m *measure) {
 	c.Queued = float64(c.seen)
 	c.InFlight = float64(e.inflight.Load())
 	if fresh {
-		c.Queued += v.foreignWaiting * m.foreign
-		c.InFlight += v.foreign
+		c.Queued += v.foreignWaiting*m.foreign + m.others*float64(max(e.sent.Load()-v.sent, 0))
+		c.InFlight += max(v.foreign+m.others*(c.InFlight-float64(v.inflight)), 0)
 	}
-	c.KV = e.kv(v, fresh)
-	c.Speed = e.speed.mean(m.speed, speedPrior)
+	c.KV = e.kv(v, fresh, m.others)
+	c.Speed = m.speed
+	if e.pool.has(LearnedSpeed) {
+		c.Speed = e.speed.mean(m.speed, speedPrior)
+	}
 	c.window = e.window(v, c.KV)
 	c.Depth = e.index.Match(m.request.Chain, e.clock.Load(), c.window, m.guess)
 	m.guess = c.Depth
 	c.Hit = m.cached(c.Depth) * e.belief.credit()
 	c.Uncached = m.tokens - c.Hit
+	if m.adapter != 0 {
+		c.Adapter = e.adapterCost(m.adapter, v)
+	}
 }
 
-// kv is the share of the KV cache in use: as scraped, plus what was sent since; or what we have in flight.
-func (e *Endpoint) kv(v *view, fresh bool) float64 {
+// kv is the share of the KV cache in use: as scraped, and how what we have in flight has changed since, the others likewise; or
+// what we have in flight.
+func (e *Endpoint) kv(v *view, fresh bool, others float64) float64 {
+	held := float64(e.held.Load())
 	if fresh && v.hasKV {
-		return min(v.kv+float64(max(e.sent.Load()-v.sent, 0))/v.capacity, 1)
+		held = v.kv*v.capacity + (1+others)*(held-float64(v.held))
 	}
-	return min(float64(max(e.held.Load(), 0))/v.capacity, 1)
+	return min(max(held/v.capacity, 0), 1)
+}
+
+// adapterCost is what a request for an adapter costs beyond its prompt, in prompt tokens. A pod that does not say how many adapters
+// it runs has no such cost.
+func (e *Endpoint) adapterCost(key uint64, v *view) float64 {
+	n, ok := v.sample.Get(MaxLoras)
+	if !ok || !e.pool.has(AdapterCost) {
+		return 0
+	}
+	return e.adapters.cost(key, int(n), v.adapters)
 }
 
 // window is how many tokens the pod can allocate before it drops what was freed last.
 func (e *Endpoint) window(v *view, kv float64) int64 {
+	if !e.pool.has(EvictionClock) {
+		return math.MaxInt64
+	}
 	return int64(v.capacity * e.belief.stretch() * (1 - kv))
 }
 
@@ -177,14 +199,18 @@ func (e *Endpoint) reserve(c *Candidate, m *measure, force bool) (Lease, bool) {
 
 	r := m.request
 	l := Lease{
-		e: e, chain: r.Chain, model: r.Model, bytes: r.Bytes, known: r.Tokens, stream: r.Stream,
+		e: e, chain: r.Chain, model: r.Model, bytes: r.Bytes, extra: r.Tokens, stream: r.Stream,
 		dispatched: m.now, step: max(int64(m.perChunk), 1),
+		home: c.Home, known: m.known, slot: -1,
 		prompt: int64(m.tokens), hit: int64(c.Hit), believed: int64(m.cached(c.Depth)), uncached: u, queued: true,
 		reported: usage{-1, -1, -1},
 	}
 	clock := e.clock.Load()
 	if c.Depth > 0 {
 		l.age, l.settled = e.index.Age(r.Chain[c.Depth-1], clock)
+	}
+	if m.adapter != 0 {
+		l.slot = e.adapters.acquire(m.adapter, m.now)
 	}
 	l.hold = e.index.Pin(r.Chain, clock, c.window, l.step)
 	l.lost = int64(m.cached(max(l.hold.Found, c.Depth)) - m.cached(c.Depth))
@@ -354,6 +380,7 @@ func (e *Endpoint) learnBelief(v evidence) {
 // restarted forgets what a new process does not have. The caller holds mu.
 func (e *Endpoint) restarted(capacity float64) {
 	e.index.Reset(chunks(capacity))
+	e.adapters.reset()
 	e.speed.reset()
 	e.belief.reset()
 	e.ownClock.Store(0)

@@ -27,7 +27,7 @@ type Lease struct {
 	hold       prefix.Hold
 	dispatched time.Duration
 	bytes      int    // of text
-	known      int    // prompt tokens beyond bytes
+	extra      int    // prompt tokens beyond bytes
 	prompt     int64  // tokens, estimated
 	hit        int64  // of these, what the score counted as cached
 	believed   int64  // of these, cached as the index has it
@@ -35,9 +35,12 @@ type Lease struct {
 	uncached   int64  // tokens counted in the endpoint's sums
 	step       int64  // tokens in a chunk
 	age        int64  // of the last chunk believed to be cached, if settled
+	slot       int    // of its adapter
 	ticket     uint64 // in the endpoint's due, if the answer does not stream
 	reported   usage
-	settled    bool // the last chunk believed to be cached had been computed, and was not in use
+	known      uint64 // the last chunk that any endpoint held, if home
+	home       bool   // the endpoint was the prompt's home
+	settled    bool   // the last chunk believed to be cached had been computed, and was not in use
 	stream     bool
 	queued     bool // counted in the endpoint's queue
 	first      bool // the first token has come
@@ -83,6 +86,7 @@ func (l *Lease) End(now time.Duration, o Outcome) {
 	e := l.e
 	waiting := l.leaveQueue() // still: the first token has neither come nor been due
 	e.inflight.Add(-1)
+	e.adapters.release(l.slot)
 	e.held.Add(-l.uncached)
 	if o == NeverSent {
 		e.sent.Add(-l.uncached)
@@ -132,12 +136,15 @@ func (l *Lease) learn() {
 	e.hitTokens.Add(uint64(l.believed))
 	e.agedTokens.Add(uint64(l.lost))
 	if u.prompt > 0 && u.prompt <= maxTokens {
-		e.pool.learnText(l.model, l.bytes, u.prompt-clampTokens(l.known))
+		e.pool.learnText(l.model, l.bytes, u.prompt-clampTokens(l.extra))
 	}
 	if u.cached < 0 || u.cached > maxTokens {
 		return
 	}
 	e.reports.Add(1)
+	if l.home {
+		e.pool.others.learnHome(l.known, float64(u.cached) > float64(l.believed+l.prompt)/2)
+	}
 	e.cachedTokens.Add(uint64(u.cached))
 	if l.believed > 0 && !l.settled {
 		return // it counted on chunks that were still being computed

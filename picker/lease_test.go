@@ -192,7 +192,7 @@ func TestBytesPerToken(t *testing.T) {
 
 // Absurd requests are picked for as others are.
 func TestAbsurdRequests(t *testing.T) {
-	p := newTestPool(3, Config{Replicas: 2})
+	p := withOthers(newTestPool(3, Config{}), 1)
 	for _, r := range []Request{
 		{},
 		{Tokens: math.MaxInt, Bytes: math.MaxInt},
@@ -213,7 +213,7 @@ func TestAbsurdRequests(t *testing.T) {
 }
 
 func TestConcurrentRequests(t *testing.T) {
-	p := newTestPool(6, Config{Replicas: 2})
+	p := withOthers(newTestPool(6, Config{}), 1)
 	first := p.Endpoints()
 	var chains [][]uint64
 	var mu sync.Mutex
@@ -354,7 +354,7 @@ func TestRequestsDoNotAllocate(t *testing.T) {
 	if raceEnabled {
 		t.Skip("sync.Pool drops at random under the race detector")
 	}
-	for _, policy := range []Policy{nil, &Fairway{Replicas: 3}, &RoundRobin{}, LeastRequest{}} {
+	for _, policy := range []Policy{nil, &RoundRobin{}, LeastRequest{}} {
 		for _, stream := range []bool{true, false} {
 			p := newTestPool(20, Config{Policy: policy})
 			for _, e := range p.Endpoints() {

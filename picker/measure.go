@@ -1,6 +1,7 @@
 package picker
 
 import (
+	"maps"
 	"strings"
 	"time"
 
@@ -30,6 +31,9 @@ type measure struct {
 	perChunk float64 // tokens in one chunk of the chain
 	speed    float64 // the pool's mean
 	foreign  float64 // tokens that a request of someone else waits with
+	others   float64 // requests of other replicas for each of ours
+	known    uint64  // the last chunk that any endpoint holds; 0: none. Only if the endpoint chosen is the prompt's home
+	adapter  uint64  // hash of the adapter's name; 0: none
 	guess    int     // chunks that the endpoint weighed last holds
 }
 
@@ -39,6 +43,14 @@ func (p *Pool) measure(r *Request, now time.Duration) measure {
 	m.tokens = min(max(m.tokens, 1), maxTokens)
 	m.perChunk = m.tokens * prefix.ChunkSize / float64(max(r.Bytes, len(r.Chain)*prefix.ChunkSize, prefix.ChunkSize))
 	m.speed = p.meanSpeed()
+	if p.has(Mirror) {
+		m.others = p.others.perOwn()
+	}
+	if known := *p.adapters.Load(); len(known) > 0 {
+		if key := prefix.Seed(r.Model); known[key] {
+			m.adapter = key
+		}
+	}
 	m.foreign = p.uncached.mean(defaultUncached, 1)
 	return m
 }
@@ -92,3 +104,23 @@ func (p *Pool) addModel(model string) *ratio {
 
 // meanSpeed is what a pod's speed is taken to be while it has shown little: seconds a prompt token.
 func (p *Pool) meanSpeed() float64 { return p.speed.mean(defaultSpeed, speedPoolPrior) }
+
+// learnAdapters notes which models are adapters.
+func (p *Pool) learnAdapters(keys []uint64) {
+	known := *p.adapters.Load()
+	for _, k := range keys {
+		if !known[k] {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			old := *p.adapters.Load()
+			next := maps.Clone(old)
+			for _, k := range keys {
+				if len(next) < maxAdapters {
+					next[k] = true
+				}
+			}
+			p.adapters.Store(&next)
+			return
+		}
+	}
+}

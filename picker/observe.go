@@ -22,7 +22,10 @@ type view struct {
 	capacity       float64 // tokens, > 0
 	foreign        float64 // requests on the pod that are not ours
 	foreignWaiting float64 // of these, waiting
+	adapters       int64   // time of the last scrape that saw adapters running
 	sent           int64   // the endpoint's sent
+	held           int64   // and held
+	inflight       int64   // and inflight
 }
 
 func (v *view) fresh(now, staleAfter time.Duration) bool { return v.scraped && now-v.at < staleAfter }
@@ -58,10 +61,13 @@ func (e *Endpoint) Observe(s Sample, now time.Duration) {
 	v.kv, v.hasKV = s.Get(KVUsage)
 	v.kv = min(v.kv, 1)
 	v.hasClock = s.Has(PromptComputed) && s.Has(Generated)
-	v.sent = e.sent.Load()
-	running, _ := s.Get(Running)
+	e.stand(v)
+	running, known := s.Get(Running)
 	waiting, _ := s.Get(Waiting)
-	v.foreign = max(running+waiting-float64(e.inflight.Load()), 0)
+	v.foreign = max(running+waiting-float64(v.inflight), 0)
+	if known {
+		e.pool.others.learn(running+waiting, float64(v.inflight))
+	}
 	v.foreignWaiting = min(max(waiting-float64(e.awaiting.Load()), 0), v.foreign)
 
 	if anew {
@@ -72,6 +78,11 @@ func (e *Endpoint) Observe(s Sample, now time.Duration) {
 			e.index.Grow(chunks(v.capacity))
 		}
 		e.advanceTo(&old.sample, &s)
+	}
+	if keys := s.adapters[:s.nAdapters]; len(keys) > 0 {
+		v.adapters = int64(now)
+		e.pool.learnAdapters(keys)
+		e.adapters.observe(keys, now)
 	}
 	e.view.Store(v)
 	e.compare(&v.sample)
@@ -90,10 +101,16 @@ func (e *Endpoint) ObserveAnswer(kv, waiting float64, now time.Duration) {
 	if !v.fresh(now, e.pool.cfg.StaleAfter) {
 		v.at, v.scraped, v.hasClock, v.foreign = now, true, false, 0
 	}
-	v.kv, v.hasKV, v.sent = kv, true, e.sent.Load()
+	v.kv, v.hasKV = kv, true
+	e.stand(&v)
 	v.foreignWaiting = max(waiting-float64(e.awaiting.Load()), 0)
 	v.foreign = max(v.foreign, v.foreignWaiting)
 	e.view.Store(&v)
+}
+
+// stand notes where our own counts stand.
+func (e *Endpoint) stand(v *view) {
+	v.sent, v.held, v.inflight = e.sent.Load(), e.held.Load(), e.inflight.Load()
 }
 
 // ScrapeFailed notes that a scrape found nothing. It takes no endpoint out: once the last scrape is stale, our own counts

@@ -131,7 +131,8 @@ func TestForeignRequests(t *testing.T) {
 		t.Errorf("%v requests with %v tokens queued, want 9 with %v", c.InFlight, c.Queued, 2000+3*mean)
 	}
 	own.End(at, ClientGone)
-	if c := p.Explain(nil, prompt("x"), at)[0]; c.InFlight != 8 {
+	// Ours has ended; of the others' some may have, too.
+	if c := p.Explain(nil, prompt("x"), at)[0]; c.InFlight > 8 || c.InFlight < 7.5 {
 		t.Errorf("%v requests after ours has ended, want 8", c.InFlight)
 	}
 	stale := at + 2*time.Second
@@ -162,10 +163,13 @@ func TestKV(t *testing.T) {
 	if got := kv(0); !near(got, .4) {
 		t.Errorf("sent since: %v", got)
 	}
-	a.End(0, Done)
 	b.End(0, NeverSent)
 	if got := kv(0); !near(got, .3) {
 		t.Errorf("never sent: %v", got)
+	}
+	a.End(0, Done)
+	if got := kv(0); !near(got, .2) {
+		t.Errorf("ended since: %v", got)
 	}
 	if got := kv(time.Minute); got != 0 {
 		t.Errorf("stale: %v", got)
@@ -251,7 +255,7 @@ func FuzzObserve(f *testing.F) {
 	f.Add(negative)
 	f.Add(number(number(number(nil, 5), 3), .5))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		p := newTestPool(2, Config{Replicas: 2})
+		p := withOthers(newTestPool(2, Config{}), 1)
 		e := p.Endpoints()[0]
 		r := prompt(prose(1, 3000))
 		for now := time.Duration(0); len(data) >= 8; now += time.Second {

@@ -10,6 +10,7 @@ type Candidate struct {
 	Uncached float64 // tokens of the prompt that it has to compute, at least 1
 	Queued   float64 // Q: uncached tokens sent to it whose first token has not come
 	InFlight float64 // n: requests on it, others' included
+	Adapter  float64 // what bringing its LoRA adapter to the GPU costs, in prompt tokens
 	KV       float64 // 0..1 of its KV cache in use
 	Speed    float64 // seconds a prompt token
 	Home     bool    // where the replicas agree to send this prompt while nobody has it
@@ -34,22 +35,35 @@ const (
 	decodeTokens = 2000
 	// kvBarrier makes a pod dearer as its KV cache fills: five times when full.
 	kvBarrier = 0.8
-	// homeShare is the part of a cold prompt that its home is forgiven, so that replicas which do not talk build the same
-	// caches. 0.8 to 0.95 are good.
-	homeShare = 0.8
-	// tieBand: scores within 5 % of the lowest are equal, because speeds and token counts are not known better. Without
-	// it an idle pool would send every cold prompt to the pod that happened to measure fastest.
-	tieBand = 1.05
+	// tieBand: scores are equal that differ from the lowest by at most so much of the prompt's own part of it, because speeds and
+	// token counts are not known better. Without it an idle pool would send every cold prompt to the pod that happened to measure
+	// fastest. A share of the whole score would be more than a queue is long on a pod with many requests.
+	tieBand = 0.1
 )
 
-// Fairway is the default policy: see the package comment.
-type Fairway struct {
-	// Replicas is how many proxies share the pool without telling each other; 0 and 1 mean this one alone.
-	Replicas int
-}
+// A Term is a part of the score, or of what feeds it.
+type Term uint16
+
+// The terms, each of which docs/routing.md shows the worth of.
+const (
+	Interference  Term = 1 << iota // the delay inflicted on the requests already there
+	DecodeShare                    // what a request costs its neighbours beyond its prompt
+	KVBarrier                      // a pod is dearer as its KV cache fills
+	EvictionClock                  // what the index holds ages as the pod computes
+	LearnedSpeed                   // pods of a pool differ in speed
+	AdapterCost                    // what bringing a LoRA adapter to the GPU costs
+	NearTies                       // the prompt's hash decides among scores that hardly differ
+	Homes                          // replicas agree on where cold prompts go
+	Mirror                         // what other replicas have sent since the last scrape is like what we have
+)
+
+func (p *Pool) has(t Term) bool { return p.cfg.Without&t == 0 }
+
+// fairway is the default policy: see the package comment.
+type fairway struct{ pool *Pool }
 
 // Choose returns the candidate with the lowest score.
-func (f *Fairway) Choose(c []Candidate, r *Request) int {
+func (f fairway) Choose(c []Candidate, r *Request) int {
 	depth, hit := 0, 0.0
 	for i := range c {
 		depth, hit = max(depth, c[i].Depth), max(hit, c[i].Hit)
@@ -60,9 +74,11 @@ func (f *Fairway) Choose(c []Candidate, r *Request) int {
 		key = r.Chain[depth]
 	}
 	home, forgiven := -1, 0.0
-	if f.Replicas > 1 {
-		home = rendezvous(c, key, func(*Candidate) bool { return true })
-		forgiven = homeShare * (c[home].Hit + c[home].Uncached - hit)
+	if f.pool.has(Homes) {
+		if share := f.pool.others.forgiven(frontier(r.Chain, depth)); share > 0 {
+			home = rendezvous(c, key, func(*Candidate) bool { return true })
+			forgiven = share * (c[home].Hit + c[home].Uncached - hit)
+		}
 	}
 	lowest := 0
 	for i := range c {
@@ -71,18 +87,40 @@ func (f *Fairway) Choose(c []Candidate, r *Request) int {
 			c[i].Home = true
 			u = max(1, u-forgiven)
 		}
-		c[i].Score = score(&c[i], u)
+		c[i].Score = f.pool.score(&c[i], u)
 		if c[i].Score < c[lowest].Score {
 			lowest = i
 		}
 	}
-	limit := c[lowest].Score * tieBand
+	limit := c[lowest].Score
+	if f.pool.has(NearTies) {
+		limit += tieBand * c[lowest].Speed * c[lowest].Uncached
+	}
 	depth = c[lowest].Depth // a cold pod never ties with a warm one: the prompt would be computed and kept twice
 	return rendezvous(c, key, func(c *Candidate) bool { return c.Score <= limit && c.Depth == depth })
 }
 
-func score(c *Candidate, uncached float64) float64 {
-	return c.Speed * (c.Queued + uncached + interference*c.InFlight*(uncached+decodeTokens)) / (1 - kvBarrier*c.KV)
+// frontier is the last chunk of a chain that any endpoint holds, which is the last of depth; 0: there is none.
+func frontier(chain []uint64, depth int) uint64 {
+	if depth == 0 {
+		return 0
+	}
+	return chain[depth-1]
+}
+
+func (p *Pool) score(c *Candidate, uncached float64) float64 {
+	work, inflicted := uncached+c.Adapter, 0.0
+	if p.has(DecodeShare) {
+		inflicted = decodeTokens
+	}
+	cost := c.Queued + work
+	if p.has(Interference) {
+		cost += interference * c.InFlight * (work + inflicted)
+	}
+	if p.has(KVBarrier) {
+		cost /= 1 - kvBarrier*c.KV
+	}
+	return c.Speed * cost
 }
 
 // rendezvous returns the candidate that ranks highest for key among those in the running. Everyone who sees the same

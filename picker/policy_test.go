@@ -6,6 +6,14 @@ import (
 	"testing"
 )
 
+// withOthers makes the pool believe that others have so many requests for each of ours.
+func withOthers(p *Pool, perOwn float64) *Pool {
+	for range 1000 {
+		p.others.learn(1000*(1+perOwn), 1000)
+	}
+	return p
+}
+
 func testEndpoints(n int) []*Endpoint {
 	p := NewPool(Config{})
 	var specs []Spec
@@ -18,6 +26,7 @@ func testEndpoints(n int) []*Endpoint {
 
 // Scores worked out by hand from the formula in the package comment, in token-equivalents (s = 1) but where said.
 func TestScore(t *testing.T) {
+	p := NewPool(Config{})
 	for _, tt := range []struct {
 		name string
 		c    Candidate
@@ -29,9 +38,10 @@ func TestScore(t *testing.T) {
 		{"ten requests decode", Candidate{Uncached: 1000, InFlight: 10, Speed: 1}, 1000 + .1*10*3000},
 		{"half the cache in use", Candidate{Uncached: 600, KV: .5, Speed: 1}, 1000},
 		{"cache full", Candidate{Uncached: 100, KV: 1, Speed: 1}, 500},
+		{"an adapter to load", Candidate{Uncached: 300, Adapter: 4000, InFlight: 10, Speed: 1}, 4300 + .1*10*6300},
 		{"all at once, on an H100", Candidate{Uncached: 500, Queued: 1500, InFlight: 4, KV: .25, Speed: 25e-6}, 25e-6 * 3000 / .8},
 	} {
-		if got := score(&tt.c, tt.c.Uncached); math.Abs(got-tt.want) > 1e-9*tt.want {
+		if got := p.score(&tt.c, tt.c.Uncached); math.Abs(got-tt.want) > 1e-9*tt.want {
 			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
 		}
 	}
@@ -57,7 +67,7 @@ func TestFairwayChooses(t *testing.T) {
 				tt.c[i].Speed = 30e-6
 			}
 		}
-		f := Fairway{}
+		f := fairway{e[0].pool}
 		if got := f.Choose(tt.c, &Request{Hash: 1}); got != tt.want {
 			t.Errorf("%s: chose %d, want %d; scores %v", tt.name, got, tt.want, tt.c)
 		}
@@ -67,7 +77,7 @@ func TestFairwayChooses(t *testing.T) {
 // Equals share the prompts, each prompt always has the same one, and the noise of measured speeds decides nothing.
 func TestTies(t *testing.T) {
 	e := testEndpoints(8)
-	var f Fairway
+	f := fairway{e[0].pool}
 	count := make([]int, len(e))
 	for hash := range uint64(4000) {
 		var c []Candidate
@@ -91,7 +101,7 @@ func TestTies(t *testing.T) {
 // Replicas that have seen nothing of each other send cold prompts that share a chunk to the same pod.
 func TestHome(t *testing.T) {
 	e := testEndpoints(5)
-	f := Fairway{Replicas: 3}
+	f := fairway{withOthers(e[0].pool, 2)}
 	cold := func(key uint64, load float64, queued ...float64) ([]Candidate, *Request) {
 		var c []Candidate
 		for i := range e {
@@ -110,13 +120,13 @@ func TestHome(t *testing.T) {
 			t.Fatal("an idle pool does not send a prompt home")
 		}
 		homes[home]++
-		// 0.8 of 6,000 tokens are forgiven: a queue of 4,000 at home is worth it, one of 5,500 is not.
+		// 0.9 of 6,000 tokens are forgiven: a queue of 4,000 at home is worth it, one of 6,100 is not.
 		queued := make([]float64, 5)
 		queued[home] = 4000
 		if c, r := cold(r.Chain[0], 0, queued...); f.Choose(c, r) != home {
 			t.Fatal("a short queue keeps the prompt from home")
 		}
-		queued[home] = 5500
+		queued[home] = 6100
 		if c, r := cold(r.Chain[0], 0, queued...); f.Choose(c, r) == home {
 			t.Fatal("a long queue does not keep the prompt from home")
 		}
@@ -125,7 +135,7 @@ func TestHome(t *testing.T) {
 		t.Errorf("homes: %v", homes)
 	}
 
-	// Where one pod has most of it, the home is forgiven only 0.8 of the rest.
+	// Where one pod has most of it, the home is forgiven only 0.9 of the rest.
 	c, r := cold(1, 0)
 	home := f.Choose(c, r)
 	warm := (home + 1) % 5
@@ -135,7 +145,7 @@ func TestHome(t *testing.T) {
 	if got := f.Choose(c, r); got != warm {
 		t.Errorf("chose %d, want the warm pod %d", got, warm)
 	}
-	if c[home].Home && math.Abs(c[home].Score-30e-6*(6000-400)) > 1e-12 {
+	if c[home].Home && math.Abs(c[home].Score-30e-6*(6000-450)) > 1e-12 {
 		t.Errorf("the home scores %v", c[home].Score)
 	}
 }

@@ -16,14 +16,14 @@ var (
 
 // Config is fixed for a Pool's life. Its zero value works.
 type Config struct {
-	// Replicas is how many proxies share the pool's endpoints; 0 means 1.
-	Replicas int
-	// Policy chooses among endpoints; nil means Fairway.
+	// Policy chooses among endpoints; nil means the package's own.
 	Policy Policy
 	// StaleAfter is the age at which a scrape counts no more; 0 means 2 s.
 	StaleAfter time.Duration
 	// IndexBytes bounds each endpoint's index; 0 means prefix.DefaultMaxBytes.
 	IndexBytes int
+	// Without are terms that the package's own policy leaves out, to measure what each is worth.
+	Without Term
 }
 
 // A Pool picks among interchangeable endpoints. All methods may be called at any time from any goroutine.
@@ -38,8 +38,10 @@ type Pool struct {
 	speed    ratio // seconds a prompt token
 	uncached ratio // uncached tokens a request
 	text     ratio // bytes a token
+	others   others
 
-	models atomic.Pointer[map[string]*ratio] // bytes a token by model; copied to add one
+	models   atomic.Pointer[map[string]*ratio] // bytes a token by model; copied to add one
+	adapters atomic.Pointer[map[uint64]bool]   // hashes of the models that are adapters; copied to add
 }
 
 // A Spec says which endpoint: its identity is address and UID. The endpoint's state (index, leases, speed, ejection)
@@ -68,15 +70,16 @@ type Request struct {
 
 // NewPool returns a pool without endpoints.
 func NewPool(cfg Config) *Pool {
-	if cfg.Policy == nil {
-		cfg.Policy = &Fairway{Replicas: cfg.Replicas}
-	}
 	if cfg.StaleAfter <= 0 {
 		cfg.StaleAfter = 2 * time.Second
 	}
 	p := &Pool{cfg: cfg}
+	if cfg.Policy == nil {
+		p.cfg.Policy = fairway{p}
+	}
 	p.set.Store(&[]*Endpoint{})
 	p.models.Store(&map[string]*ratio{})
+	p.adapters.Store(&map[uint64]bool{})
 	return p
 }
 
@@ -158,6 +161,13 @@ func (p *Pool) pick(c []Candidate, m *measure) (Lease, []Candidate, error) {
 			return Lease{}, c, err
 		}
 		chosen := &c[p.cfg.Policy.Choose(c, m.request)]
+		if chosen.Home {
+			depth := 0
+			for i := range c {
+				depth = max(depth, c[i].Depth)
+			}
+			m.known = frontier(m.request.Chain, depth)
+		}
 		if l, ok := chosen.Endpoint.reserve(chosen, m, attempt == attempts); ok {
 			return l, c, nil
 		}

@@ -277,7 +277,7 @@ func TestOnlyNewAnswersReadmit(t *testing.T) {
 
 // together is a policy whose first calls wait for each other: picks at the same instant.
 type together struct {
-	Fairway
+	fairway
 	calls atomic.Int32
 	all   sync.WaitGroup
 }
@@ -287,7 +287,7 @@ func (p *together) Choose(c []Candidate, r *Request) int {
 		p.all.Done()
 		p.all.Wait()
 	}
-	return p.Fairway.Choose(c, r)
+	return p.fairway.Choose(c, r)
 }
 
 // Picks that happen at the same instant do not all find the same pod idle.
@@ -296,6 +296,7 @@ func TestSimultaneousPicksSeeEachOther(t *testing.T) {
 		policy := &together{}
 		policy.all.Add(attempts)
 		p := newTestPool(attempts, Config{Policy: policy})
+		policy.pool = p
 		leases := make([]Lease, attempts)
 		var wg sync.WaitGroup
 		for i := range leases {
@@ -317,7 +318,7 @@ func TestSimultaneousPicksSeeEachOther(t *testing.T) {
 }
 
 func TestExplain(t *testing.T) {
-	p := newTestPool(4, Config{Replicas: 2})
+	p := withOthers(newTestPool(4, Config{}), 1)
 	r := prompt(prose(1, 20_000))
 	serve(t, p, r, 0)
 	before := p.Explain(nil, r, time.Second)

@@ -1,6 +1,10 @@
 package picker
 
-import "math"
+import (
+	"math"
+
+	"github.com/fairway-proxy/fairway/picker/prefix"
+)
 
 // A Metric is one number of a pod's metrics page that a picker can use. Names in comments are vLLM's.
 type Metric uint8
@@ -16,6 +20,7 @@ const (
 	Preemptions                  // counter: vllm:num_preemptions_total
 	BlockSize                    // tokens: block_size of vllm:cache_config_info
 	NumBlocks                    // num_gpu_blocks of vllm:cache_config_info; times BlockSize, the capacity
+	MaxLoras                     // max_lora of vllm:lora_requests_info: how many adapters fit the GPU
 	StartTime                    // process_start_time_seconds
 	numMetrics
 )
@@ -24,6 +29,17 @@ const (
 type Sample struct {
 	has    uint16
 	values [numMetrics]float64
+
+	adapters  [adapterSlots]uint64 // hashes of the names of those in use
+	nAdapters int
+}
+
+// AddAdapter notes that the pod runs requests of the LoRA adapter of that name. Beyond 32 it notes nothing.
+func (s *Sample) AddAdapter(name []byte) {
+	if s.nAdapters < len(s.adapters) {
+		s.adapters[s.nAdapters] = prefix.ExtendSeed(0, name)
+		s.nAdapters++
+	}
 }
 
 // Set records a metric. A value that no such metric can have (not a number, infinite, negative) is as if it were absent.
@@ -69,5 +85,6 @@ var limits = [numMetrics]float64{
 	Preemptions:    1 << 53,
 	BlockSize:      1 << 20,
 	NumBlocks:      1 << 40,
+	MaxLoras:       1 << 20,
 	StartTime:      1 << 40,
 }

@@ -27,6 +27,7 @@ const (
 	startTime
 	vllmCache   // an info series with block_size and num_gpu_blocks
 	sglangCache // an info series with page_size and num_pages
+	loras       // an info series with max_lora and running_lora_adapters, whose value is a time
 	numSlots
 )
 
@@ -69,6 +70,7 @@ var (
 		series{"generation_tokens_total", generated},
 		series{"num_preemptions_total", preemptions},
 		series{"cache_config_info", vllmCache},
+		series{"lora_requests_info", loras},
 	)
 	sglang = newFamily("sglang:",
 		series{"num_running_reqs", running},
@@ -88,9 +90,14 @@ var (
 )
 
 // totals are the sums of one page.
-type totals [numSlots]struct {
-	sum float64
-	n   int
+type totals struct {
+	slots [numSlots]struct {
+		sum float64
+		n   int
+	}
+	// Of the newest series of loras, as on the page: those of other sets of
+	// adapters stay with the time at which they were last in use.
+	maxLoras, running []byte
 }
 
 // Scan reads a page of metrics in the Prometheus text format or OpenMetrics
@@ -159,7 +166,8 @@ func (f *family) read(line []byte, t *totals) {
 // read adds what follows a name: labels, value, perhaps a timestamp and an
 // exemplar.
 func (t *totals) read(into slot, rest []byte) {
-	var block, blocks []byte // of an info series
+	var block, blocks []byte     // of an info series
+	var maxLoras, running []byte // of another
 	local := false
 	rest = bytes.TrimLeft(rest, " \t")
 	if len(rest) > 0 && rest[0] == '{' {
@@ -179,6 +187,10 @@ func (t *totals) read(into slot, rest []byte) {
 				block = value
 			case "num_gpu_blocks", "num_pages":
 				blocks = value
+			case "max_lora":
+				maxLoras = value
+			case "running_lora_adapters":
+				running = value
 			}
 		}
 	}
@@ -194,21 +206,26 @@ func (t *totals) read(into slot, rest []byte) {
 	case vllmCache, sglangCache:
 		t.add(into, v)
 		if v, ok := number(block); ok {
-			t[blockSize].sum, t[blockSize].n = v, 1
+			t.slots[blockSize].sum, t.slots[blockSize].n = v, 1
 		}
 		if v, ok := number(blocks); ok {
 			t.add(numBlocks, v)
 		}
 	case startTime:
-		t[into].sum, t[into].n = v, 1
+		t.slots[into].sum, t.slots[into].n = v, 1
+	case loras:
+		if newest := &t.slots[loras]; newest.n == 0 || v >= newest.sum {
+			newest.sum, newest.n = v, 1
+			t.maxLoras, t.running = maxLoras, running
+		}
 	default:
 		t.add(into, v)
 	}
 }
 
 func (t *totals) add(into slot, v float64) {
-	t[into].sum += v
-	t[into].n++
+	t.slots[into].sum += v
+	t.slots[into].n++
 }
 
 // label reads the next name="value" of a set of labels. At the set's end name
@@ -263,15 +280,15 @@ func number(b []byte) (float64, bool) {
 func (t *totals) sample(s *picker.Sample) (engine bool) {
 	*s = picker.Sample{}
 	set := func(m picker.Metric, from slot) {
-		if t[from].n > 0 {
-			s.Set(m, t[from].sum)
+		if t.slots[from].n > 0 {
+			s.Set(m, t.slots[from].sum)
 		}
 	}
 	set(picker.Running, running)
 	set(picker.Waiting, waiting)
 	for _, from := range [...]slot{kvUsage, oldKVUsage} {
-		if t[from].n > 0 {
-			s.Set(picker.KVUsage, t[from].sum/float64(t[from].n))
+		if t.slots[from].n > 0 {
+			s.Set(picker.KVUsage, t.slots[from].sum/float64(t.slots[from].n))
 			break
 		}
 	}
@@ -282,18 +299,37 @@ func (t *totals) sample(s *picker.Sample) (engine bool) {
 	set(picker.BlockSize, blockSize)
 	set(picker.NumBlocks, numBlocks)
 	set(picker.StartTime, startTime)
+	t.adapters(s)
 	switch {
-	case t[promptBySource].n > 0:
+	case t.slots[promptBySource].n > 0:
 		set(picker.PromptComputed, promptBySource)
-	case t[queries].sum > 0 && t[hits].n > 0:
+	case t.slots[queries].sum > 0 && t.slots[hits].n > 0:
 		// Older vLLM. The two are counted in one step, so that their
 		// difference never falls, unlike that of prompt tokens and hits.
-		s.Set(picker.PromptComputed, t[queries].sum-t[hits].sum)
+		s.Set(picker.PromptComputed, t.slots[queries].sum-t.slots[hits].sum)
 	default: // no prefix cache
 		set(picker.PromptComputed, prompt)
 	}
-	for from := range t {
-		engine = engine || slot(from) != startTime && t[from].n > 0
+	for from := range t.slots {
+		engine = engine || slot(from) != startTime && t.slots[from].n > 0
 	}
 	return engine
+}
+
+// adapters writes which LoRA adapters are in use: what the newest series says,
+// unless nothing runs any more.
+func (t *totals) adapters(s *picker.Sample) {
+	n, ok := number(t.maxLoras)
+	if !ok {
+		return
+	}
+	s.Set(picker.MaxLoras, n)
+	if t.slots[running].sum == 0 {
+		return
+	}
+	for names := t.running; len(names) > 0; {
+		var name []byte
+		name, names, _ = bytes.Cut(names, []byte(","))
+		s.AddAdapter(name)
+	}
 }

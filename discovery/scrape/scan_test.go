@@ -24,7 +24,7 @@ func page(t testing.TB, name string) []byte {
 
 var metrics = []picker.Metric{
 	picker.Running, picker.Waiting, picker.KVUsage, picker.PromptComputed, picker.Generated, picker.PrefixQueries,
-	picker.PrefixHits, picker.Preemptions, picker.BlockSize, picker.NumBlocks, picker.StartTime,
+	picker.PrefixHits, picker.Preemptions, picker.BlockSize, picker.NumBlocks, picker.MaxLoras, picker.StartTime,
 }
 
 // sampleOf makes a sample of what is known.
@@ -54,7 +54,7 @@ func TestScanRealPages(t *testing.T) {
 		},
 		"vllm-lora-0.32.txt": {
 			picker.Running: 0, picker.Waiting: 0, picker.KVUsage: 0, picker.PromptComputed: 134, picker.Generated: 84,
-			picker.PrefixQueries: 134, picker.PrefixHits: 0, picker.Preemptions: 0, picker.BlockSize: 32, picker.NumBlocks: 40,
+			picker.PrefixQueries: 134, picker.PrefixHits: 0, picker.Preemptions: 0, picker.BlockSize: 32, picker.NumBlocks: 40, picker.MaxLoras: 1,
 			picker.StartTime: 1.79539015297e+09,
 		},
 	} {
@@ -64,6 +64,33 @@ func TestScanRealPages(t *testing.T) {
 		}
 		if got != sampleOf(want) {
 			t.Errorf("%s: got %s, want %s", name, show(got), show(sampleOf(want)))
+		}
+	}
+}
+
+// Which adapters are in use, the newest series of vLLM's gauge says; the series of other sets stay on the page.
+func TestScanAdapters(t *testing.T) {
+	const old, now = `vllm:lora_requests_info{max_lora="4",running_lora_adapters="a,b",waiting_lora_adapters="a,b"} `,
+		`vllm:lora_requests_info{max_lora="4",running_lora_adapters="b,c",waiting_lora_adapters="b,c"} `
+	for name, tt := range map[string]struct {
+		page string
+		want []string
+	}{
+		"newest last":  {old + "1.5e9\n" + now + "1.6e9\nvllm:num_requests_running 2\n", []string{"b", "c"}},
+		"newest first": {now + "1.6e9\n" + old + "1.5e9\nvllm:num_requests_running 2\n", []string{"b", "c"}},
+		"nothing runs": {now + "1.6e9\nvllm:num_requests_running 0\n", nil},
+		"none":         {`vllm:lora_requests_info{max_lora="4",running_lora_adapters=""} 1` + "\nvllm:num_requests_running 1\n", nil},
+	} {
+		var got, want picker.Sample
+		Scan([]byte(tt.page), &got)
+		running, _ := got.Get(picker.Running)
+		want.Set(picker.Running, running)
+		want.Set(picker.MaxLoras, 4)
+		for _, a := range tt.want {
+			want.AddAdapter([]byte(a))
+		}
+		if got != want {
+			t.Errorf("%s: got %+v, want %+v", name, got, want)
 		}
 	}
 }
@@ -208,6 +235,7 @@ var (
 func reference(page []byte) (s picker.Sample) {
 	sums, counts := map[string]float64{}, map[string]float64{}
 	blockSize, blocks, startTime := -1.0, -1.0, -1.0
+	maxLoras, adapters, newest := -1.0, "", 0.0
 	for _, m := range lineForm.FindAllSubmatch(page, -1) {
 		name := string(m[1])
 		v, err := strconv.ParseFloat(string(m[3]), 64)
@@ -232,6 +260,9 @@ func reference(page []byte) (s picker.Sample) {
 				blocks = max(blocks, 0) + n
 			}
 		}
+		if n, err := strconv.ParseFloat(labels["max_lora"], 64); err == nil && v >= newest {
+			maxLoras, adapters, newest = n, labels["running_lora_adapters"], v
+		}
 		sums[name] += v
 		counts[name]++
 	}
@@ -242,6 +273,12 @@ func reference(page []byte) (s picker.Sample) {
 	} {
 		if counts["vllm:"+name] > 0 {
 			s.Set(m, sums["vllm:"+name])
+		}
+	}
+	s.Set(picker.MaxLoras, maxLoras)
+	if adapters != "" && sums["vllm:num_requests_running"] > 0 {
+		for _, name := range strings.Split(adapters, ",") {
+			s.AddAdapter([]byte(name))
 		}
 	}
 	if n := counts["vllm:kv_cache_usage_perc"]; n > 0 {

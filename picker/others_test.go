@@ -1,0 +1,56 @@
+package picker
+
+import (
+	"math"
+	"testing"
+)
+
+func TestOthersPerOwn(t *testing.T) {
+	for _, tt := range []struct {
+		name      string
+		seen, own []float64
+		want      float64
+	}{
+		{"nothing seen", nil, nil, 0},
+		{"alone, some on their way and some not yet noticed", []float64{9, 12}, []float64{11, 10}, 0},
+		{"two others", []float64{30}, []float64{10}, 2},
+		{"no requests of ours", []float64{100}, []float64{0}, maxOthers},
+		{"only ours on their way", []float64{0, 1}, []float64{5, 50}, 0},
+	} {
+		var o others
+		for range 10_000 {
+			for i := range tt.seen {
+				o.learn(tt.seen[i], tt.own[i])
+			}
+		}
+		if got := o.perOwn(); math.Abs(got-tt.want) > .02*tt.want+.01 {
+			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
+		}
+	}
+}
+
+// Homes are believed in until they prove to be empty, each beginning of prompts for itself; and there are none without others.
+func TestHomesAreLearned(t *testing.T) {
+	p := NewPool(Config{})
+	o := &p.others
+	if got := o.forgiven(1); got != 0 {
+		t.Errorf("alone: %v forgiven", got)
+	}
+	withOthers(p, 2)
+	if got := o.forgiven(1); got < .8 {
+		t.Errorf("at first: %v forgiven", got)
+	}
+	for range 500 {
+		o.learnHome(1, false)
+		o.learnHome(2, true)
+	}
+	if a, b := o.forgiven(1), o.forgiven(2); a > .1 || b < .8 {
+		t.Errorf("%v forgiven where nothing is found, %v where all is", a, b)
+	}
+	for range 500 {
+		o.learnHome(1, true)
+	}
+	if got := o.forgiven(1); got < .8 {
+		t.Errorf("%v forgiven where all has come to be found", got)
+	}
+}
