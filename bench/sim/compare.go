@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/fairway-proxy/fairway/bench/workload"
+	"github.com/fairway-proxy/fairway/picker"
 )
 
 // SLO is what a request must keep to count for Row.Goodput. The zero value is a first token within 1 s and 100 ms a token after it.
@@ -45,6 +46,7 @@ type Comparison struct {
 	// As in Config; 0: as the workload needs.
 	Scrape, Warmup, Measure, Churn time.Duration
 	NonStreaming, NoCacheReport    bool
+	Without                        picker.Term
 
 	// Done is called after each run with how many there were and will be, never by two goroutines at once; nil: nobody looks.
 	Done func(done, total int)
@@ -101,7 +103,7 @@ func (c *Comparison) config(policy string, seed uint64) (Config, error) {
 	cfg := Config{
 		Workload: w, Policy: policy, Fleet: scene.fleet, Replicas: c.Replicas, Seed: seed,
 		Warmup: scene.warmup, Measure: scene.measure, Scrape: c.Scrape, Churn: c.Churn,
-		NonStreaming: c.NonStreaming, NoCacheReport: c.NoCacheReport,
+		NonStreaming: c.NonStreaming, NoCacheReport: c.NoCacheReport, Without: c.Without,
 	}
 	if c.Trace != nil { // the beginning of a trace fills the caches
 		cfg.Warmup, cfg.Measure = w.Length()/10, w.Length()-w.Length()/10

@@ -16,7 +16,7 @@ type shipped struct {
 }
 
 func newShipped(s *simulation, p picker.Policy) router {
-	return &shipped{sim: s, pool: picker.NewPool(picker.Config{Replicas: s.cfg.Replicas, Policy: p})}
+	return &shipped{sim: s, pool: picker.NewPool(picker.Config{Policy: p, Without: s.cfg.Without})}
 }
 
 func newFairway(s *simulation, _ *rand.Rand) router      { return newShipped(s, nil) }
@@ -70,6 +70,12 @@ func (f *shipped) observe(pod int, st *engine.Stats, now time.Duration) {
 	s.Set(picker.Preemptions, float64(st.Preemptions))
 	s.Set(picker.BlockSize, engine.BlockSize)
 	s.Set(picker.NumBlocks, float64(f.sim.pods[pod].engine.Config().Blocks))
+	if n := f.sim.pods[pod].engine.Config().MaxLoras; n > 1 {
+		s.Set(picker.MaxLoras, float64(n))
+		for name := range f.sim.pods[pod].engine.RunningAdapters {
+			s.AddAdapter([]byte(name))
+		}
+	}
 	s.Set(picker.StartTime, f.sim.pods[pod].started.Seconds())
 	f.endpoints[pod].Observe(s, now)
 }

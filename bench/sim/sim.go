@@ -23,6 +23,7 @@ import (
 
 	"github.com/fairway-proxy/fairway/bench/engine"
 	"github.com/fairway-proxy/fairway/bench/workload"
+	"github.com/fairway-proxy/fairway/picker"
 )
 
 // dispatchDelay is from a router's pick to the engine's queue: the network, and the engine's HTTP server.
@@ -42,6 +43,8 @@ type Config struct {
 	NonStreaming  bool          // answers come whole: a router does not see first tokens
 	NoCacheReport bool          // engines do not report cached tokens in their answers
 	Churn         time.Duration // so often a pod leaves and, half of that later, a new one joins; 0: never
+
+	Without picker.Term // what Fairway leaves out
 
 	tolerated int // first tokens that may come later than sustainedTTFT before the run is given up; 0: any number
 }

@@ -75,7 +75,7 @@ func TestEveryRequestEnds(t *testing.T) {
 func TestFairwayBeatsRoundRobin(t *testing.T) {
 	c := Comparison{
 		Workload: "shared-prefix", Load: 0.6, Seeds: 2, Policies: []string{"round-robin", "fairway"},
-		Warmup: 30 * time.Second, Measure: 10 * time.Second,
+		Warmup: 60 * time.Second, Measure: 10 * time.Second,
 	}
 	rows, err := c.Run(context.Background())
 	if err != nil {
