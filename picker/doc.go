@@ -22,14 +22,14 @@
 //	V   tokens    allocation clock: prompt tokens computed and tokens generated, from the pod's counters, else from our own
 //	              usage reports
 //
-// Replicas that share a pool tell each other nothing, and nobody says how many there are: the requests that scrapes see and
+// Replicas that share a pool tell each other nothing, and nobody has to say how many there are: the requests that scrapes see and
 // that are not ours tell how many others have for each of ours. Between scrapes they are taken to do as we do: what we have
 // sent since the last one enters Q, n and kv once more for each of theirs, without which all replicas send everything to
 // the pod that looked best in the same scrape.
 //
 // So that they build the same caches, each prompt has a home, by rendezvous hashing on the first chunk that no pod holds. It is
-// forgiven up to 0.9 of what it would compute: twice the share of prompts that proved to be there when they were sent to
-// their homes, learned for each beginning of prompts. Where nobody sends a prompt again there are soon no homes.
+// forgiven up to 0.9 of what it would compute, less if fewer than one in eight of the prompts sent to their homes proved to be
+// there, learned for each beginning of prompts. Where nobody sends a prompt again there are soon no homes.
 //
 // Which LoRA adapters a pod has on its GPU follows from our own requests, and from the newest series of
 // vllm:lora_requests_info, which lists those in use; it also tells which models are adapters at all.

@@ -10,6 +10,9 @@ const (
 
 	// homeShare is the most that a cold prompt's home is forgiven of what it would compute.
 	homeShare = 0.9
+	// homeWorth: a home is forgiven all that it can be once an eighth of what was sent there was found. At 2 conversations lose
+	// their homes, and where nothing is shared 8 costs nothing.
+	homeWorth = 8
 	// homeSlots is how many beginnings of prompts are told apart in what is found at homes. Two that meet in one share what they learn.
 	homeSlots = 1024
 	// homePrior and homeHorizon: how many requests the pool's mean counts for against a beginning's own, and how many it remembers.
@@ -20,6 +23,7 @@ const (
 
 // others is what is known of the replicas that share the pool's endpoints and tell us nothing.
 type others struct {
+	told  int              // replicas, ours included; 0: to be learned
 	share ratio            // of the requests that scrapes see, those that are not ours
 	found ratio            // of the prompts sent to their homes, those that another replica had sent there
 	homes [homeSlots]ratio // the same by what was known of the prompt
@@ -35,6 +39,9 @@ func (o *others) learn(seen, own float64) {
 
 // perOwn is how many requests others have on the pool for each of ours.
 func (o *others) perOwn() float64 {
+	if o.told > 0 {
+		return float64(min(o.told-1, maxOthers))
+	}
 	share := max(o.share.mean(0, othersPrior), 0)
 	return min(share/max(1-share, 1e-9), maxOthers)
 }
@@ -50,9 +57,9 @@ func (o *others) learnHome(known uint64, found bool) {
 	o.homes[known%homeSlots].add(n, 1, homeHorizon)
 }
 
-// forgiven is the share of a cold prompt that its home is forgiven: what others have sent there is a hit that we cannot see. What they
-// have sent is seldom all that is found: who comes first to a home finds nothing, and so we forgive twice as much as was found.
+// forgiven is the share of a cold prompt that its home is forgiven: what others have sent there is a hit that we cannot see. Nothing is
+// found by who comes first, nor where a home was too busy for it; so little found is reason enough.
 func (o *others) forgiven(known uint64) float64 {
 	found := o.homes[known%homeSlots].mean(o.found.mean(1, homePoolPrior), homePrior)
-	return homeShare * min(1, 2*found, o.perOwn())
+	return homeShare * min(1, homeWorth*found, o.perOwn())
 }

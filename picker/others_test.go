@@ -29,6 +29,16 @@ func TestOthersPerOwn(t *testing.T) {
 	}
 }
 
+func TestOthersTold(t *testing.T) {
+	for replicas, want := range map[int]float64{1: 0, 3: 2, 1000: maxOthers} {
+		p := NewPool(Config{Replicas: replicas})
+		p.others.learn(100, 50)
+		if got := p.others.perOwn(); got != want {
+			t.Errorf("%d replicas: %v others for each, want %v", replicas, got, want)
+		}
+	}
+}
+
 // Homes are believed in until they prove to be empty, each beginning of prompts for itself; and there are none without others.
 func TestHomesAreLearned(t *testing.T) {
 	p := NewPool(Config{})

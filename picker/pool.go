@@ -16,6 +16,9 @@ var (
 
 // Config is fixed for a Pool's life. Its zero value works.
 type Config struct {
+	// Replicas is how many proxies share the pool's endpoints. 0: it is learned from scrapes, so that it has to be told only where
+	// there are none.
+	Replicas int
 	// Policy chooses among endpoints; nil means the package's own.
 	Policy Policy
 	// StaleAfter is the age at which a scrape counts no more; 0 means 2 s.
@@ -74,6 +77,7 @@ func NewPool(cfg Config) *Pool {
 		cfg.StaleAfter = 2 * time.Second
 	}
 	p := &Pool{cfg: cfg}
+	p.others.told = cfg.Replicas
 	if cfg.Policy == nil {
 		p.cfg.Policy = fairway{p}
 	}

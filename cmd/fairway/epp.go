@@ -52,7 +52,7 @@ all of them.`,
 	f.StringVar(&o.certPath, "cert-path", "", "the `directory` of tls.crt and tls.key, which are read anew for each connection")
 	f.IntVar(&o.fallbacks, "fallbacks", 0, "how many endpoints to name beside the best, for gateways that take a list (Envoy's override_host)")
 	f.DurationVar(&o.lameDuck, "lame-duck", 3*time.Second, "how long to go on serving when told to stop, having told health checks so")
-	f.IntVar(&o.replicas, "replicas", 1, "how many pickers share the pools; they agree without talking")
+	f.IntVar(&o.replicas, "replicas", 0, "how many pickers share the pools; they agree without talking (0: learned from the engines' metrics)")
 	return cmd
 }
 
@@ -67,8 +67,8 @@ type eppOptions struct {
 }
 
 func (o *eppOptions) run(cmd *cobra.Command) error {
-	if o.replicas < 1 {
-		return cli.Misuse(fmt.Errorf("--replicas %d: want 1 or more", o.replicas))
+	if o.replicas < 0 {
+		return cli.Misuse(fmt.Errorf("--replicas %d: want 0 or more", o.replicas))
 	}
 	if o.fallbacks < 0 {
 		return cli.Misuse(fmt.Errorf("--fallbacks %d: want 0 or more", o.fallbacks))
