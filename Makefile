@@ -45,7 +45,7 @@ bench-proxy: build ## what a request costs beside haproxy, nginx, Envoy and net/
 
 bench-routing: ## saturation rates and every table of docs/routing.md, in virtual time; SEEDS says how often
 	go run ./cmd/loadtest saturation --out bench/sim/saturation.json
-	go run ./cmd/loadtest tables --seeds $(or $(SEEDS),3) --page docs/routing.md
+	go run ./cmd/loadtest tables --seeds $(or $(SEEDS),5) --page docs/routing.md
 
 bench-validate: ## the simulation held to real sockets with mock engines in slow motion; about 10 minutes
 	go test $(TESTFLAGS) -count=1 -v -timeout 60m -parallel 4 -run '^TestAgreement$$' ./cmd/fairway -validate $(or $(SPEED),0.25)

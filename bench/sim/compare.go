@@ -2,6 +2,7 @@ package sim
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"runtime"
@@ -47,6 +48,7 @@ type Comparison struct {
 	Scrape, Warmup, Measure, Churn time.Duration
 	NonStreaming, NoCacheReport    bool
 	Without                        picker.Term
+	GiveUp                         bool // on a run as soon as more than a tenth of its first tokens were later than 5 s
 
 	// Done is called after each run with how many there were and will be, never by two goroutines at once; nil: nobody looks.
 	Done func(done, total int)
@@ -54,22 +56,23 @@ type Comparison struct {
 
 // A Row is what came of one policy, over all seeds. Its JSON is read by others' scripts.
 type Row struct {
-	Workload    string  `json:"workload"`
-	Policy      string  `json:"policy"`
-	Load        float64 `json:"load"`
-	Replicas    int     `json:"replicas"`
-	Seeds       int     `json:"seeds"`                 // that it is made of
-	Criticality string  `json:"criticality,omitempty"` // of its requests; "": all
-	Requests    int     `json:"requests"`              // measured, over all seeds, and refused
-	Refused     int     `json:"refused"`               // of these
-	TTFTP50     float64 `json:"ttft_p50_s"`            // this and all below: mean over the seeds
-	TTFTP90     float64 `json:"ttft_p90_s"`
-	TTFTP90SD   float64 `json:"ttft_p90_sd"` // standard deviation over the seeds
-	TPOTP90     float64 `json:"tpot_p90_s"`
-	E2EP90      float64 `json:"e2e_p90_s"`
-	HitRate     float64 `json:"hit_rate"`     // prompt tokens found cached
-	Goodput     float64 `json:"goodput"`      // requests a second that met the SLO
-	TokensPerS  float64 `json:"tokens_per_s"` // generated
+	Workload    string    `json:"workload"`
+	Policy      string    `json:"policy"`
+	Load        float64   `json:"load"`
+	Replicas    int       `json:"replicas"`
+	Seeds       int       `json:"seeds"`                 // that it is made of
+	Criticality string    `json:"criticality,omitempty"` // of its requests; "": all
+	Requests    int       `json:"requests"`              // measured, over all seeds, and refused
+	Refused     int       `json:"refused"`               // of these
+	TTFTP50     float64   `json:"ttft_p50_s"`            // this and all below: mean over the seeds
+	TTFTP90     float64   `json:"ttft_p90_s"`
+	TTFTP90SD   float64   `json:"ttft_p90_sd"` // standard deviation over the seeds
+	TTFTP90s    []float64 `json:"-"`           // of each seed, the lowest first; +Inf: it was given up
+	TPOTP90     float64   `json:"tpot_p90_s"`
+	E2EP90      float64   `json:"e2e_p90_s"`
+	HitRate     float64   `json:"hit_rate"`     // prompt tokens found cached
+	Goodput     float64   `json:"goodput"`      // requests a second that met the SLO
+	TokensPerS  float64   `json:"tokens_per_s"` // generated
 }
 
 // RequestRate is how many requests a second the comparison offers.
@@ -113,6 +116,9 @@ func (c *Comparison) config(policy string, seed uint64) (Config, error) {
 	}
 	if c.Measure > 0 {
 		cfg.Measure = c.Measure
+	}
+	if c.GiveUp {
+		cfg.tolerate(rate)
 	}
 	return cfg, nil
 }
@@ -177,6 +183,9 @@ func runAll(ctx context.Context, jobs []Config, done func(done, total int)) ([]*
 				return
 			}
 			r, err := Run(ctx, jobs[i])
+			if errors.Is(err, errUnsustained) {
+				r, err = &Result{givenUp: true}, nil
+			}
 			mu.Lock()
 			results[i] = r
 			if err != nil && first == nil {
@@ -224,6 +233,10 @@ func (c *Comparison) row(policy, class string, results []*Result) (Row, bool) {
 	row := Row{Workload: c.Workload, Policy: policy, Load: c.Load, Replicas: max(c.Replicas, 1), Criticality: class}
 	var p90s []float64
 	for _, res := range results {
+		if res.givenUp {
+			row.TTFTP90s = append(row.TTFTP90s, math.Inf(1))
+			continue
+		}
 		var ttft, tpot, e2e []float64
 		var prompt, cached, output, good int
 		for i := range res.Records {
@@ -255,8 +268,10 @@ func (c *Comparison) row(policy, class string, results []*Result) (Row, bool) {
 		// The window's answers, over the time in which they were given: longer than the window where the fleet does not keep up.
 		row.TokensPerS += float64(output) / max(res.Window, res.End-res.Start).Seconds()
 	}
+	row.TTFTP90s = append(row.TTFTP90s, p90s...)
+	slices.Sort(row.TTFTP90s)
 	if row.Seeds == 0 {
-		return row, false
+		return row, len(row.TTFTP90s) > 0
 	}
 	for _, v := range []*float64{&row.TTFTP50, &row.TPOTP90, &row.E2EP90, &row.HitRate, &row.Goodput, &row.TokensPerS} {
 		*v /= float64(row.Seeds)

@@ -74,6 +74,9 @@ func Saturate(ctx context.Context, name, policy string, start float64) (float64,
 	return low, nil
 }
 
+// tolerate gives a run up once a tenth of the requests that are due at the rate were late.
+func (c *Config) tolerate(rate float64) { c.tolerated = max(1, int(0.1*rate*c.Measure.Seconds())) }
+
 // sustained plays up to three seeds.
 func sustained(ctx context.Context, name, policy string, rate float64) (bool, error) {
 	c := Comparison{Workload: name, Rate: rate}
@@ -83,7 +86,7 @@ func sustained(ctx context.Context, name, policy string, rate float64) (bool, er
 		if err != nil {
 			return false, err
 		}
-		cfg.tolerated = int(0.1 * rate * cfg.Measure.Seconds())
+		cfg.tolerate(rate)
 		switch _, err := Run(ctx, cfg); {
 		case err == nil:
 			votes++

@@ -72,6 +72,8 @@ type Result struct {
 	Window  time.Duration // in which the records were due
 	End     time.Duration // when the last request ended
 	Engines []engine.Stats
+
+	givenUp bool
 }
 
 // pod is one engine and what surrounds it.

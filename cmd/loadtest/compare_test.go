@@ -117,10 +117,11 @@ func TestCompareMisuse(t *testing.T) {
 
 // Tables go between their marks and nowhere else.
 func TestTablesNeedTheirMarks(t *testing.T) {
-	old := "before\n" + tablesBegin + "\nold\n" + tablesEnd + "\nafter\n"
+	begin, end := marks("saturation")
+	old := "before\n" + begin + "\nold\n" + end + "\nafter\n"
 	for _, tables := range []string{"first\n", "second\n"} {
-		text, err := replaceTables("p", []byte(old), tables)
-		if want := "before\n" + tablesBegin + "\n\n" + tables + tablesEnd + "\nafter\n"; err != nil || string(text) != want {
+		text, err := replaceSection("p", []byte(old), "saturation", tables)
+		if want := "before\n" + begin + "\n\n" + tables + end + "\nafter\n"; err != nil || string(text) != want {
 			t.Fatalf("%v: %q, want %q", err, text, want)
 		}
 		old = string(text)
@@ -129,11 +130,37 @@ func TestTablesNeedTheirMarks(t *testing.T) {
 	if err := os.WriteFile(page, []byte("# Routing\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if code, _, stderr := loadtest(t.Context(), "tables", "--page", page); code != cli.Failed || !strings.Contains(stderr, tablesBegin) {
+	if code, _, stderr := loadtest(t.Context(), "tables", "--page", page); code != cli.Failed || !strings.Contains(stderr, "latencies: begin") {
 		t.Errorf("exit %d: %s", code, stderr)
 	}
 	if code, _, stderr := loadtest(t.Context(), "tables"); code != cli.Misused || !strings.Contains(stderr, "--page") {
 		t.Errorf("exit %d: %s", code, stderr)
+	}
+}
+
+// All of make bench-routing, in a hurry: every table of the page on routing is made, with a figure in every cell.
+func TestTables(t *testing.T) {
+	text, err := os.ReadFile("../../docs/routing.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := filepath.Join(t.TempDir(), "routing.md")
+	if err := os.WriteFile(page, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if code, _, stderr := loadtest(t.Context(), "tables", "--page", page, "--seeds", "1", "--warmup", "1ns", "--measure", "500ms"); code != 0 {
+		t.Fatalf("exit %d: %s", code, stderr)
+	}
+	if text, err = os.ReadFile(page); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range sections {
+		begin, end := marks(s.name)
+		_, rest, _ := strings.Cut(string(text), begin)
+		made, _, _ := strings.Cut(rest, end)
+		if rows := strings.Count(made, "\n| "); rows < 4 || strings.Contains(made, "NaN") || strings.Contains(made, "%!") {
+			t.Errorf("%s: %d rows in %s", s.name, rows, made)
+		}
 	}
 }
 
