@@ -52,7 +52,7 @@ var rules = map[string]rule{
 	"cmd/fairway":      {may: []string{"all"}},
 	"cmd/mockvllm":     {may: []string{"bench/engine", "bench/mock", "cmd/internal/cli"}},
 	"cmd/internal/cli": {},
-	"cmd/loadtest":     {may: []string{"cmd/internal/cli", "bench/engine", "bench/load", "bench/mock", "bench/report", "bench/sim", "bench/workload"}},
+	"cmd/loadtest":     {may: []string{"cmd/internal/cli", "bench/engine", "bench/load", "bench/mock", "bench/report", "bench/sim", "bench/workload", "picker"}},
 
 	"discovery/file":   {may: []string{"mtls", "picker", "proxy", "proxy/authz", "proxy/message", "proxy/route", "proxy/upstream", "watch"}},
 	"discovery/kube":   {may: []string{"picker", "proxy", "proxy/authz", "proxy/message", "proxy/route", "proxy/upstream"}},

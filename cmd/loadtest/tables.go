@@ -116,10 +116,12 @@ func (m *measurer) rows(c sim.Comparison) map[string]sim.Row {
 	}
 	rows, err := c.Run(m.cmd.Context())
 	m.err = err
+	fmt.Fprintf(m.cmd.ErrOrStderr(), "%4.0f s  %s at %.0f %%, %d replicas", time.Since(m.start).Seconds(), c.Workload, 100*c.Load, max(c.Replicas, 1))
 	for _, r := range rows {
 		found[r.Policy] = r
+		fmt.Fprintf(m.cmd.ErrOrStderr(), " | %s %s", r.Policy, spread(r))
 	}
-	fmt.Fprintf(m.cmd.ErrOrStderr(), "%4.0f s  %s at %.0f %%, %d replicas\n", time.Since(m.start).Seconds(), c.Workload, 100*c.Load, max(c.Replicas, 1))
+	fmt.Fprintln(m.cmd.ErrOrStderr())
 	return found
 }
 
