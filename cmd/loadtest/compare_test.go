@@ -148,7 +148,7 @@ func TestTables(t *testing.T) {
 	if err := os.WriteFile(page, text, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if code, _, stderr := loadtest(t.Context(), "tables", "--page", page, "--seeds", "1", "--warmup", "1ns", "--measure", "500ms"); code != 0 {
+	if code, _, stderr := loadtest(t.Context(), "tables", "--page", page, "--seeds", "1", "--warmup", "1ns", "--measure", "100ms"); code != 0 {
 		t.Fatalf("exit %d: %s", code, stderr)
 	}
 	if text, err = os.ReadFile(page); err != nil {

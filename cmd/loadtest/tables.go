@@ -146,6 +146,9 @@ func median(r sim.Row) float64 {
 
 // spread writes the median over the seeds, and the lowest and the highest.
 func spread(r sim.Row) string {
+	if len(r.TTFTP90s) == 0 {
+		return "–" // no request was due
+	}
 	low, high := r.TTFTP90s[0], r.TTFTP90s[len(r.TTFTP90s)-1]
 	if math.IsInf(low, 1) {
 		return "over"
@@ -156,7 +159,7 @@ func spread(r sim.Row) string {
 // times writes how much better a is than b, both in seconds.
 func times(b, a float64) string {
 	switch {
-	case math.IsInf(a, 1):
+	case math.IsInf(a, 1) || math.IsNaN(a) || math.IsNaN(b):
 		return "–"
 	case math.IsInf(b, 1):
 		return "over"
