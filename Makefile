@@ -13,7 +13,7 @@ RACE := $(shell [ "$$(go env CGO_ENABLED)" = 1 ] && echo '\#include <stdlib.h>' 
 ALLOCATING = $(shell grep -rl AllocsPerRun --include='*_test.go' . | xargs -n 1 dirname | sort -u)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test check bench bench-proxy bench-routing bench-validate bench-vllm churn image-context image e2e-compose e2e-vllm e2e-clients e2e-smuggling e2e-envoy clean
+.PHONY: help demo build test check bench bench-proxy bench-routing bench-validate bench-vllm churn image-context image e2e-compose e2e-vllm e2e-clients e2e-smuggling e2e-envoy e2e-hbone clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -81,6 +81,9 @@ e2e-smuggling: ## requests that two servers could read differently, through Fair
 
 e2e-envoy: ## a real Envoy with `fairway epp` as its endpoint picker
 	bench/e2e/envoy/e2e.sh
+
+e2e-hbone: ## tunnels of the ambient mesh between Fairway and peers that are not ours: ztunnel's shape, nghttp2, curl
+	bench/e2e/hbone/e2e.sh
 
 clean: ## remove what was built
 	rm -rf bin

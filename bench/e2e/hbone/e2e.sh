@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# e2e.sh: tunnels of Istio's ambient mesh between Fairway and peers that are not ours, as the tests here say. Run it as
+# `make e2e-hbone`. Flags (-test.run=…) go to the tests.
+#
+# curl and nghttp2's proxy are installed from Debian's packages where they are missing and it may; what cannot be had is
+# skipped.
+set -euo pipefail
+cd "$(dirname "$0")/../../.."
+
+# retry COMMAND...: up to 3 times, for what depends on the network.
+retry() {
+	local try
+	for try in 1 2 3; do
+		"$@" && return
+		echo "e2e-hbone: '$*' failed (try $try of 3)" >&2
+		sleep $((try * 5))
+	done
+	return 1
+}
+
+PATH=$PATH:/usr/sbin
+have() {
+	command -v curl >/dev/null && command -v nghttpx >/dev/null
+}
+if ! have && [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
+	echo "e2e-hbone: installing curl and nghttp2-proxy"
+	retry apt-get -q update &&
+		# In run level 1, Debian does not start what it installs.
+		retry env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get -q install -y --no-install-recommends ca-certificates curl nghttp2-proxy ||
+		echo "e2e-hbone: apt-get could not install them" >&2
+fi
+
+{
+	go test -json -count=1 -timeout 10m -tags e2e ./bench/e2e/hbone "$@"
+	# Waypoints are replaced one after the other under an independent client's load.
+	go test -json -count=1 -timeout 5m -run '^TestDrainUnderLoad$' ./proxy/hbone -drain 30s
+} | go run .ci/summary.go
