@@ -180,7 +180,7 @@ func newConn(r role, client bool, raw net.Conn, out *records, sec net.Conn, budg
 	}
 	c.w.window = protocolWindow
 	c.socket = newSocket(raw)
-	c.br = bufio.NewReaderSize(source{c}, 16<<10)
+	c.br = bufio.NewReaderSize(source{c}, 4<<10)
 	c.fr = http2.NewFramer(nil, c.br)
 	c.fr.SetMaxReadFrameSize(maxFrame)
 	c.fr.SetReuseFrames()

@@ -58,6 +58,9 @@ type stream struct {
 	hangup    func()
 }
 
+// leastRoom is how much of a chunk is worth filling up.
+const leastRoom = 1 << 10
+
 // deadline is one of net.Conn's. The lock of its half guards it.
 type deadline struct {
 	timer *time.Timer
@@ -130,7 +133,9 @@ func (s *stream) receive(n, besides int) error {
 	}
 	for n > 0 && !s.shut && !s.ended {
 		k := s.last
-		if k == nil || k.w == len(k.buf) {
+		// A rest too small for what comes is left: reading little makes the buffers on
+		// the way copy much.
+		if k == nil || len(k.buf)-k.w < min(n, leastRoom) {
 			if k = getChunk(c.budget, n, s.unread < largeChunk); k == nil {
 				s.mu.Unlock()
 				return s.overflow(n)
