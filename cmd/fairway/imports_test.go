@@ -74,7 +74,7 @@ var rules = map[string]rule{
 	"proxy/openai":   {may: []string{"picker/prefix"}, never: noHTTPVersion},
 	"proxy/route":    {may: []string{"proxy/message"}, never: noHTTPVersion},
 	"proxy/sock":     {never: noHTTPServer},
-	"proxy/upstream": {may: []string{"mtls", "proxy/h1", "proxy/hbone", "proxy/message", "proxy/sock"}, never: noHTTPServer},
+	"proxy/upstream": {may: []string{"proxy/h1", "proxy/h2", "proxy/message", "proxy/sock"}, never: noHTTPServer},
 
 	"picker":        {may: []string{"picker/prefix"}, never: noOutside},
 	"picker/prefix": {never: noOutside},

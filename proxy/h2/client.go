@@ -19,9 +19,10 @@ import (
 // ClientConn is the client's end of a connection: many requests at once. It is
 // safe for concurrent use.
 type ClientConn struct {
-	conn *http.ClientConn
-	addr net.Addr
-	used atomic.Bool
+	conn    *http.ClientConn
+	addr    net.Addr
+	used    atomic.Bool
+	leaving atomic.Bool // no further stream is given
 }
 
 // NewClientConn begins HTTP/2 on c, with prior knowledge, and takes it over. It
@@ -40,7 +41,9 @@ func NewClientConn(c net.Conn) (*ClientConn, error) {
 		c.Close()
 		return nil, err
 	}
-	return &ClientConn{conn: conn, addr: c.RemoteAddr()}, nil
+	cc := &ClientConn{conn: conn, addr: c.RemoteAddr()}
+	conn.SetStateHook(func(*http.ClientConn) { cc.settle() })
+	return cc, nil
 }
 
 const responseHeadLimit = 64 << 10
@@ -48,7 +51,7 @@ const responseHeadLimit = 64 << 10
 // Open gives a stream for one request, or nil if the connection has ended or has as
 // many as its server allows.
 func (c *ClientConn) Open() *ClientStream {
-	if c.conn.Reserve() != nil {
+	if c.leaving.Load() || c.conn.Reserve() != nil {
 		return nil
 	}
 	s := &ClientStream{conn: c, used: c.used.Swap(true), answered: make(chan struct{})}
@@ -56,12 +59,25 @@ func (c *ClientConn) Open() *ClientStream {
 	return s
 }
 
-// Streams is how many requests are under way; Ended tells that there will be no
-// more, since the connection has ended or its server has said so.
+// Streams is how many requests are under way.
 func (c *ClientConn) Streams() int { return c.conn.InFlight() }
 
 // Ended tells that no further stream will be given.
-func (c *ClientConn) Ended() bool { return c.conn.Err() != nil }
+func (c *ClientConn) Ended() bool { return c.leaving.Load() || c.conn.Err() != nil }
+
+// Drain has the connection close with the last of its requests, at once if there are
+// none. No further stream is given.
+func (c *ClientConn) Drain() {
+	c.leaving.Store(true)
+	c.settle()
+}
+
+// settle closes a connection that has nothing left to do.
+func (c *ClientConn) settle() {
+	if c.Ended() && c.conn.InFlight() == 0 {
+		go c.conn.Close() // not from within the library's call
+	}
+}
 
 // Close closes the connection with all that is under way on it.
 func (c *ClientConn) Close() error { return c.conn.Close() }

@@ -14,7 +14,7 @@ import (
 // option reads one option of a connection's socket.
 func option(t testing.TB, c *Conn, level, name int) int {
 	t.Helper()
-	rc, err := c.Sock().Conn.(syscall.Conn).SyscallConn()
+	rc, err := c.sock.Conn.(syscall.Conn).SyscallConn()
 	if err != nil {
 		t.Fatal(err)
 	}

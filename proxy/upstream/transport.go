@@ -1,4 +1,5 @@
-// Package upstream keeps the connections to endpoints.
+// Package upstream keeps the connections to endpoints, over TCP, TLS or a tunnel
+// of the mesh, and in either HTTP version.
 //
 // A Transport holds the connections to one endpoint: it dials, hands out and
 // takes back. An idle connection is watched for the engine's hang-up, and is
@@ -11,6 +12,7 @@ package upstream
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -20,6 +22,8 @@ import (
 	"time"
 
 	"github.com/fairway-proxy/fairway/proxy/h1"
+	"github.com/fairway-proxy/fairway/proxy/h2"
+	"github.com/fairway-proxy/fairway/proxy/message"
 	"github.com/fairway-proxy/fairway/proxy/sock"
 )
 
@@ -44,15 +48,23 @@ func (e *DialError) Error() string { return fmt.Sprintf("connect to %s: %v", e.A
 func (e *DialError) Unwrap() error { return e.Err }
 
 // Transport holds the connections to one endpoint. It is safe for concurrent
-// use. Address is set before the first call and not changed.
+// use. Its exported fields are set before the first call and not changed.
 type Transport struct {
 	// Address is "host:port".
 	Address string
+	// Tunnel makes the connections; nil: they are TCP.
+	Tunnel func(ctx context.Context, address string) (net.Conn, error)
+	// TLS, when set, is spoken on them.
+	TLS *tls.Config
+	// HTTP2 is for an endpoint that is to be asked in HTTP/2 with prior knowledge,
+	// whatever the request.
+	HTTP2 bool
 
 	connect atomic.Int64 // time-out of a dial in nanoseconds
 
 	mu     sync.Mutex
-	idle   []*Conn // oldest first
+	idle   []*Conn // HTTP/1.1, oldest first
+	shared []*h2.ClientConn
 	closed bool
 }
 
@@ -71,15 +83,45 @@ func Exhausted(err error) bool {
 // which may take long: in about half a minute instead of never.
 var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3}
 
-// Conn is a connection to an endpoint, used by one request at a time. Give it
-// back with Transport.Put, or Close it.
+// Conn is a connection to an endpoint, used by one request at a time, or a stream of
+// one in HTTP/2. Give it back with Transport.Put, or Close it.
 type Conn struct {
-	*h1.ClientConn
+	wire
 	transport *Transport
-	idleSince time.Time // guarded by transport.mu
-	resting   bool      // in transport.idle; guarded by transport.mu
-	hungUp    bool      // guarded by transport.mu
+	sock      *sock.Conn // nil in HTTP/2
+	idleSince time.Time  // guarded by transport.mu
+	resting   bool       // in transport.idle; guarded by transport.mu
+	hungUp    bool       // guarded by transport.mu
 }
+
+// wire is the client's end of an HTTP version: an h1.ClientConn, or an
+// h2.ClientStream. SetTimeout bounds all that is waited for from now on, 0 for no
+// bound; Interrupt, from any goroutine, has whoever waits stop waiting, and leaves
+// nothing to do but Close.
+type wire interface {
+	Send(r *message.Request, body ...[]byte) error
+	SendHead(r *message.Request) error
+	WriteBody(p []byte) error
+	EndBody(trailers []message.Field) error
+	ReadHead(r *message.Response) error
+	Next() ([]byte, error)
+	Pending() bool
+	Trailers() []message.Field
+	Tunnel() (*sock.Conn, error)
+	Used() bool
+	Reusable() bool
+	SetTimeout(d time.Duration)
+	TimedOut() bool
+	Interrupt()
+	Close() error
+}
+
+// http1 is an h1.ClientConn whose time-outs are its socket's.
+type http1 struct{ *h1.ClientConn }
+
+func (c http1) SetTimeout(d time.Duration) { c.Sock().SetTimeout(d) }
+func (c http1) TimedOut() bool             { return c.Sock().TimedOut() }
+func (c http1) Interrupt()                 { c.Sock().Interrupt() }
 
 // Hangup takes the connection out of those that wait for work. The socket's
 // watcher calls it when the engine has closed its side.
@@ -101,23 +143,15 @@ func (c *Conn) Hangup() {
 	c.Close()
 }
 
-// SetTimeout bounds all that is waited for on the connection from now on; zero: no
-// bound.
-func (c *Conn) SetTimeout(d time.Duration) { c.Sock().SetTimeout(d) }
-
-// TimedOut tells whether the bound has run out.
-func (c *Conn) TimedOut() bool { return c.Sock().TimedOut() }
-
-// Interrupt has whoever waits on the connection stop waiting. It may be called
-// from any goroutine; the connection is then of no use but to be closed.
-func (c *Conn) Interrupt() { c.Sock().Interrupt() }
-
 // SetConnectTimeout bounds the dials from now on; zero: no bound.
 func (t *Transport) SetConnectTimeout(d time.Duration) { t.connect.Store(int64(d)) }
 
 // Get gives a connection: the one used last, or a new one. Its error is a
 // *DialError, the cause of ctx, or ErrClosed.
 func (t *Transport) Get(ctx context.Context) (*Conn, error) {
+	if t.HTTP2 {
+		return t.GetHTTP2(ctx)
+	}
 	if c := t.rested(); c != nil {
 		return c, nil
 	}
@@ -141,20 +175,40 @@ func (t *Transport) rested() *Conn {
 	t.idle[n-1] = nil
 	t.idle = t.idle[:n-1]
 	c.resting = false
-	c.Sock().Unguard()
+	c.sock.Unguard()
 	return c
 }
 
 // Dial gives a new connection.
 func (t *Transport) Dial(ctx context.Context) (*Conn, error) {
+	if t.HTTP2 {
+		return t.DialHTTP2(ctx)
+	}
+	nc, err := t.DialRaw(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s := sock.New(nc)
+	c := &Conn{wire: http1{h1.NewClientConn(s)}, sock: s, transport: t}
+	s.Watch(c)
+	return c, nil
+}
+
+// DialRaw gives a new connection of which nobody keeps account, and on which nothing
+// was said yet.
+func (t *Transport) DialRaw(ctx context.Context) (net.Conn, error) {
 	t.mu.Lock()
 	closed := t.closed
 	t.mu.Unlock()
 	if closed {
 		return nil, ErrClosed
 	}
-	dialer := net.Dialer{Timeout: time.Duration(t.connect.Load()), KeepAliveConfig: keepAlive, Control: control}
-	nc, err := dialer.DialContext(ctx, "tcp", t.Address)
+	within, cancel := ctx, func() {}
+	if limit := time.Duration(t.connect.Load()); limit > 0 {
+		within, cancel = context.WithTimeout(ctx, limit)
+	}
+	defer cancel()
+	nc, err := t.dial(within)
 	if err != nil {
 		if deadline, ok := ctx.Deadline(); ok && !time.Now().Before(deadline) {
 			<-ctx.Done() // the dialer goes by the clock, and may be ahead of ctx
@@ -164,9 +218,24 @@ func (t *Transport) Dial(ctx context.Context) (*Conn, error) {
 		}
 		return nil, &DialError{t.Address, err}
 	}
-	s := sock.New(nc)
-	c := &Conn{ClientConn: h1.NewClientConn(s), transport: t}
-	s.Watch(c)
+	return nc, nil
+}
+
+func (t *Transport) dial(ctx context.Context) (nc net.Conn, err error) {
+	if t.Tunnel != nil {
+		nc, err = t.Tunnel(ctx, t.Address)
+	} else {
+		dialer := net.Dialer{KeepAliveConfig: keepAlive, Control: control}
+		nc, err = dialer.DialContext(ctx, "tcp", t.Address)
+	}
+	if err != nil || t.TLS == nil {
+		return nc, err
+	}
+	c := tls.Client(nc, t.TLS)
+	if err := c.HandshakeContext(ctx); err != nil {
+		nc.Close()
+		return nil, err
+	}
 	return c, nil
 }
 
@@ -177,7 +246,7 @@ func (t *Transport) Put(c *Conn) {
 		c.Close()
 		return
 	}
-	c.Sock().SetTimeout(0)
+	c.SetTimeout(0)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed || c.hungUp || len(t.idle) >= maxIdle {
@@ -192,7 +261,7 @@ func (t *Transport) Put(c *Conn) {
 	}
 	c.idleSince = now
 	c.resting = true
-	c.Sock().Guard()
+	c.sock.Guard()
 	t.idle = append(t.idle, c)
 }
 
@@ -210,6 +279,7 @@ func (t *Transport) Close() {
 	defer t.mu.Unlock()
 	t.closed = true
 	t.dropIdle()
+	t.dropShared()
 }
 
 // dropIdle closes all that wait. t.mu is held.

@@ -111,19 +111,20 @@ func until(t testing.TB, what string, holds func() bool) {
 }
 
 // closed tells whether our end of a connection is closed.
-func closed(c *Conn) bool { return errors.Is(c.Sock().SetReadDeadline(time.Time{}), net.ErrClosed) }
+func closed(c *Conn) bool { return errors.Is(c.sock.SetReadDeadline(time.Time{}), net.ErrClosed) }
 
 // piped is a connection of t without a network, which a bubble's time rules.
 func piped(t testing.TB, tr *Transport) *Conn {
 	t.Helper()
 	near, far := net.Pipe()
-	c := &Conn{ClientConn: h1.NewClientConn(sock.New(near)), transport: tr}
+	s := sock.New(near)
+	c := &Conn{wire: http1{h1.NewClientConn(s)}, sock: s, transport: tr}
 	t.Cleanup(func() { c.Close(); far.Close() })
 	return c
 }
 
 // alive tells whether a piped connection is open.
-func alive(c *Conn) bool { return c.Sock().SetReadDeadline(time.Time{}) == nil }
+func alive(c *Conn) bool { return c.sock.SetReadDeadline(time.Time{}) == nil }
 
 // The connection used last is the one used next: the others grow old and go.
 func TestReuseIsLIFO(t *testing.T) {
@@ -308,7 +309,7 @@ func TestPut(t *testing.T) {
 		{"told to close", "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 3\r\n\r\nabc", next, false},
 		{"1.0", "HTTP/1.0 200 OK\r\ncontent-length: 3\r\n\r\nabc", next, false},
 		{"asked again", answer, func(c *Conn) { c.Next(); c.Send(get("/"), nil) }, false},
-		{"interrupted", answer, func(c *Conn) { c.Next(); c.Sock().Interrupt() }, false},
+		{"interrupted", answer, func(c *Conn) { c.Next(); c.sock.Interrupt() }, false},
 		{"closed", answer, func(c *Conn) { c.Next(); c.Close() }, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -329,11 +330,11 @@ func TestPutDisarms(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tr := &Transport{}
 		c := piped(t, tr)
-		c.Sock().SetTimeout(time.Second)
+		c.sock.SetTimeout(time.Second)
 		tr.Put(c)
 		<-time.After(KeepIdle)
-		if got := tr.rested(); got != c || c.Sock().Interrupted() {
-			t.Errorf("got %p, interrupted %v", got, c.Sock().Interrupted())
+		if got := tr.rested(); got != c || c.sock.Interrupted() {
+			t.Errorf("got %p, interrupted %v", got, c.sock.Interrupted())
 		}
 	})
 }
