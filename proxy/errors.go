@@ -55,6 +55,11 @@ func errNoBackend(rule string) *Error {
 		Message: fmt.Sprintf("The rule for this request, %s, sends it to no backend that exists.", rule)}
 }
 
+func errNotOurs(authority string) *Error {
+	return &Error{Status: 404, Type: "fairway_no_route",
+		Message: fmt.Sprintf("%s is no address of a Service or pod that this waypoint is for.", authority)}
+}
+
 func errNoEndpoint(pool string) *Error {
 	return &Error{Status: 503, Type: "fairway_no_endpoint", RetryAfter: time.Second,
 		Message: fmt.Sprintf("No endpoint of pool %s is there to serve this request.", pool)}

@@ -12,6 +12,7 @@ import (
 	"github.com/fairway-proxy/fairway/picker"
 	"github.com/fairway-proxy/fairway/picker/prefix"
 	"github.com/fairway-proxy/fairway/proxy/account"
+	"github.com/fairway-proxy/fairway/proxy/hbone"
 	"github.com/fairway-proxy/fairway/proxy/message"
 	"github.com/fairway-proxy/fairway/proxy/openai"
 	"github.com/fairway-proxy/fairway/proxy/route"
@@ -30,6 +31,10 @@ type Exchange struct {
 	found    route.Found    // the rule it is served by; none without routes
 	backend  *route.Backend // of that rule; nil without routes
 	mirrored bool           // a copy, sent to backend by a rule's mirror
+	peer     *hbone.Peer    // of the tunnel it came through; nil for none
+	dest     *destination   // where the tunnel leads
+	http2    bool           // the endpoint is asked in HTTP/2
+	call     *call          // of gRPC; nil for anything else
 	pool     *pool
 	model    *servedModel
 	body     body
@@ -118,7 +123,11 @@ func (x *Exchange) begin() error {
 	x.head = x.stream.Head()
 	x.ctx = x.stream.Context()
 	x.head.Target = route.Normalize(x.head.Target)
+	if err := x.enter(); err != nil {
+		return err
+	}
 	x.takeFields()
+	x.http2 = isGRPC(x.head) || x.dest != nil && x.dest.http2()
 	return nil
 }
 
@@ -137,7 +146,7 @@ func (x *Exchange) takeFields() {
 		case message.EqualFold(f.Name, fieldLoadFormat):
 			x.loadAsked = true
 		case message.EqualFold(f.Name, "x-fairway-explain"):
-			x.explain = string(f.Value) == "1" && x.serving.explain == ExplainOnRequest
+			x.explain = string(f.Value) == "1" && x.serving.explain == ExplainOnRequest && x.peer == nil
 			continue
 		case ours(f.Name):
 			continue
@@ -164,6 +173,9 @@ func ours(name []byte) bool {
 // are read. Of a large one only as much is received as it takes to choose an
 // endpoint; the rest follows while it is sent.
 func (x *Exchange) readBody() error {
+	if x.beginCall() {
+		return nil
+	}
 	if err := x.body.begin(x.stream, x.serving.bodyLimit, &x.server.buffers); err != nil {
 		return err
 	}
@@ -211,6 +223,7 @@ func (x *Exchange) route() error {
 	if err != nil {
 		return err
 	}
+	x.pin()
 	x.record.Pool = x.pool.name
 	x.record.Model = string(x.read.Model)
 	x.record.Streamed = x.read.Stream
@@ -258,11 +271,7 @@ func (x *Exchange) attempt() (again bool, err error) {
 	outcome := picker.NeverSent
 	defer func() { choice.Lease.End(Now(), outcome) }()
 
-	connect := choice.Transport.Get
-	if x.resends > 0 {
-		connect = choice.Transport.Dial // no idle connection fails it a second time
-	}
-	conn, err := connect(x.ctx)
+	conn, err := x.connect(choice.Transport)
 	if err != nil {
 		return x.unreachable(endpoint, err)
 	}
@@ -278,6 +287,7 @@ func (x *Exchange) attempt() (again bool, err error) {
 		return false, errGone
 	}
 	defer x.stream.Unbind()
+	defer x.endCall(conn)
 
 	outcome = picker.Failed
 	x.beginAttempt()
@@ -314,7 +324,10 @@ func (x *Exchange) noteChoice(l *picker.Lease) {
 func (x *Exchange) forward(conn carrier) error {
 	x.segments = x.read.AppendSegments(x.segments[:0], x.body.bytes)
 	var sending error
-	if !x.body.whole {
+	if x.call != nil {
+		x.arm(conn, x.serving.timeouts.FirstByte)
+		sending = x.sendCall(conn)
+	} else if !x.body.whole {
 		x.arm(conn, 0) // the client may take its time
 		sending = x.pump(conn)
 		x.arm(conn, x.serving.timeouts.FirstByte)
@@ -358,7 +371,8 @@ func (x *Exchange) account() {
 // forget lets go of everything that belongs to the request.
 func (x *Exchange) forget() {
 	x.stream, x.ctx, x.head = nil, nil, nil
-	x.found, x.backend = route.Found{}, nil
+	x.found, x.backend, x.call = route.Found{}, nil, nil
+	x.peer, x.dest = nil, nil
 	x.read.Reset()
 	clear(x.segments[:cap(x.segments)])
 	clear(x.tried[:cap(x.tried)])

@@ -32,6 +32,9 @@ type reply struct {
 // fanOut answers the requests that are for every endpoint. It tells whether
 // this was one.
 func (x *Exchange) fanOut() (done bool, err error) {
+	if x.pinned() {
+		return false, nil
+	}
 	path := string(x.head.Path())
 	switch method := string(x.head.Method); {
 	case method == "GET" && path == "/v1/models":

@@ -33,6 +33,7 @@ type memoryStream struct {
 	onWrite  func() // called after each Flush
 	writeErr error
 	tunnel   *sock.Conn // what Tunnel gives
+	conn     net.Conn   // what Conn gives
 }
 
 var errClientLeft = errors.New("the client left")
@@ -67,6 +68,7 @@ func (m *memoryStream) leave() {
 func (m *memoryStream) Context() context.Context   { return m.ctx }
 func (m *memoryStream) Head() *message.Request     { return &m.head }
 func (m *memoryStream) Read(p []byte) (int, error) { return m.body.Read(p) }
+func (m *memoryStream) Conn() net.Conn             { return m.conn }
 func (m *memoryStream) RemoteAddr() net.Addr {
 	return &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 4711}
 }

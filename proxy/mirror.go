@@ -23,7 +23,7 @@ func (x *Exchange) mirrors() bool { return x.found.Rule != nil && len(x.found.Mi
 // mirror sends copies of the request to where its rule wants them, as exchanges
 // of their own whose answers nobody reads. They outlive this one.
 func (x *Exchange) mirror() {
-	if !x.mirrors() || x.head.Upgrade != nil {
+	if !x.mirrors() || x.head.Upgrade != nil || x.call != nil {
 		return
 	}
 	for i := range x.found.Mirrors {
@@ -131,6 +131,7 @@ func (c *mirrorStream) release() {
 func (c *mirrorStream) Context() context.Context { return c.ctx }
 func (c *mirrorStream) Head() *message.Request   { return &c.head }
 func (c *mirrorStream) RemoteAddr() net.Addr     { return c.remote }
+func (c *mirrorStream) Conn() net.Conn           { return nil }
 
 func (c *mirrorStream) Read(p []byte) (int, error) {
 	if len(c.body) == 0 {

@@ -17,7 +17,7 @@ const scheme = "http"
 // match finds the rule that the request is served by and has the request's head
 // say upstream what it is to say there. Done tells that the rule has answered.
 func (x *Exchange) match() (done bool, err error) {
-	if x.serving.routes == nil || x.mirrored {
+	if x.serving.routes == nil || x.mirrored || x.peer != nil {
 		return false, nil
 	}
 	x.found = x.serving.routes.Find(x.head)
@@ -59,8 +59,11 @@ func (x *Exchange) changeAnswer(fields []message.Field) []message.Field {
 	return x.backend.ResponseHeaders.Apply(x.found.ResponseHeaders.Apply(fields))
 }
 
-// chosen is the pool that a rule has chosen, "" without one.
+// chosen is the pool that the tunnel or a rule has chosen, "" without one.
 func (x *Exchange) chosen() string {
+	if x.dest != nil && x.dest.pool != nil {
+		return x.dest.pool.name
+	}
 	if x.backend == nil {
 		return ""
 	}
@@ -69,6 +72,9 @@ func (x *Exchange) chosen() string {
 
 // meant are the pools that the request may be for.
 func (x *Exchange) meant() []*pool {
+	if x.dest != nil && x.dest.pool != nil {
+		return []*pool{x.dest.pool}
+	}
 	if x.backend == nil {
 		return x.serving.pools
 	}

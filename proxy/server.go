@@ -8,6 +8,7 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -16,10 +17,13 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
 	"github.com/fairway-proxy/fairway/picker"
 	"github.com/fairway-proxy/fairway/proxy/account"
 	"github.com/fairway-proxy/fairway/proxy/h1"
 	"github.com/fairway-proxy/fairway/proxy/h2"
+	"github.com/fairway-proxy/fairway/proxy/hbone"
 )
 
 // Config is what a Server is made with. The zero value works, apart from
@@ -29,6 +33,9 @@ type Config struct {
 	Account *account.Recorder
 	// Log is the proxy's own log; nil: slog.Default.
 	Log *slog.Logger
+	// Tunnel connects to a pod through the mesh, as (*hbone.Dialer).DialContext
+	// does; nil: there is none, and endpoints that want it cannot be reached.
+	Tunnel func(ctx context.Context, address string, expected spiffeid.ID) (net.Conn, error)
 	// Picker is how pools pick.
 	Picker picker.Config
 	// Fallbacks is how many endpoints are named beside the one that was picked, to
@@ -57,6 +64,8 @@ type Server struct {
 	mirrors   *mirrors
 	live      atomic.Int64 // exchanges under way
 	exchanges sync.Pool    // of *Exchange
+
+	relays relays
 
 	http1 h1.Server
 	http2 h2.Server // on connections that http1 finds to begin with its preface
@@ -154,7 +163,9 @@ func slow(cause error) bool {
 var ErrStopped = errors.New("the server was stopped")
 
 // Serve takes connections from l and serves HTTP/1.1 on them, or HTTP/2 to
-// clients that begin with it, until Shutdown, or until l fails for good. It closes l.
+// clients that begin with it, until Shutdown, or until l fails for good. Connections
+// with an hbone.Peer go where that says; l is then an hbone.Listener, whose Drain
+// Shutdown calls, or an hbone.Sandwich. It closes l.
 func (s *Server) Serve(l net.Listener) error {
 	s.mu.Lock()
 	if s.stopping {
@@ -192,6 +203,10 @@ func (s *Server) serveConn(c net.Conn, slots chan struct{}) {
 	if slots != nil {
 		defer func() { <-slots }()
 	}
+	if peer, ok := hbone.PeerOf(c); ok {
+		s.serveTunnel(c, peer)
+		return
+	}
 	s.http1.ServeConn(context.Background(), c)
 }
 
@@ -211,6 +226,16 @@ func accept(l net.Listener) (net.Conn, error) {
 	}
 }
 
+// drainer is a listener whose connections have to be told before they end: an
+// hbone.Listener.
+type drainer interface {
+	Drain()
+	Shutdown(context.Context) error
+}
+
+// drainGrace is how long tunnels may still come after Drain: some round trips.
+const drainGrace = 500 * time.Millisecond
+
 // cutTime bounds the wait for exchanges that were cut: they have only to notice.
 const cutTime = 5 * time.Second
 
@@ -220,10 +245,26 @@ const cutTime = 5 * time.Second
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Lock()
 	s.stopping = true
+	var tunnels []drainer
 	for l := range s.listeners {
-		l.Close()
+		if d, ok := l.(drainer); ok {
+			tunnels = append(tunnels, d)
+			d.Drain()
+		} else {
+			l.Close()
+		}
 	}
 	s.mu.Unlock()
+	if len(tunnels) > 0 {
+		// Tunnels that were on their way when their peer was told come yet, and are
+		// served like any other.
+		timer := time.NewTimer(drainGrace)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+	}
 
 	s.http2.Drain()
 	err := s.http1.Shutdown(ctx) // waits for connections of either version
@@ -232,6 +273,10 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		cut, cancel := context.WithTimeout(context.Background(), cutTime)
 		defer cancel()
 		s.http1.Wait(cut)
+	}
+	err = cmp.Or(err, s.relays.close(ctx))
+	for _, l := range tunnels {
+		err = cmp.Or(err, l.Shutdown(ctx))
 	}
 
 	s.mirrors.close()

@@ -1,6 +1,11 @@
 package proxy
 
 import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"net"
 	"slices"
 	"strings"
 	"time"
@@ -22,7 +27,8 @@ type serving struct {
 	world  *World
 	pools  []*pool
 	byName map[string]*pool
-	routes *route.Table // nil: the models say which pool a request is for
+	routes *route.Table            // nil: the models say which pool a request is for
+	ports  map[string]*destination // by authority: what tunnels may lead to
 	models map[modelKey]*servedModel
 	// known lists the model names, for the error that names them: of each pool
 	// that has models, and under "" all.
@@ -47,10 +53,11 @@ type servedModel struct {
 // pool is what outlives Worlds of a Pool: the picker's knowledge of its
 // endpoints and the connections to them.
 type pool struct {
-	name       string
-	picker     *picker.Pool
-	chooser    Chooser
-	transports map[Endpoint]*upstream.Transport // guarded by Server.mu
+	name        string
+	picker      *picker.Pool
+	chooser     Chooser
+	connections connections
+	transports  map[Endpoint]*upstream.Transport // guarded by Server.mu
 }
 
 // SetWorld puts w in force for all requests that begin from now on; those under
@@ -98,6 +105,8 @@ func (s *Server) SetWorld(w *World) {
 		next.known[in] = knownModels(all)
 	}
 
+	next.ports = destinations(w, pools)
+
 	s.serving.Store(next)
 	for name, p := range s.pools {
 		if pools[name] == nil {
@@ -127,7 +136,7 @@ func (s *Server) updatePool(w *Pool, connect, interval time.Duration) *pool {
 		named[e] = true
 		t := p.transports[e]
 		if t == nil {
-			t = &upstream.Transport{Address: e.Address}
+			t = s.transport(e)
 			p.transports[e] = t
 		}
 		t.SetConnectTimeout(connect)
@@ -141,6 +150,30 @@ func (s *Server) updatePool(w *Pool, connect, interval time.Duration) *pool {
 		}
 	}
 	return p
+}
+
+// transport makes the way to an endpoint.
+func (s *Server) transport(e Endpoint) *upstream.Transport {
+	t := &upstream.Transport{Address: e.Address}
+	switch e.Scheme {
+	case SchemeH2C:
+		t.HTTP2 = true
+	case SchemeHTTPS:
+		host, _, _ := net.SplitHostPort(e.Address)
+		t.TLS = &tls.Config{ServerName: host, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}}
+		if e.Roots != "" {
+			t.TLS.RootCAs = x509.NewCertPool()
+			t.TLS.RootCAs.AppendCertsFromPEM([]byte(e.Roots))
+		}
+	case SchemeHBONE:
+		t.Tunnel = func(ctx context.Context, address string) (net.Conn, error) {
+			if s.config.Tunnel == nil {
+				return nil, errors.New("hbone: this process has no identity to make tunnels with")
+			}
+			return s.config.Tunnel(ctx, address, e.Identity)
+		}
+	}
+	return t
 }
 
 // endpoints are the ways to the pool's present endpoints.
@@ -223,7 +256,10 @@ func or[T comparable](v, otherwise T) T {
 
 // EndpointState is what is known of one endpoint, for those who watch it.
 type EndpointState struct {
-	Pool      string
+	Pool string
+	// Opaque: only connections that are passed on unread go there, so it need not
+	// have metrics or a health page.
+	Opaque    bool
 	Endpoint  *picker.Endpoint
 	Transport *upstream.Transport
 }
@@ -237,7 +273,7 @@ func (s *Server) Endpoints() []EndpointState {
 	var all []EndpointState
 	for _, p := range v.pools {
 		for _, e := range p.picker.Endpoints() {
-			all = append(all, EndpointState{p.name, e, e.Owner().(*upstream.Transport)})
+			all = append(all, EndpointState{p.name, v.opaque(p), e, e.Owner().(*upstream.Transport)})
 		}
 	}
 	return all

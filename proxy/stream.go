@@ -10,7 +10,7 @@ import (
 )
 
 // Stream is one request and the answer to it, apart from the HTTP version that
-// carries them: proxy/h1 gives one per request of a connection. All methods but
+// carries them: proxy/h1 and proxy/h2 give one per request of a connection. All methods but
 // the Context's are called from the goroutine that runs the Exchange.
 //
 // Backing off is the writer's: Write and Flush block while the client does not
@@ -51,6 +51,9 @@ type Stream interface {
 
 	// RemoteAddr is the client's address.
 	RemoteAddr() net.Addr
+	// Conn is the connection the request came on, nil for none, for what can be
+	// asked of it. It is not to be read, written or closed.
+	Conn() net.Conn
 }
 
 // carrier takes one request to an endpoint and brings the answer back, apart from

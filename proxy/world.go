@@ -1,7 +1,10 @@
 package proxy
 
 import (
+	"net/netip"
 	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/fairway-proxy/fairway/proxy/route"
 )
@@ -21,6 +24,11 @@ type World struct {
 	// what may be asked for. Without Routes, the Models alone say which pool a
 	// request is for. They come in the order that route.Compile wants.
 	Routes []route.Route
+	// Services are what tunnels of the mesh may lead to, besides what WaypointFor
+	// says. Routes do not concern them.
+	Services []Service
+	// WaypointFor says for whose addresses tunnels are taken; empty: ForServices.
+	WaypointFor WaypointFor
 
 	Timeouts Timeouts
 	Limits   Limits
@@ -38,14 +46,75 @@ type Pool struct {
 	Endpoints []Endpoint
 }
 
-// Endpoint is one engine's address.
+// Endpoint is one engine's address, and how it is reached.
 type Endpoint struct {
 	// Address is "host:port", as it is dialled and shown. A host name is
-	// resolved at each dial.
+	// resolved at each dial. With HBONE it is a pod's IP address.
 	Address string
 	// UID tells successive pods on one address apart; empty where nobody knows.
 	UID string
+	// Scheme says how; empty: SchemeHTTP.
+	Scheme Scheme
+	// Identity is whom an HBONE tunnel has to lead to.
+	Identity spiffeid.ID
+	// Roots is whom HTTPS trusts, as PEM; empty: what the system trusts.
+	Roots string
 }
+
+// Scheme is how an endpoint is reached, as in its URL.
+type Scheme string
+
+const (
+	SchemeHTTP  Scheme = "http"  // over TCP
+	SchemeH2C   Scheme = "h2c"   // likewise, in HTTP/2 with prior knowledge
+	SchemeHTTPS Scheme = "https" // over TLS
+	SchemeHBONE Scheme = "hbone" // through a tunnel of the mesh
+)
+
+// Service is what the mesh knows of a Kubernetes Service that this waypoint is
+// for.
+type Service struct {
+	// Host is its full name, such as llama.default.svc.cluster.local.
+	Host string
+	// VIPs are its virtual addresses.
+	VIPs  []netip.Addr
+	Ports []ServicePort
+}
+
+// ServicePort is where connections to one port of a Service go.
+type ServicePort struct {
+	Port     uint16
+	Protocol PortProtocol // empty: PortAuto
+	// Pool is where. With HTTP it may be empty: then the models say.
+	Pool string
+}
+
+// PortProtocol is what is spoken at a port.
+type PortProtocol string
+
+const (
+	// PortHTTP is HTTP of whatever version the client speaks; endpoints are asked as
+	// their Scheme says.
+	PortHTTP PortProtocol = "http"
+	// PortH2C, or PortGRPC, is HTTP whose endpoints are asked in HTTP/2.
+	PortH2C  PortProtocol = "h2c"
+	PortGRPC PortProtocol = "grpc"
+	// PortTCP is passed on unread.
+	PortTCP PortProtocol = "tcp"
+	// PortAuto is HTTP if it begins like it, and otherwise passed on unread.
+	PortAuto PortProtocol = "auto"
+)
+
+// WaypointFor says whose addresses a waypoint answers for, in the words of Istio's
+// label istio.io/waypoint-for.
+type WaypointFor string
+
+const (
+	ForServices  WaypointFor = "service"
+	ForWorkloads WaypointFor = "workload" // the addresses of endpoints themselves
+	ForAll       WaypointFor = "all"
+	ForNone      WaypointFor = "none"
+)
 
 // Model is a name users ask for. Two pools may have models of one name: then it
 // takes a route to reach the second.

@@ -29,6 +29,8 @@ type Record struct {
 	Pool     string
 	Endpoint string // the last one tried
 	Remote   string
+	Peer     string // the SPIFFE ID of the tunnel's other end
+	Service  string // the Service, or the pod, that the tunnel was for
 
 	Status int
 	// Reason is the word for what went wrong: the type of our error answer,
@@ -76,6 +78,9 @@ type Recorder struct {
 	predicted *prometheus.CounterVec
 	retries   *prometheus.CounterVec
 
+	tcpConnections *prometheus.CounterVec
+	tcpBytes       *prometheus.CounterVec
+
 	mu     sync.Mutex
 	models map[string]bool // names that have a label value of their own
 }
@@ -111,7 +116,15 @@ func New(reg prometheus.Registerer, access *slog.Logger) *Recorder {
 			Help: "Further endpoints tried for requests whose first one failed before it answered.",
 		}, []string{"pool"}),
 	}
-	reg.MustRegister(r.requests, r.duration, r.ttft, r.tokens, r.predicted, r.retries)
+	r.tcpConnections = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "fairway_tcp_connections_total",
+		Help: "Connections passed on unread that have ended, by pool and reason (empty: both sides ended them).",
+	}, []string{"pool", "reason"})
+	r.tcpBytes = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "fairway_tcp_bytes_total",
+		Help: "Bytes passed on unread: received from clients, sent to clients.",
+	}, []string{"pool", "direction"})
+	reg.MustRegister(r.tcpConnections, r.tcpBytes, r.requests, r.duration, r.ttft, r.tokens, r.predicted, r.retries)
 	return r
 }
 
@@ -134,6 +147,41 @@ func (r *Recorder) Done(rec *Record) {
 		r.line(rec)
 	}
 }
+
+// DoneTCP counts and logs a connection that was passed on unread.
+func (r *Recorder) DoneTCP(rec *Record) {
+	r.tcpConnections.WithLabelValues(rec.Pool, rec.Reason).Inc()
+	r.tcpBytes.WithLabelValues(rec.Pool, "received").Add(float64(rec.BytesIn))
+	r.tcpBytes.WithLabelValues(rec.Pool, "sent").Add(float64(rec.BytesOut))
+	if r.log == nil {
+		return
+	}
+	attrs := append(make([]slog.Attr, 0, 12),
+		slog.String("request_id", rec.ID),
+		slog.String("protocol", "tcp"),
+		slog.String("response_code_details", rec.Reason),
+		slog.String("downstream_remote_address", rec.Remote),
+		slog.String("upstream_host", rec.Endpoint),
+		slog.String("upstream_cluster", rec.Pool),
+		slog.Float64("duration_ms", milliseconds(rec.Duration)),
+		slog.Int64("bytes_received", rec.BytesIn),
+		slog.Int64("bytes_sent", rec.BytesOut),
+	)
+	r.log.LogAttrs(context.Background(), slog.LevelInfo, "access", appendMesh(attrs, rec)...)
+}
+
+// appendMesh adds what only a tunnel tells.
+func appendMesh(attrs []slog.Attr, rec *Record) []slog.Attr {
+	if rec.Peer != "" {
+		attrs = append(attrs, slog.String("downstream_peer_uri_san", rec.Peer))
+	}
+	if rec.Service != "" {
+		attrs = append(attrs, slog.String("destination_service", rec.Service))
+	}
+	return attrs
+}
+
+func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
 func (r *Recorder) addTokens(v *prometheus.CounterVec, pool, kind string, n int) {
 	if n > 0 {
@@ -161,7 +209,6 @@ func (r *Recorder) modelLabel(rec *Record) string {
 // line writes the access log's line. Text of prompts or answers never stands
 // in it; field names are Envoy's where it has one.
 func (r *Recorder) line(rec *Record) {
-	ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 	attrs := make([]slog.Attr, 0, 20)
 	attrs = append(attrs,
 		slog.String("request_id", rec.ID),
@@ -174,13 +221,13 @@ func (r *Recorder) line(rec *Record) {
 		slog.String("upstream_cluster", rec.Pool),
 		slog.String("model", rec.Model),
 		slog.Bool("stream", rec.Streamed),
-		slog.Float64("duration_ms", ms(rec.Duration)),
+		slog.Float64("duration_ms", milliseconds(rec.Duration)),
 		slog.Int64("bytes_received", rec.BytesIn),
 		slog.Int64("bytes_sent", rec.BytesOut),
 		slog.Int("upstream_request_attempt_count", 1+rec.Retries),
 	)
 	if rec.TTFT > 0 {
-		attrs = append(attrs, slog.Float64("ttft_ms", ms(rec.TTFT)))
+		attrs = append(attrs, slog.Float64("ttft_ms", milliseconds(rec.TTFT)))
 	}
 	for _, c := range []struct {
 		name string
@@ -193,5 +240,5 @@ func (r *Recorder) line(rec *Record) {
 			attrs = append(attrs, slog.Int(c.name, c.n))
 		}
 	}
-	r.log.LogAttrs(context.Background(), slog.LevelInfo, "access", attrs...)
+	r.log.LogAttrs(context.Background(), slog.LevelInfo, "access", appendMesh(attrs, rec)...)
 }

@@ -563,5 +563,8 @@ func (s *Stream) Tunnel() (*sock.Conn, error) { return nil, errors.ErrUnsupporte
 // Started tells whether the request may have been sent, or answered.
 func (s *Stream) Started() bool { return s.started }
 
+// Conn is nil: the request is another proxy's.
+func (s *Stream) Conn() net.Conn { return nil }
+
 // RemoteAddr is the proxy's address.
 func (s *Stream) RemoteAddr() net.Addr { return remoteAddr(s.Context()) }

@@ -76,6 +76,9 @@ func (st *Stream) Head() *message.Request { return &st.req }
 // as the peer of a tunnel. It is not to be read, written or closed.
 func (st *Stream) Conn() net.Conn { return st.conn.Conn }
 
+// LocalAddr is the address the client has connected to.
+func (st *Stream) LocalAddr() net.Addr { return st.conn.LocalAddr() }
+
 // RemoteAddr is the client's address.
 func (st *Stream) RemoteAddr() net.Addr { return st.conn.RemoteAddr() }
 
@@ -250,6 +253,10 @@ func (st *Stream) Read(p []byte) (int, error) {
 	}
 	return 0, err
 }
+
+// Duplex lets a Read wait for as long as it takes: body and answer go on beside each
+// other, as in gRPC. It is called before the first Read.
+func (st *Stream) Duplex() { st.reading.limit = 0 }
 
 // StopReading has a Read that waits, and all that follow, fail: the answer is
 // over before the request's body is, as in gRPC.

@@ -1,0 +1,165 @@
+package proxy
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"github.com/fairway-proxy/fairway/proxy/hbone"
+	"github.com/fairway-proxy/fairway/proxy/sock"
+)
+
+// Tunnels of the mesh: where one leads is what its CONNECT asked for, never what the
+// request inside says of its host.
+
+// destination is what a tunnel may lead to: a port of a Service, or a pod.
+type destination struct {
+	host     string // the Service's name, or the pod's address
+	protocol PortProtocol
+	pool     *pool  // nil: the models say which
+	pod      string // the one endpoint of the pool that is meant; empty: any
+}
+
+// destinations are what the tunnels of a World may lead to, by authority.
+func destinations(w *World, pools map[string]*pool) map[string]*destination {
+	all := make(map[string]*destination)
+	if f := w.WaypointFor; f == ForWorkloads || f == ForAll {
+		for i := range w.Pools {
+			for _, e := range w.Pools[i].Endpoints {
+				if a, err := netip.ParseAddrPort(e.Address); err == nil {
+					all[a.String()] = &destination{host: e.Address, protocol: PortAuto, pool: pools[w.Pools[i].Name], pod: e.Address}
+				}
+			}
+		}
+	}
+	if f := w.WaypointFor; f == ForWorkloads || f == ForNone {
+		return all
+	}
+	for i := range w.Services {
+		v := &w.Services[i]
+		for _, p := range v.Ports {
+			d := &destination{host: v.Host, protocol: or(p.Protocol, PortAuto), pool: pools[p.Pool]}
+			all[authority(v.Host, p.Port)] = d
+			for _, vip := range v.VIPs {
+				all[netip.AddrPortFrom(vip.Unmap(), p.Port).String()] = d
+			}
+		}
+	}
+	return all
+}
+
+// authority writes a host's name and a port as they are looked up.
+func authority(host string, port uint16) string {
+	return strings.ToLower(host) + ":" + strconv.FormatUint(uint64(port), 10)
+}
+
+// opaque tells whether p is there for connections that are passed on unread, and for
+// nothing else.
+func (v *serving) opaque(p *pool) bool {
+	found := false
+	for _, d := range v.ports {
+		switch {
+		case d.pool == p && d.protocol == PortTCP:
+			found = true
+		case d.pool == p || d.pool == nil:
+			return false
+		}
+	}
+	for i := range v.world.Routes {
+		for _, rule := range v.world.Routes[i].Rules {
+			for _, b := range rule.Backends {
+				if b.Pool == p.name {
+					return false
+				}
+			}
+		}
+	}
+	return found && v.known[p.name] == ""
+}
+
+// destination finds where a tunnel leads, nil for nowhere of ours.
+func (v *serving) destination(p *hbone.Peer) *destination {
+	if p.Destination.IsValid() {
+		return v.ports[p.Destination.String()]
+	}
+	return v.ports[strings.ToLower(p.Authority)]
+}
+
+// Admit tells whether a tunnel may be accepted: an hbone.Config has it as its Admit.
+// An authority that is not ours is refused with 404.
+func (s *Server) Admit(p *hbone.Peer) error {
+	v := s.serving.Load()
+	if v == nil {
+		return &hbone.Refusal{Status: 503, Reason: "no configuration is in force yet"}
+	}
+	if v.destination(p) == nil {
+		return &hbone.Refusal{Status: 404, Reason: fmt.Sprintf("%s is no address of a Service or pod that this waypoint is for", p.Authority)}
+	}
+	return nil
+}
+
+// serveTunnel serves what is inside a tunnel, or a connection that a ztunnel has
+// unwrapped.
+func (s *Server) serveTunnel(c net.Conn, p *hbone.Peer) {
+	v := s.serving.Load()
+	var d *destination
+	if v != nil {
+		d = v.destination(p)
+	}
+	if d == nil { // of a sandwich, which asks nobody; or it has gone in this moment
+		s.log.Warn("a connection to what is not ours", "authority", p.Authority, "peer", p.ID.String())
+		c.Close()
+		return
+	}
+	protocol := d.protocol
+	conn := sock.New(c)
+	if protocol == PortAuto {
+		var err error
+		if protocol, err = sniff(conn); err != nil {
+			conn.Close()
+			return
+		}
+	}
+	if protocol == PortTCP {
+		s.serveTCP(conn, p, d)
+		return
+	}
+	s.http1.ServeConn(context.Background(), conn)
+}
+
+// http2 tells whether endpoints behind it are asked in HTTP/2.
+func (d *destination) http2() bool { return d.protocol == PortH2C || d.protocol == PortGRPC }
+
+// enter finds the tunnel that the request came through, if it did, and where it leads
+// in the World that is in force now.
+func (x *Exchange) enter() error {
+	peer, ok := hbone.PeerOf(x.stream.Conn())
+	if !ok {
+		return nil
+	}
+	x.peer = peer
+	x.record.Peer, x.record.Remote = peerID(peer), remoteOf(x.stream.Conn(), peer)
+	if x.dest = x.serving.destination(peer); x.dest == nil {
+		return errNotOurs(peer.Authority)
+	}
+	x.record.Service = x.dest.host
+	return nil
+}
+
+// pinned tells whether the request is for one pod and no other.
+func (x *Exchange) pinned() bool { return x.dest != nil && x.dest.pod != "" }
+
+// pin leaves no endpoint to choose but the one that is meant.
+func (x *Exchange) pin() {
+	if !x.pinned() {
+		return
+	}
+	for _, e := range x.pool.picker.Endpoints() {
+		if e.Address() != x.dest.pod {
+			x.tried = append(x.tried, e)
+		}
+	}
+}
