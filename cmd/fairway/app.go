@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/fairway-proxy/fairway/discovery/file"
 	"github.com/fairway-proxy/fairway/discovery/scrape"
@@ -19,6 +21,7 @@ import (
 	"github.com/fairway-proxy/fairway/proxy"
 	"github.com/fairway-proxy/fairway/proxy/account"
 	"github.com/fairway-proxy/fairway/proxy/admin"
+	"github.com/fairway-proxy/fairway/proxy/hbone"
 )
 
 // app is a running proxy with all that belongs to it: the server, the scraper
@@ -33,10 +36,13 @@ type app struct {
 	stopping atomic.Bool
 	unread   atomic.Bool // the cluster that says what is served has not been read yet
 
-	plain   net.Listener // nil: off
-	metrics *http.Server // nil: off
-	admin   *http.Server // nil: off
-	failed  chan error   // what ended a listener
+	plain    net.Listener    // nil: off
+	tunnels  *hbone.Listener // nil: off
+	sandwich *hbone.Sandwich // nil: off
+	dialer   *hbone.Dialer   // nil without an identity
+	metrics  *http.Server    // nil: off
+	admin    *http.Server    // nil: off
+	failed   chan error      // what ended a listener
 	// finish waits for the requests that came by no listener of ours, until the
 	// context is done; nil: there are none.
 	finish func(context.Context)
@@ -45,24 +51,27 @@ type app struct {
 // newApp binds the listeners of c and puts its World in force; run serves. What
 // of s comes from c is filled in.
 func newApp(c *file.Config, log, access *slog.Logger, s proxy.Config) (*app, error) {
-	a := &app{log: log, registry: prometheus.NewRegistry(), failed: make(chan error, 4)}
+	a := &app{log: log, registry: prometheus.NewRegistry(), failed: make(chan error, 6)}
 	a.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	s.Account = account.New(a.registry, access)
 	s.Log = log
 	s.HeaderLimit = c.World.Limits.Headers
 	s.Connections = c.World.Limits.Connections
-	a.server = proxy.New(s)
-	a.registry.MustRegister(endpointMetrics{a.server}, serverMetrics{a.server})
-	a.scraper = scrape.New(scrape.Config{Now: proxy.Now, Log: log})
 	if c.TLS != nil {
 		a.identity = mtls.Open(c.TLS, log)
 		a.registry.MustRegister(identityMetrics{a.identity})
+		a.dialer = &hbone.Dialer{TLS: func(expected spiffeid.ID) *tls.Config { return a.identity.ClientConfig(expected) }}
+		s.Tunnel = a.dialer.DialContext
 	}
+	a.server = proxy.New(s)
+	a.registry.MustRegister(endpointMetrics{a.server}, serverMetrics{a.server})
+	a.scraper = scrape.New(scrape.Config{Now: proxy.Now, Log: log})
 	a.unread.Store(len(c.World.Pools) == 0)
 	if err := a.listen(c.Listen); err != nil {
 		a.close()
 		return nil, err
 	}
+	a.registry.MustRegister(tunnelMetrics{a})
 	a.apply(c)
 	return a, nil
 }
@@ -71,10 +80,11 @@ func newApp(c *file.Config, log, access *slog.Logger, s proxy.Config) (*app, err
 func (a *app) apply(c *file.Config) {
 	a.server.SetWorld(c.World)
 	a.config.Store(c)
-	states := a.server.Endpoints()
-	targets := make([]scrape.Target, len(states))
-	for i, s := range states {
-		targets[i] = scrape.Target{Endpoint: s.Endpoint, Get: s.Transport.Fetch}
+	var targets []scrape.Target
+	for _, s := range a.server.Endpoints() {
+		if !s.Opaque {
+			targets = append(targets, scrape.Target{Endpoint: s.Endpoint, Get: s.Transport.Fetch})
+		}
 	}
 	a.scraper.Set(scrape.Settings(c.World.Scrape))
 	a.scraper.Sync(targets)
@@ -92,6 +102,20 @@ func (a *app) listen(l file.Listen) error {
 		if a.plain, err = net.Listen("tcp", l.HTTP); err != nil {
 			return fmt.Errorf("listen.http: %w (--listen, --metrics and --admin choose other addresses)", err)
 		}
+	}
+	if l.HBONE != "" {
+		inner, err := net.Listen("tcp", l.HBONE)
+		if err != nil {
+			return fmt.Errorf("listen.hbone: %w", err)
+		}
+		a.tunnels = hbone.NewListener(inner, hbone.Config{TLS: a.identity.ServerConfig(), Admit: a.server.Admit, Log: a.log})
+	}
+	if l.Sandwich != "" {
+		inner, err := net.Listen("tcp", l.Sandwich)
+		if err != nil {
+			return fmt.Errorf("listen.sandwich: %w", err)
+		}
+		a.sandwich = hbone.NewSandwich(inner, hbone.SandwichConfig{Admit: a.server.Admit, Log: a.log})
 	}
 	if a.metrics, err = a.serveHTTP("listen.metrics", l.Metrics, admin.Metrics(source)); err != nil {
 		return err
@@ -138,12 +162,21 @@ func (a *app) ready() string {
 // listener, and streams are given the time that timeouts.drain allows.
 func (a *app) run(ctx context.Context) error {
 	defer a.close()
-	if a.plain != nil {
+	serve := func(what string, l net.Listener) {
 		go func() {
-			if err := a.server.Serve(a.plain); !errors.Is(err, proxy.ErrStopped) {
-				a.failed <- fmt.Errorf("listen.http: %w", err)
+			if err := a.server.Serve(l); !errors.Is(err, proxy.ErrStopped) {
+				a.failed <- fmt.Errorf("%s: %w", what, err)
 			}
 		}()
+	}
+	if a.plain != nil {
+		serve("listen.http", a.plain)
+	}
+	if a.tunnels != nil {
+		serve("listen.hbone", a.tunnels)
+	}
+	if a.sandwich != nil {
+		serve("listen.sandwich", a.sandwich)
 	}
 	select {
 	case err := <-a.failed:
@@ -177,15 +210,35 @@ func (a *app) close() {
 	if a.plain != nil {
 		a.plain.Close()
 	}
+	if a.tunnels != nil {
+		a.tunnels.Close()
+	}
+	if a.sandwich != nil {
+		a.sandwich.Close()
+	}
 	for _, s := range []*http.Server{a.metrics, a.admin} {
 		if s != nil {
 			s.Close()
 		}
 	}
 	a.scraper.Close()
+	if a.dialer != nil {
+		a.dialer.Close()
+	}
 	if a.identity != nil {
 		a.identity.Close()
 	}
+}
+
+// meshAddress is where tunnels come to, "" when they do not.
+func (a *app) meshAddress() string {
+	switch {
+	case a.tunnels != nil:
+		return a.tunnels.Addr().String()
+	case a.sandwich != nil:
+		return a.sandwich.Addr().String()
+	}
+	return ""
 }
 
 // boundTo is where a listener is bound to, "" for one that is off.

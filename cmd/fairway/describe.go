@@ -28,10 +28,24 @@ type configView struct {
 	Models   []modelView       `json:"models"`
 	Routes   []routeView       `json:"routes"`
 	Timeouts map[string]string `json:"timeouts"`
+	Services []meshServiceView `json:"services"`
+	For      string            `json:"waypoint_for"`
 	Limits   map[string]int64  `json:"limits"`
 	Scrape   map[string]string `json:"scrape"`
 	Usage    string            `json:"usage"`
 	Explain  string            `json:"explain"`
+}
+
+type meshServiceView struct {
+	Host  string     `json:"host"`
+	VIPs  []string   `json:"vips"`
+	Ports []portView `json:"ports"`
+}
+
+type portView struct {
+	Port     int    `json:"port"`
+	Protocol string `json:"protocol"`
+	Pool     string `json:"pool"` // empty: the models say
 }
 
 type poolView struct {
@@ -68,8 +82,8 @@ type targetView struct {
 func describeConfig(c *file.Config) configView {
 	w := c.World
 	v := configView{
-		Listen: map[string]string{"http": c.Listen.HTTP, "hbone": c.Listen.HBONE, "metrics": c.Listen.Metrics, "admin": c.Listen.Admin},
-		Pools:  describePools(w.Pools), Models: describeModels(w.Models), Routes: describeRoutes(w.Routes),
+		Listen: map[string]string{"http": c.Listen.HTTP, "hbone": c.Listen.HBONE, "sandwich": c.Listen.Sandwich, "metrics": c.Listen.Metrics, "admin": c.Listen.Admin},
+		Pools:  describePools(w.Pools), Models: describeModels(w.Models), Routes: describeRoutes(w.Routes), Services: describeServices(w.Services),
 		Timeouts: map[string]string{
 			"connect": w.Timeouts.Connect.String(), "first_byte": w.Timeouts.FirstByte.String(),
 			"stream_idle": w.Timeouts.StreamIdle.String(), "request": w.Timeouts.Request.String(), "drain": w.Timeouts.Drain.String(),
@@ -78,6 +92,7 @@ func describeConfig(c *file.Config) configView {
 			"body": w.Limits.Body, "buffers": w.Limits.Buffers, "headers": int64(w.Limits.Headers), "connections": int64(w.Limits.Connections),
 		},
 		Scrape:  map[string]string{"interval": w.Scrape.Interval.String(), "timeout": w.Scrape.Timeout.String(), "path": w.Scrape.Path},
+		For:     cmp.Or(string(w.WaypointFor), string(proxy.ForServices)),
 		Usage:   string(w.Usage),
 		Explain: string(w.Explain),
 		TLS:     describeTLS(c.TLS),
@@ -90,7 +105,7 @@ func describePools(pools []proxy.Pool) []poolView {
 	for _, p := range pools {
 		view := poolView{Name: p.Name, Endpoints: []string{}}
 		for _, e := range p.Endpoints {
-			view.Endpoints = append(view.Endpoints, "http://"+e.Address)
+			view.Endpoints = append(view.Endpoints, cmp.Or(string(e.Scheme), "http")+"://"+e.Address)
 		}
 		views = append(views, view)
 	}
@@ -105,6 +120,21 @@ func describeModels(models []proxy.Model) []modelView {
 			view.Targets = append(view.Targets, targetView(t))
 		}
 		views = append(views, view)
+	}
+	return views
+}
+
+func describeServices(services []proxy.Service) []meshServiceView {
+	views := []meshServiceView{}
+	for _, s := range services {
+		v := meshServiceView{Host: s.Host, VIPs: []string{}, Ports: []portView{}}
+		for _, a := range s.VIPs {
+			v.VIPs = append(v.VIPs, a.String())
+		}
+		for _, p := range s.Ports {
+			v.Ports = append(v.Ports, portView{int(p.Port), cmp.Or(string(p.Protocol), string(proxy.PortAuto)), p.Pool})
+		}
+		views = append(views, v)
 	}
 	return views
 }

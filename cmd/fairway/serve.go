@@ -99,7 +99,7 @@ func (o *serveOptions) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	log.Info("serving", "version", cli.Version(version), "http", boundTo(a.plain), "metrics", serverAddress(a.metrics),
+	log.Info("serving", "version", cli.Version(version), "http", boundTo(a.plain), "hbone", a.meshAddress(), "metrics", serverAddress(a.metrics),
 		"admin", serverAddress(a.admin), "pools", len(config.World.Pools), "endpoints", len(a.server.Endpoints()))
 
 	ctx, stop := context.WithCancel(cmd.Context())
@@ -164,11 +164,11 @@ func (o *serveOptions) load() (*file.Watcher, *file.Config, error) {
 		c := file.Default()
 		pool := proxy.Pool{Name: "default"}
 		for _, url := range o.endpoints {
-			address, err := file.ParseEndpoint(url)
+			endpoint, err := file.ParseEndpoint(url)
 			if err != nil {
 				return nil, nil, cli.Misuse(fmt.Errorf("--endpoint: %w", err))
 			}
-			pool.Endpoints = append(pool.Endpoints, proxy.Endpoint{Address: address})
+			pool.Endpoints = append(pool.Endpoints, endpoint)
 		}
 		c.World.Pools = []proxy.Pool{pool}
 		o.override(c)

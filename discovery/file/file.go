@@ -45,6 +45,9 @@ type Listen struct {
 	HTTP string
 	// HBONE takes mTLS tunnels, as an Istio ambient waypoint does.
 	HBONE string
+	// Sandwich takes what a ztunnel on this machine has unwrapped, announced by the
+	// PROXY protocol.
+	Sandwich string
 	// Metrics serves metrics and health.
 	Metrics string
 	// Admin serves the dashboard and what operators ask for.

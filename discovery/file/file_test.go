@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -134,11 +135,11 @@ func TestErrorsNameLinePathAndRemedy(t *testing.T) {
 	tests := map[string]struct{ file, want string }{
 		"nothing":           {"", `f:1: pools: missing: want at least one pool with the endpoints to serve from`},
 		"only comments":     {"# pools:\n---\n", `f:1: pools: missing: want at least one pool with the endpoints to serve from`},
-		"not a mapping":     {"- a", `f:1: a list: want a mapping of keys (explain, limits, listen, models, pools, routes, scrape, services, timeouts, tls, usage)`},
+		"not a mapping":     {"- a", `f:1: a list: want a mapping of keys (explain, limits, listen, models, pools, routes, scrape, services, timeouts, tls, usage, waypoint_for)`},
 		"not YAML":          {"pools:\n  - name: a\n endpoints: []\n", `f:2: not YAML: did not find expected key`},
 		"two documents":     {minimal + "---\n" + minimal, `f:2: a second YAML document: want one in a file`},
 		"unknown anchor":    {"pools: *p", `f: not YAML: unknown anchor 'p' referenced`},
-		"unknown key":       {minimal + "timeout: {}", `f:2: timeout: unknown key: did you mean "timeouts"? (keys: explain, limits, listen, models, pools, routes, scrape, services, timeouts, tls, usage)`},
+		"unknown key":       {minimal + "timeout: {}", `f:2: timeout: unknown key: did you mean "timeouts"? (keys: explain, limits, listen, models, pools, routes, scrape, services, timeouts, tls, usage, waypoint_for)`},
 		"unknown inner key": {minimal + "scrape:\n  # often\n  every: 5s\n", `f:4: scrape.every: unknown key (keys: interval, path, timeout)`},
 		"merge key":         {minimal + "scrape: {<<: {path: /x}}", `f:2: scrape.<<: unknown key (keys: interval, path, timeout)`},
 		"duplicate key":     {minimal + "usage: inject\nusage: observe\n", `f:3: usage: the same key as on line 2`},
@@ -157,7 +158,7 @@ func TestErrorsNameLinePathAndRemedy(t *testing.T) {
 		"empty pool":        {"pools:\n- name: a", `f:2: pools[0].endpoints: missing: want at least one, http://host:port`},
 		"pool twice":        {"pools:\n- {name: a, endpoints: [http://a]}\n- {name: a, endpoints: [http://a]}\nmodels: [{name: m, pool: a}]", `f:3: pools[1].name: "a" is the name of pools[0] as well`},
 		"endpoint twice":    {"pools:\n- name: a\n  endpoints:\n  - http://a:80\n  - http://A/", `f:5: pools[0].endpoints[1]: "a:80" is endpoints[0] as well`},
-		"endpoint":          {"pools:\n- name: a\n  endpoints:\n  - http://a\n  - 10.0.0.1", `f:5: pools[0].endpoints[1]: "10.0.0.1" is not an endpoint URL: want http://host:port`},
+		"endpoint":          {"pools:\n- name: a\n  endpoints:\n  - http://a\n  - 10.0.0.1", `f:5: pools[0].endpoints[1]: "10.0.0.1" is not an endpoint URL: want http://host:port, or h2c, https or hbone instead of http`},
 		"endpoint number":   {"pools: [{name: a, endpoints: [8000]}]", `f:1: pools[0].endpoints[0]: "8000" is a number: want an endpoint URL, http://host:port (text, in quotes)`},
 		"endpoint null":     {"pools: [{name: a, endpoints: [~]}]", `f:1: pools[0].endpoints[0]: no value: want an endpoint URL, http://host:port`},
 		"two pools":         {"pools:\n- {name: a, endpoints: [http://a]}\n- {name: b, endpoints: [http://b]}", `f:1: models: missing: with 2 pools, models must say which pool serves which model name (or routes which request, or leave one pool)`},
@@ -205,11 +206,7 @@ func TestErrorsNameLinePathAndRemedy(t *testing.T) {
 		"federated twice":        {minimal + "tls:\n  istio_ca: {}\n  federated:\n    a.example: b\n    a.example: c", `f:6: tls.federated.a.example: the same key as on line 5`},
 		"federated SPIFFE":       {minimal + "tls: {spiffe: {}, federated: {a.example: b}}", `f:2: tls.federated: the Workload API says itself what its trust domain is federated with: leave it out`},
 
-		"HBONE listener": {minimal + `listen: {hbone: ":15008"}`, `f:2: listen.hbone: HBONE is not supported by this version: leave it empty`},
-		"services":       {minimal + "services: [{host: a}]", `f:2: services: services are not supported by this version`},
-		"identity":       {"pools: [{name: a, endpoints: [{url: http://a, identity: b}]}]", `f:1: pools[0].endpoints[0].identity: an identity is not supported by this version`},
-		"https endpoint": {"pools: [{name: a, endpoints: [https://a]}]", `f:1: pools[0].endpoints[0]: "https://a": an endpoint by https is not supported by this version: want http://host:port`},
-		"hbone endpoint": {"pools: [{name: a, endpoints: [{url: hbone://a:1}]}]", `f:1: pools[0].endpoints[0].url: "hbone://a:1": an endpoint by hbone is not supported by this version: want http://host:port`},
+		"HBONE listener": {minimal + `listen: {hbone: ":15008"}`, "f:1: services: missing: no tunnel would be accepted: want a Service with its addresses, or waypoint_for: workload\nf:2: listen.hbone: tunnels need an identity: say where it comes from under tls"},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -237,7 +234,7 @@ limits: {body: -1}
 timeouts: {drain: x}
 `))
 	want := `fairway.yaml:1: usage: "no": want inject or observe
-fairway.yaml:4: pools[0].endpoints[0]: "10.0.0.1" is not an endpoint URL: want http://host:port
+fairway.yaml:4: pools[0].endpoints[0]: "10.0.0.1" is not an endpoint URL: want http://host:port, or h2c, https or hbone instead of http
 fairway.yaml:4: pools[0].endpoints[1]: "http://10.0.0.2:70000" is not an endpoint URL: port "70000": want a number from 1 to 65535
 fairway.yaml:5: pools[1].name: "a" is the name of pools[0] as well
 fairway.yaml:5: pools[1].endpoints: missing: want at least one, http://host:port
@@ -253,42 +250,98 @@ fairway.yaml:10: timeouts.drain: "x" is not a duration: want one such as 100ms, 
 	}
 }
 
-func TestWaypointFileIsRefusedForWhatIsMissing(t *testing.T) {
-	_, err := Load("testdata/waypoint.yaml")
-	want := `testdata/waypoint.yaml:1: listen.hbone: HBONE is not supported by this version: leave it empty
-testdata/waypoint.yaml:3: services: services are not supported by this version
-testdata/waypoint.yaml:7: pools[0].endpoints[0].url: "hbone://10.0.0.1:8000": an endpoint by hbone is not supported by this version: want http://host:port
-testdata/waypoint.yaml:7: pools[0].endpoints[0].identity: an identity is not supported by this version`
-	if err == nil || err.Error() != want {
-		t.Errorf("got\n%v\nwant\n%s", err, want)
+func TestWaypointFile(t *testing.T) {
+	c, err := Load("testdata/waypoint.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Listen.HTTP != "" || c.Listen.HBONE != ":15008" || c.TLS == nil {
+		t.Errorf("%+v", c)
+	}
+	services := []proxy.Service{{Host: "llama.default.svc.cluster.local", VIPs: []netip.Addr{netip.MustParseAddr("10.96.0.7")},
+		Ports: []proxy.ServicePort{{Port: 80, Protocol: proxy.PortHTTP, Pool: "llama"}}}}
+	if !reflect.DeepEqual(c.World.Services, services) {
+		t.Errorf("%+v", c.World.Services)
+	}
+	want := []proxy.Endpoint{{Address: "10.0.0.1:8000", Scheme: proxy.SchemeHBONE, Identity: spiffeid.RequireFromString("spiffe://cluster.local/ns/default/sa/vllm")}}
+	if !reflect.DeepEqual(c.World.Pools[0].Endpoints, want) {
+		t.Errorf("%+v", c.World.Pools)
+	}
+}
+
+// mesh is a file whose parts a test replaces.
+const mesh = `listen: {http: "", hbone: ":15008"}
+tls: {spiffe: {}}
+waypoint_for: all
+services:
+  - {host: a.default.svc.cluster.local, vips: [10.96.0.7, "fd00::7"], ports: [{port: 80, pool: a}, {port: 81, protocol: tcp, pool: a}]}
+pools:
+  - {name: a, endpoints: [{url: "hbone://10.0.0.1:8000", identity: spiffe://cluster.local/ns/default/sa/vllm}, https://b, h2c://c:50051]}
+`
+
+func TestMesh(t *testing.T) {
+	w := parse(t, mesh).World
+	if w.WaypointFor != proxy.ForAll || len(w.Services[0].VIPs) != 2 || w.Services[0].Ports[1] != (proxy.ServicePort{Port: 81, Protocol: proxy.PortTCP, Pool: "a"}) {
+		t.Errorf("%+v", w)
+	}
+	if e := w.Pools[0].Endpoints; e[1] != (proxy.Endpoint{Address: "b:443", Scheme: proxy.SchemeHTTPS}) || e[2] != (proxy.Endpoint{Address: "c:50051", Scheme: proxy.SchemeH2C}) {
+		t.Errorf("%+v", e)
+	}
+	for _, test := range []struct{ old, replacement, want string }{
+		{"tls: {spiffe: {}}\n", "", "f:1: listen.hbone: tunnels need an identity: say where it comes from under tls\n" +
+			"f:6: pools[0].endpoints[0]: a tunnel to it needs an identity of ours: say where it comes from under tls"},
+		{"waypoint_for: all", "waypoint_for: pods", `f:3: waypoint_for: "pods": want service, workload, all or none`},
+		{"host: a.default.svc.cluster.local, ", "", "f:5: services[0].host: missing: want the full name of a Service, such as llama.default.svc.cluster.local"},
+		{"host: a.default", "host: a_/default", `f:5: services[0].host: host "a_/default.svc.cluster.local": want an IP address or a DNS name`},
+		{"10.96.0.7", "10.96.0", `f:5: services[0].vips[0]: "10.96.0": want an IP address`},
+		{"port: 80, ", "", "f:5: services[0].ports[0].port: missing: want a number from 1 to 65535"},
+		{"port: 81", "port: 80", "f:5: services[0].ports[1]: a.default.svc.cluster.local:80 is services[0].ports[0] as well"},
+		{"protocol: tcp", "protocol: udp", `f:5: services[0].ports[1].protocol: "udp": want http, h2c, grpc, tcp or auto`},
+		{"tcp, pool: a", "tcp", "f:5: services[0].ports[1].pool: missing: want the name of a pool (a)"},
+		{"80, pool: a", "80, pool: b", `f:5: services[0].ports[0].pool: no pool is named "b": did you mean "a"? (pools: a)`},
+		{", identity: spiffe://cluster.local/ns/default/sa/vllm", "", "f:7: pools[0].endpoints[0].identity: missing: want a SPIFFE ID such as spiffe://cluster.local/ns/default/sa/vllm, of the pod's service account"},
+		{"identity: spiffe:", "identity: http:", `f:7: pools[0].endpoints[0].identity: "http://cluster.local/ns/default/sa/vllm": want a SPIFFE ID such as spiffe://cluster.local/ns/default/sa/vllm: scheme is missing or invalid`},
+		{"hbone://10.0.0.1:8000", "http://10.0.0.1:8000", "f:7: pools[0].endpoints[0].identity: only hbone:// has an identity to expect"},
+		{"hbone://10.0.0.1:8000", "hbone://pod:8000", `f:7: pools[0].endpoints[0]: "pod:8000": a tunnel leads to an IP address and a port`},
+		{"hbone://10.0.0.1:8000", "hbone://10.0.0.1", `f:7: pools[0].endpoints[0].url: "hbone://10.0.0.1" is not an endpoint URL: port "": want a number from 1 to 65535`},
+		{"https://b", "{url: https://b, roots: testdata/none.pem}", "f:7: pools[0].endpoints[1].roots: open testdata/none.pem: no such file or directory"},
+		{"https://b", "{url: https://b, roots: testdata/waypoint.yaml}", "f:7: pools[0].endpoints[1].roots: testdata/waypoint.yaml: no certificate in it"},
+	} {
+		file := strings.Replace(mesh, test.old, test.replacement, 1)
+		if _, err := Parse("f", []byte(file)); file == mesh || err == nil || err.Error() != test.want {
+			t.Errorf("%s for %s:\ngot  %v\nwant %s", test.replacement, test.old, err, test.want)
+		}
 	}
 }
 
 func TestParseEndpoint(t *testing.T) {
-	for raw, want := range map[string]string{
-		"http://10.0.0.1:8000":         "10.0.0.1:8000",
-		"http://10.0.0.1:8000/":        "10.0.0.1:8000",
-		"http://10.0.0.1":              "10.0.0.1:80",
-		"HTTP://Llama-0.llama.svc.:80": "llama-0.llama.svc.:80",
-		"http://mock_1:08000":          "mock_1:8000",
-		"http://[::1]:8000":            "[::1]:8000",
-		"http://[2001:db8:0:0::1]":     "[2001:db8::1]:80",
-		"http://[fe80::1%25eth0]:1":    "[fe80::1%eth0]:1",
+	for raw, want := range map[string]proxy.Endpoint{
+		"http://10.0.0.1:8000":         {Address: "10.0.0.1:8000"},
+		"http://10.0.0.1:8000/":        {Address: "10.0.0.1:8000"},
+		"http://10.0.0.1":              {Address: "10.0.0.1:80"},
+		"HTTP://Llama-0.llama.svc.:80": {Address: "llama-0.llama.svc.:80"},
+		"http://mock_1:08000":          {Address: "mock_1:8000"},
+		"http://[::1]:8000":            {Address: "[::1]:8000"},
+		"http://[2001:db8:0:0::1]":     {Address: "[2001:db8::1]:80"},
+		"http://[fe80::1%25eth0]:1":    {Address: "[fe80::1%eth0]:1"},
+		"h2c://a":                      {Address: "a:80", Scheme: proxy.SchemeH2C},
+		"https://a":                    {Address: "a:443", Scheme: proxy.SchemeHTTPS},
+		"hbone://10.0.0.1:8000":        {Address: "10.0.0.1:8000", Scheme: proxy.SchemeHBONE},
 	} {
 		if got, err := ParseEndpoint(raw); got != want || err != nil {
-			t.Errorf("ParseEndpoint(%q) = %q, %v, want %q", raw, got, err, want)
+			t.Errorf("ParseEndpoint(%q) = %+v, %v, want %+v", raw, got, err, want)
 		}
 	}
 	for _, raw := range []string{
 		"", "10.0.0.1", "10.0.0.1:8000", "localhost:8000", "//a:1", "http:a:1", "http://", "http://:8000", "http:///metrics",
-		"ftp://a:1", "https://a:1", "hbone://a:1", "http://a:0", "http://a:65536", "http://a:http", "http://a:-1", "http://a:1:2",
+		"ftp://a:1", "hbone://10.0.0.1", "h2://a:1", "http://a:0", "http://a:65536", "http://a:http", "http://a:-1", "http://a:1:2",
 		"http://a:1/v1", "http://a:1//", "http://a:1?", "http://a:1?x", "http://a:1#", "http://a:1#x", "http://user@a:1",
 		"http://::1:8000", "http://[::1", "http://[10.0.0.1]x:1", "http://10.0.0.300:1", "http://10.0.1:1", "http://a..b:1", "http://a b:1",
 		"http://a%20b:1", "http://a,b:1", "http://[x]:1", "http://" + strings.Repeat("a.", 127) + "com:1", "http://" + strings.Repeat("a", 64) + ":1",
 		" http://a:1", "http://a:1\n", "http://a:1\x00",
 	} {
 		if got, err := ParseEndpoint(raw); err == nil {
-			t.Errorf("ParseEndpoint(%q) = %q, want an error", raw, got)
+			t.Errorf("ParseEndpoint(%q) = %+v, want an error", raw, got)
 		}
 	}
 	_, err := ParseEndpoint("http://user:secret@a:1")

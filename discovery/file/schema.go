@@ -25,10 +25,11 @@ func (r *reader) config(n *yaml.Node, c *Config) {
 	const address = `an address such as ":8080"`
 	r.mapping(n, "", map[string]field{
 		"listen": r.section(map[string]field{
-			"http":    textInto(r, &l.HTTP, address),
-			"hbone":   textInto(r, &l.HBONE, address),
-			"metrics": textInto(r, &l.Metrics, address),
-			"admin":   textInto(r, &l.Admin, address),
+			"http":     textInto(r, &l.HTTP, address),
+			"hbone":    textInto(r, &l.HBONE, address),
+			"sandwich": textInto(r, &l.Sandwich, address),
+			"metrics":  textInto(r, &l.Metrics, address),
+			"admin":    textInto(r, &l.Admin, address),
 		}),
 		"pools": r.list(func(_ int, n *yaml.Node, path string) {
 			w.Pools = append(w.Pools, r.pool(n, path))
@@ -57,10 +58,13 @@ func (r *reader) config(n *yaml.Node, c *Config) {
 			"timeout":  r.duration(&s.Timeout, minInterval),
 			"path":     textInto(r, &s.Path, "a path such as /metrics"),
 		}),
-		"usage":    textInto(r, &w.Usage, oneOf(usageModes)),
-		"explain":  textInto(r, &w.Explain, oneOf(explainModes)),
-		"tls":      r.tls(&c.TLS),
-		"services": r.unsupported("services are"),
+		"usage":   textInto(r, &w.Usage, oneOf(usageModes)),
+		"explain": textInto(r, &w.Explain, oneOf(explainModes)),
+		"tls":     r.tls(&c.TLS),
+		"services": r.list(func(_ int, n *yaml.Node, path string) {
+			w.Services = append(w.Services, r.service(n, path))
+		}),
+		"waypoint_for": textInto(r, &w.WaypointFor, oneOf(waypointFor)),
 	})
 }
 
@@ -68,36 +72,38 @@ func (r *reader) pool(n *yaml.Node, path string) (p proxy.Pool) {
 	r.mapping(n, path, map[string]field{
 		"name": textInto(r, &p.Name, "a name"),
 		"endpoints": r.list(func(_ int, n *yaml.Node, path string) {
-			p.Endpoints = append(p.Endpoints, proxy.Endpoint{Address: r.endpoint(n, path)})
+			p.Endpoints = append(p.Endpoints, r.endpoint(n, path))
 		}),
 	})
 	return p
 }
 
-// endpoint reads http://host:port, or a mapping with that as its url.
-func (r *reader) endpoint(n *yaml.Node, path string) (address string) {
+// endpoint reads a URL, or a mapping with one and what else there is to say.
+func (r *reader) endpoint(n *yaml.Node, path string) (e proxy.Endpoint) {
 	url := func(n *yaml.Node, path string) {
 		s, ok := r.text(n, path, "an endpoint URL, "+endpointForm)
 		if !ok {
 			return
 		}
-		var err error
-		if address, err = ParseEndpoint(s); err != nil {
+		parsed, err := ParseEndpoint(s)
+		if err != nil {
 			r.problem(path, "%v", err)
 		}
+		e.Address, e.Scheme = parsed.Address, parsed.Scheme
 	}
 	n = r.visit(n, path)
 	if n == nil || n.Kind != yaml.MappingNode {
 		if n != nil {
 			url(n, path)
 		}
-		return address
+		return e
 	}
 	r.mapping(n, path, map[string]field{
 		"url":      url,
-		"identity": r.unsupported("an identity is"),
+		"identity": r.identity(&e.Identity),
+		"roots":    r.roots(&e.Roots),
 	})
-	return address
+	return e
 }
 
 func (r *reader) model(n *yaml.Node, path string) (m proxy.Model) {
@@ -126,18 +132,6 @@ func (r *reader) target(n *yaml.Node, path string) proxy.Target {
 // section is the field of a mapping.
 func (r *reader) section(fields map[string]field) field {
 	return func(n *yaml.Node, path string) { r.mapping(n, path, fields) }
-}
-
-// unsupported is the field of what the format has and this version does not:
-// it may be left empty.
-func (r *reader) unsupported(what string) field {
-	return func(n *yaml.Node, path string) {
-		n = r.visit(n, path)
-		if n == nil || isNull(n) || n.Kind == yaml.SequenceNode && len(n.Content) == 0 {
-			return
-		}
-		r.problem(path, "%s not supported by this version", what)
-	}
 }
 
 // The words a setting can have.

@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/fairway-proxy/fairway/proxy"
 )
 
 // parseDuration reads Go's syntax for durations, in which a plain 0 needs no
@@ -69,44 +71,52 @@ func formatSize(bytes int64) string {
 
 const endpointForm = "http://host:port"
 
-// ParseEndpoint turns an endpoint's URL, http://host:port, into the address
-// that is dialled, host:port. The port is 80 if left out, an IPv6 address
-// stands in brackets, and no path may follow but "/". One endpoint has one
-// address however it is spelt: letters become small, IP addresses canonical.
-func ParseEndpoint(raw string) (string, error) {
+// ports are those that an endpoint's URL leaves out; hbone leaves out none.
+var ports = map[proxy.Scheme]string{proxy.SchemeHTTP: "80", proxy.SchemeH2C: "80", proxy.SchemeHTTPS: "443", proxy.SchemeHBONE: ""}
+
+// ParseEndpoint turns an endpoint's URL, such as http://host:port, into what it says
+// of the endpoint: its address, host:port, and its scheme. The port of http and h2c is
+// 80 if left out, that of https 443, an IPv6 address stands in brackets, and no path
+// may follow but "/". One endpoint has one address however it is spelt: letters become
+// small, IP addresses canonical.
+func ParseEndpoint(raw string) (proxy.Endpoint, error) {
+	fail := func(format string, args ...any) (proxy.Endpoint, error) {
+		return proxy.Endpoint{}, fmt.Errorf(format, args...)
+	}
 	u, err := url.Parse(raw)
 	if err != nil {
-		return "", fmt.Errorf("%s is not an endpoint URL: want %s", show(raw), endpointForm)
+		return fail("%s is not an endpoint URL: want %s", show(raw), endpointForm)
 	}
-	switch u.Scheme {
-	case "http":
-	case "https", "hbone":
-		return "", fmt.Errorf("%s: an endpoint by %s is not supported by this version: want %s", show(raw), u.Scheme, endpointForm)
-	default:
-		return "", fmt.Errorf("%s is not an endpoint URL: want %s", show(raw), endpointForm)
+	scheme := proxy.Scheme(u.Scheme)
+	port, known := ports[scheme]
+	if !known {
+		return fail("%s is not an endpoint URL: want %s, or h2c, https or hbone instead of http", show(raw), endpointForm)
 	}
 	if u.User != nil {
 		// Not shown: it may hold a password.
-		return "", fmt.Errorf("an endpoint URL with a user name: want %s", endpointForm)
+		return fail("an endpoint URL with a user name: want %s", endpointForm)
 	}
 	if u.Path != "" && u.Path != "/" || u.RawQuery != "" || u.ForceQuery || strings.Contains(raw, "#") {
-		return "", fmt.Errorf("%s: an endpoint URL ends after the port: want %s", show(raw), endpointForm)
+		return fail("%s: an endpoint URL ends after the port: want %s", show(raw), endpointForm)
 	}
-	host, port := strings.ToLower(u.Hostname()), u.Port()
+	host := strings.ToLower(u.Hostname())
 	if addr, err := netip.ParseAddr(host); err == nil {
 		host = addr.String()
 	}
-	if port == "" {
-		port = "80"
+	if u.Port() != "" {
+		port = u.Port()
 	}
 	if n, err := strconv.ParseUint(port, 10, 16); err == nil {
 		port = strconv.FormatUint(n, 10) // 08000
 	}
 	address := net.JoinHostPort(host, port)
 	if err := checkAddress(address); err != nil {
-		return "", fmt.Errorf("%s is not an endpoint URL: %w", show(raw), err)
+		return fail("%s is not an endpoint URL: %w", show(raw), err)
 	}
-	return address, nil
+	if scheme == proxy.SchemeHTTP {
+		scheme = "" // as it is without a URL
+	}
+	return proxy.Endpoint{Address: address, Scheme: scheme}, nil
 }
 
 // checkAddress says what is wrong with an address to be dialled.

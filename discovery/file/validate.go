@@ -47,6 +47,7 @@ func (c *Config) check() []problem {
 	pools := k.pools(c.World)
 	k.models(c.World, pools)
 	k.routes(c.World.Routes, pools)
+	k.mesh(c, pools)
 	k.timeouts(c.World.Timeouts)
 	k.limits(c.World.Limits)
 	k.scrape(c.World.Scrape)
@@ -56,18 +57,14 @@ func (c *Config) check() []problem {
 }
 
 func (k *checker) listen(l Listen) {
-	if l.HTTP == "" && l.HBONE == "" {
+	if l.HTTP == "" && l.HBONE == "" && l.Sandwich == "" {
 		k.problem("listen.http", `empty: no listener would take requests: want an address such as ":8080"`)
 	}
 	seen := make(map[string]string)
 	for _, a := range []struct{ path, address string }{
-		{"listen.http", l.HTTP}, {"listen.hbone", l.HBONE}, {"listen.metrics", l.Metrics}, {"listen.admin", l.Admin},
+		{"listen.http", l.HTTP}, {"listen.hbone", l.HBONE}, {"listen.sandwich", l.Sandwich}, {"listen.metrics", l.Metrics}, {"listen.admin", l.Admin},
 	} {
 		if a.address == "" {
-			continue
-		}
-		if a.path == "listen.hbone" {
-			k.problem(a.path, "HBONE is not supported by this version: leave it empty")
 			continue
 		}
 		if err := checkListen(a.address); err != nil {
@@ -93,18 +90,19 @@ func (k *checker) pools(w *proxy.World) map[string]int {
 		if len(p.Endpoints) == 0 {
 			k.problem(path+".endpoints", "missing: want at least one, %s", endpointForm)
 		}
-		seen := make(map[proxy.Endpoint]int)
+		type pod struct{ address, uid string }
+		seen := make(map[pod]int)
 		for j, e := range p.Endpoints {
 			at := fmt.Sprintf("%s.endpoints[%d]", path, j)
 			if err := checkAddress(e.Address); err != nil {
 				k.problem(at, "%v", err)
 				continue
 			}
-			if first, twice := seen[e]; twice {
+			if first, twice := seen[pod{e.Address, e.UID}]; twice {
 				k.problem(at, "%s is endpoints[%d] as well", show(e.Address), first)
 				continue
 			}
-			seen[e] = j
+			seen[pod{e.Address, e.UID}] = j
 		}
 	}
 	return names
@@ -131,7 +129,7 @@ func (k *checker) name(path, name, many string, i int, seen map[string]int) {
 
 func (k *checker) models(w *proxy.World, pools map[string]int) {
 	if len(w.Models) == 0 {
-		if len(w.Pools) > 1 && len(w.Routes) == 0 {
+		if len(w.Pools) > 1 && len(w.Routes) == 0 && len(w.Services) == 0 {
 			k.problem("models", "missing: with %d pools, models must say which pool serves which model name (or routes which request, or leave one pool)", len(w.Pools))
 		}
 		return
