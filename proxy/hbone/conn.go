@@ -247,7 +247,7 @@ func (c *conn) start() {
 	c.controlFrame(http2.FrameSettings, 0, 0, set)
 	c.windowUpdate(0, connWindow-protocolWindow)
 	c.settingAt = c.now()
-	c.pinger = time.AfterFunc(c.limits.handshake, c.watch)
+	c.pinger = time.AfterFunc(min(c.limits.handshake, c.limits.silence), c.watch)
 	c.kick()
 }
 
@@ -261,7 +261,11 @@ func (c *conn) watch() {
 	}
 	now, heard := c.now(), c.heard.Load()
 	if !c.greeted {
-		c.failLocked(errSilent)
+		if left := c.limits.handshake - time.Duration(now); left > 0 {
+			c.pinger.Reset(left)
+		} else {
+			c.failLocked(errSilent)
+		}
 		return
 	}
 	next := c.limits.silence - time.Duration(now-heard)
@@ -270,7 +274,7 @@ func (c *conn) watch() {
 		case c.pingAt == 0 || c.pingAt <= heard:
 			c.ping(livePing)
 			c.kick()
-			next = c.limits.pingTimeout
+			next = min(c.limits.silence, c.limits.pingTimeout)
 		case time.Duration(now-c.pingAt) >= c.limits.pingTimeout:
 			c.failLocked(errSilent)
 			return
@@ -741,7 +745,7 @@ func (c *conn) readReset(f *http2.RSTStreamFrame) error {
 		}
 		return nil
 	}
-	if !c.client && !s.used && !c.resets.take(c.now()) {
+	if !c.client && !s.used && !s.heard() && !c.resets.take(c.now()) {
 		return http2.ConnectionError(http2.ErrCodeEnhanceYourCalm)
 	}
 	s.unprocessed = f.ErrCode == http2.ErrCodeRefusedStream

@@ -7,10 +7,12 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -149,16 +151,6 @@ func TestRefusedHandshakes(t *testing.T) {
 			t.Fatal("it got a connection")
 		}
 		waitFor(t, "the refusal", func() bool { return w.Counters.Handshakes()[mtls.Rejected] == 1 && w.log.lines() == 1 })
-	})
-	t.Run("no preface", func(t *testing.T) {
-		w := m.listen(t, echo, func(_ *Config, l *limits) { l.handshake = 200 * time.Millisecond })
-		c, err := tls.Dial("tcp", w.Addr().String(), m.ca.Client(m.caller))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer c.Close()
-		io.ReadAll(c)
-		waitFor(t, "the end", func() bool { return w.Counters.Conns.Load() == 0 })
 	})
 }
 
@@ -625,33 +617,59 @@ func TestHeadersInPieces(t *testing.T) {
 	}
 }
 
-// PINGs are answered, also while the peer's own data waits; and we ask a silent peer.
+// PINGs are answered.
 func TestPings(t *testing.T) {
 	m := newMesh(t)
-	w := m.listen(t, echo, func(_ *Config, l *limits) { l.silence, l.pingTimeout = 20*time.Millisecond, 100*time.Millisecond })
-	cc, err := ztunnel.DialConn(t.Context(), w.Addr().String(), m.ca.Client(m.caller), 50*time.Millisecond)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tunnel, err := cc.Connect(t.Context(), ztunnel.Request{Authority: vip})
-	if err != nil {
-		t.Fatal(err)
+	w := m.listen(t, echo)
+	c := m.client(t, w)
+	tunnel := connect(t, c)
+	cc := c.Conns()[0]
+	for range 3 {
+		cc.Raw(func(f *http2.Framer) { f.WritePing(false, [8]byte{9}) })
 	}
 	waitFor(t, "answered PINGs", func() bool { return cc.Pings() >= 3 })
 	exchange(t, tunnel, 1)
-	cc.Close()
-	waitFor(t, "the connection to end", func() bool { return w.Counters.Conns.Load() == 0 })
+}
 
-	mute := m.raw(t, w)
-	mute.connect(1)
-	for range 3 {
-		if f := mute.until(t, http2.FramePing).(*http2.PingFrame); f.Data != livePing {
-			t.Error(f)
-		} else {
-			mute.WritePing(true, f.Data)
-		}
+// A silent peer is asked after ten seconds, and given up when it has not answered for
+// twenty; one that never begins, after ten.
+func TestSilence(t *testing.T) {
+	for _, begins := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			h := &handed{conns: make(chan net.Conn), closed: make(chan struct{})}
+			l := newListener(h, Config{}, standardLimits)
+			defer l.Close()
+			near, far := net.Pipe()
+			defer far.Close()
+			h.conns <- near
+			start := time.Now()
+			f := http2.NewFramer(far, far)
+			if begins {
+				io.WriteString(far, http2.ClientPreface)
+				f.WriteSettings()
+			}
+			var asked []time.Duration
+			for {
+				frame, err := f.ReadFrame()
+				if err != nil {
+					break
+				}
+				if _, ok := frame.(*http2.PingFrame); ok {
+					asked = append(asked, time.Since(start).Round(time.Second))
+					if len(asked) < 3 {
+						f.WritePing(true, livePing)
+					}
+				}
+			}
+			want, end := []time.Duration(nil), 10*time.Second
+			if begins {
+				want, end = []time.Duration{10 * time.Second, 20 * time.Second, 30 * time.Second}, 50*time.Second
+			}
+			if took := time.Since(start).Round(time.Second); !slices.Equal(asked, want) || took != end {
+				t.Errorf("asked at %v, ended at %v; want %v, %v", asked, took, want, end)
+			}
+		})
 	}
-	waitFor(t, "the silent peer to be given up", func() bool { return w.Counters.Conns.Load() == 0 })
 }
 
 // GOAWAY comes in two steps: what is on its way between them is served, what is open

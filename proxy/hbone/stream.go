@@ -168,6 +168,13 @@ func (s *stream) receive(n, besides int) error {
 	return c.skip(n)
 }
 
+// heard tells whether anything has come.
+func (s *stream) heard() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.unread > 0 || s.credit != baseWindow
+}
+
 // overflow breaks the stream off, because the budget has nothing left for it. n
 // bytes of a frame are still to be read.
 func (s *stream) overflow(n int) error {
