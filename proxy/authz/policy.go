@@ -1,0 +1,76 @@
+package authz
+
+import "strings"
+
+// Action is what a policy does with the requests that its rules match.
+type Action string
+
+// The actions of an AuthorizationPolicy. Empty counts as Allow.
+const (
+	Allow  Action = "ALLOW"
+	Deny   Action = "DENY"
+	Audit  Action = "AUDIT"
+	Custom Action = "CUSTOM"
+)
+
+// Policy is an AuthorizationPolicy that is known to apply: what it selects is the
+// business of whoever gives it to Compile.
+type Policy struct {
+	// Namespace is where service accounts without a namespace are.
+	Namespace, Name string
+	Action          Action
+	// DryRun has the policy judged and told of, but not enforced (the annotation
+	// istio.io/dry-run).
+	DryRun bool
+	// Provider is the external authorizer of a Custom policy.
+	Provider string
+	// Rules match when one of them does; none never match.
+	Rules []Rule
+}
+
+// name is the policy's, behind its namespace if it has one.
+func (p *Policy) name() string { return strings.TrimPrefix(p.Namespace+"/"+p.Name, "/") }
+
+// Rule matches what one of From does to one of To while all of When hold. What is
+// left out matches always.
+type Rule struct {
+	From []Source
+	To   []Operation
+	When []Condition
+}
+
+// Source is who sends a request. Its fields must all match; one of a field's
+// values is enough, and none of a Not field's may.
+type Source struct {
+	Principals, NotPrincipals               []string // "<trust domain>/ns/<namespace>/sa/<service account>"
+	RequestPrincipals, NotRequestPrincipals []string // "<iss>/<sub>"
+	Namespaces, NotNamespaces               []string
+	ServiceAccounts, NotServiceAccounts     []string // "<service account>" or "<namespace>/<service account>", literally
+	TrustDomains, NotTrustDomains           []string
+	IPBlocks, NotIPBlocks                   []string // addresses or CIDRs
+	RemoteIPBlocks, NotRemoteIPBlocks       []string // addresses or CIDRs
+}
+
+// Operation is what a request does; its fields are as those of a Source.
+type Operation struct {
+	Hosts, NotHosts     []string // whatever their case, with the port if the request names one
+	Ports, NotPorts     []string
+	Methods, NotMethods []string
+	Paths, NotPaths     []string // without the query; {*} stands for one segment, {**} for any number
+}
+
+// Condition is about an attribute named by Key. Those of Istio are listed in its
+// reference of Authorization Policy Conditions. Fairway adds request.model, the model
+// that the request names; experimental.envoy.filters.fairway[model] is another name of
+// it, which Istio's own validation lets pass.
+type Condition struct {
+	Key               string
+	Values, NotValues []string
+}
+
+// Finding is something in a Config that cannot be understood, or never matches.
+type Finding struct {
+	Policy int    // the index of the policy; -1: it is about Tokens
+	Path   string // within the policy, such as "rules[0].when[1].key", or such as "jwtRules[0].issuer"
+	Text   string
+}
