@@ -3,6 +3,7 @@ package proxy
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/fairway-proxy/fairway/proxy/openai"
@@ -23,7 +24,10 @@ type Error struct {
 
 func (e *Error) Error() string { return e.Message }
 
-const typeBuffersSpent = "fairway_buffers_spent"
+const (
+	typeBuffersSpent = "fairway_buffers_spent"
+	typeForbidden    = "fairway_forbidden"
+)
 
 func errBodyTooLarge(limit int64) *Error {
 	return &Error{Status: 413, Type: "fairway_body_too_large",
@@ -60,11 +64,6 @@ func errNotOurs(authority string) *Error {
 		Message: fmt.Sprintf("%s is no address of a Service or pod that this waypoint is for.", authority)}
 }
 
-func errDenied(host, by string) *Error {
-	return &Error{Status: 403, Type: "fairway_denied",
-		Message: fmt.Sprintf("Every request to %s is refused: %s is for it, and this version does not evaluate it.", host, by)}
-}
-
 func errNoEndpoint(pool string) *Error {
 	return &Error{Status: 503, Type: "fairway_no_endpoint", RetryAfter: time.Second,
 		Message: fmt.Sprintf("No endpoint of pool %s is there to serve this request.", pool)}
@@ -93,6 +92,27 @@ func unreadable(err error) error {
 		return err
 	}
 	return &Error{Status: 400, Type: "fairway_bad_request", Param: e.Param, Message: "T" + e.Error()[1:]}
+}
+
+// challenge is what a 401 must ask for (RFC 9110 section 15.5.2).
+const challenge = "Bearer"
+
+func errUnauthenticated(cause error) *Error {
+	return &Error{Status: 401, Type: "fairway_unauthenticated", Message: sentence(cause)}
+}
+
+func errKeysUnavailable(cause error) *Error {
+	return &Error{Status: 503, Type: "fairway_keys_unavailable", RetryAfter: 5 * time.Second, Message: sentence(cause)}
+}
+
+func errForbidden(what string) *Error {
+	return &Error{Status: 403, Type: typeForbidden, Message: "You are not allowed to " + what + "."}
+}
+
+// sentence makes one of an error.
+func sentence(err error) string {
+	text := err.Error()
+	return strings.ToUpper(text[:1]) + text[1:] + "."
 }
 
 func errBadRequest(reason string) *Error {

@@ -12,6 +12,7 @@ import (
 	"github.com/fairway-proxy/fairway/picker"
 	"github.com/fairway-proxy/fairway/picker/prefix"
 	"github.com/fairway-proxy/fairway/proxy/account"
+	"github.com/fairway-proxy/fairway/proxy/authz"
 	"github.com/fairway-proxy/fairway/proxy/hbone"
 	"github.com/fairway-proxy/fairway/proxy/message"
 	"github.com/fairway-proxy/fairway/proxy/openai"
@@ -23,10 +24,15 @@ import (
 // so that in steady state an exchange allocates next to nothing.
 type Exchange struct {
 	server  *Server
-	serving *serving // the World it began in; from route on, the one it is routed by
+	serving *serving // the World it began in; once its body is there, the one it is routed by
 	stream  Stream
 	ctx     context.Context // done when the client has gone, or its time is over
 	head    *message.Request
+	judged  authz.Request   // what policies are asked about it
+	asked   message.Request // its head as they know it, before a route changed it
+	spelled []byte          // memory for its target
+	judge   *authz.Guard    // the last that let it pass
+	passed  bool            // judged before it came here: a copy, or by a proxy that asks for an endpoint
 
 	found    route.Found    // the rule it is served by; none without routes
 	backend  *route.Backend // of that rule; nil without routes
@@ -82,6 +88,9 @@ func (x *Exchange) serve() error {
 	if err := x.begin(); err != nil {
 		return err
 	}
+	if err := x.authorize(); err != nil {
+		return err
+	}
 	if done, err := x.match(); done || err != nil {
 		return err
 	}
@@ -92,6 +101,9 @@ func (x *Exchange) serve() error {
 		x.ctx = ctx
 	}
 	if err := x.readBody(); err != nil {
+		return err
+	}
+	if err := x.authorizeModel(); err != nil {
 		return err
 	}
 	if done, err := x.fanOut(); done || err != nil {
@@ -122,18 +134,20 @@ func (x *Exchange) begin() error {
 	}
 	x.head = x.stream.Head()
 	x.ctx = x.stream.Context()
-	x.head.Target = route.Normalize(x.head.Target)
 	if err := x.enter(); err != nil {
 		return err
 	}
-	x.takeFields()
+	x.locate()
+	x.passed = x.mirrored || x.serving.guard.Elsewhere
+	x.takeFields(x.serving.guard.Trusts(x.judged.Source))
 	x.http2 = isGRPC(x.head) || x.dest != nil && x.dest.http2()
-	return nil
+	return x.spell()
 }
 
-// takeFields reads and removes the fields that speak to the proxy, and sees
-// that the request has an id.
-func (x *Exchange) takeFields() {
+// takeFields reads and removes the fields that speak to the proxy, removes those
+// that must not be passed on, and sees that the request has an id. What a trusted
+// client says of the request's way is kept.
+func (x *Exchange) takeFields(trusted bool) {
 	fields := x.head.Fields
 	kept := fields[:0]
 	for _, f := range fields {
@@ -148,7 +162,7 @@ func (x *Exchange) takeFields() {
 		case message.EqualFold(f.Name, "x-fairway-explain"):
 			x.explain = string(f.Value) == "1" && x.serving.explain == ExplainOnRequest && x.peer == nil
 			continue
-		case ours(f.Name):
+		case ours(f.Name), !x.passed && authz.Drops(f.Name, trusted):
 			continue
 		}
 		kept = append(kept, f)
@@ -160,7 +174,6 @@ func (x *Exchange) takeFields() {
 	x.head.Fields = kept
 	x.explain = x.explain || x.serving.explain == ExplainAlways
 	x.record.Method = string(x.head.Method)
-	x.record.Path = string(x.head.Path())
 }
 
 // ours tells whether a field is one that only the proxy says.
@@ -217,7 +230,6 @@ func (x *Exchange) readBody() error {
 // route finds the pool, the name its engines know the model by, and what the
 // picker is to know of the request.
 func (x *Exchange) route() error {
-	x.serving = x.server.serving.Load() // it may have changed while the body came in
 	var err error
 	x.pool, x.model, err = x.serving.route(x.chosen(), x.read.Model, x.head.Path())
 	if err != nil {
@@ -373,6 +385,8 @@ func (x *Exchange) forget() {
 	x.stream, x.ctx, x.head = nil, nil, nil
 	x.found, x.backend, x.call = route.Found{}, nil, nil
 	x.peer, x.dest = nil, nil
+	x.judged.Forget()
+	clear(x.asked.Fields[:cap(x.asked.Fields)])
 	x.read.Reset()
 	clear(x.segments[:cap(x.segments)])
 	clear(x.tried[:cap(x.tried)])
@@ -384,7 +398,8 @@ func (x *Exchange) reset(s Stream) {
 	*x = Exchange{
 		server: x.server,
 		stream: s,
-		read:   x.read, answer: x.answer, events: x.events, plain: x.plain,
+		judged: x.judged, asked: message.Request{Fields: x.asked.Fields[:0]}, spelled: x.spelled,
+		read: x.read, answer: x.answer, events: x.events, plain: x.plain,
 		segments: x.segments[:0], chain: x.chain[:0], tried: x.tried[:0], scratch: x.scratch[:0],
 		start: now,
 		record: account.Record{

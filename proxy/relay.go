@@ -245,6 +245,9 @@ func writeError(s Stream, e *Error, id string) error {
 	if id != "" {
 		fields = append(fields, message.Field{Name: fieldRequestID, Value: []byte(id)})
 	}
+	if e.Status == 401 {
+		fields = append(fields, message.Field{Name: []byte("www-authenticate"), Value: []byte(challenge)})
+	}
 	if e.RetryAfter > 0 {
 		seconds := int64((e.RetryAfter + time.Second - 1) / time.Second)
 		fields = append(fields, message.Field{Name: []byte("retry-after"), Value: strconv.AppendInt(nil, seconds, 10)})

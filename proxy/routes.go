@@ -17,14 +17,10 @@ const scheme = "http"
 // match finds the rule that the request is served by and has the request's head
 // say upstream what it is to say there. Done tells that the rule has answered.
 func (x *Exchange) match() (done bool, err error) {
-	table := x.serving.routes
-	if x.dest != nil {
-		table = x.dest.routes
-	}
-	if table == nil || x.mirrored {
+	if x.serving.routes == nil || x.mirrored || x.peer != nil {
 		return false, nil
 	}
-	x.found = table.Find(x.head)
+	x.found = x.serving.routes.Find(x.head)
 	if x.found.Rule == nil {
 		return false, errNoRoute(x.record.Method, string(x.head.Authority), x.record.Path)
 	}
@@ -63,25 +59,26 @@ func (x *Exchange) changeAnswer(fields []message.Field) []message.Field {
 	return x.backend.ResponseHeaders.Apply(x.found.ResponseHeaders.Apply(fields))
 }
 
-// chosen is the pool that a rule or the tunnel has chosen, "" without one.
+// chosen is the pool that the tunnel or a rule has chosen, "" without one.
 func (x *Exchange) chosen() string {
-	switch {
-	case x.backend != nil:
-		return x.backend.Pool
-	case x.dest != nil && x.dest.pool != nil:
+	if x.dest != nil && x.dest.pool != nil {
 		return x.dest.pool.name
 	}
-	return ""
+	if x.backend == nil {
+		return ""
+	}
+	return x.backend.Pool
 }
 
 // meant are the pools that the request may be for.
 func (x *Exchange) meant() []*pool {
-	switch {
-	case x.backend == nil && x.dest != nil && x.dest.pool != nil:
+	if x.dest != nil && x.dest.pool != nil {
 		return []*pool{x.dest.pool}
-	case x.backend == nil:
+	}
+	if x.backend == nil {
 		return x.serving.pools
-	case x.found.Rule == nil:
+	}
+	if x.found.Rule == nil {
 		return []*pool{x.serving.byName[x.backend.Pool]}
 	}
 	var all []*pool

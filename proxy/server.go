@@ -10,6 +10,7 @@ package proxy
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"log/slog"
 	"net"
@@ -21,6 +22,7 @@ import (
 
 	"github.com/fairway-proxy/fairway/picker"
 	"github.com/fairway-proxy/fairway/proxy/account"
+	"github.com/fairway-proxy/fairway/proxy/authz"
 	"github.com/fairway-proxy/fairway/proxy/h1"
 	"github.com/fairway-proxy/fairway/proxy/h2"
 	"github.com/fairway-proxy/fairway/proxy/hbone"
@@ -59,6 +61,7 @@ type Server struct {
 	account *account.Recorder
 
 	serving   atomic.Pointer[serving]
+	keySets   authz.KeySets
 	buffers   budget
 	retries   *retryBudget
 	mirrors   *mirrors
@@ -86,6 +89,7 @@ func New(c Config) *Server {
 		mirrors:   newMirrors(),
 		listeners: make(map[net.Listener]bool),
 	}
+	s.keySets.Log = s.log
 	s.exchanges.New = func() any { return &Exchange{server: s} }
 	s.http1 = h1.Server{
 		Handler:       func(st *h1.Stream) { s.Handle(st) },
@@ -203,11 +207,26 @@ func (s *Server) serveConn(c net.Conn, slots chan struct{}) {
 	if slots != nil {
 		defer func() { <-slots }()
 	}
+	if t, ok := c.(*tls.Conn); ok && s.handshake(t) != nil {
+		t.Close()
+		return
+	}
 	if peer, ok := hbone.PeerOf(c); ok {
 		s.serveTunnel(c, peer)
 		return
 	}
 	s.http1.ServeConn(context.Background(), c)
+}
+
+// handshake bounds how long a client may take for TLS.
+func (s *Server) handshake(c *tls.Conn) error {
+	ctx, cancel := context.WithTimeout(context.Background(), s.http1.HeaderTimeout)
+	defer cancel()
+	err := c.HandshakeContext(ctx)
+	if err != nil {
+		s.log.Debug("TLS handshake failed", "remote", c.RemoteAddr(), "error", err)
+	}
+	return err
 }
 
 // accept takes the next connection, waiting out what passes, such as a full
@@ -280,6 +299,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	}
 
 	s.mirrors.close()
+	s.keySets.Close()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, p := range s.pools {

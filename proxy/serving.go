@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/fairway-proxy/fairway/picker"
+	"github.com/fairway-proxy/fairway/proxy/authz"
 	"github.com/fairway-proxy/fairway/proxy/route"
 	"github.com/fairway-proxy/fairway/proxy/upstream"
 )
@@ -33,6 +34,7 @@ type serving struct {
 	// known lists the model names, for the error that names them: of each pool
 	// that has models, and under "" all.
 	known map[string]string
+	guard *authz.Guard
 
 	bodyLimit int64
 	usage     UsageMode
@@ -104,6 +106,7 @@ func (s *Server) SetWorld(w *World) {
 	for in, all := range names {
 		next.known[in] = knownModels(all)
 	}
+	next.guard = s.guard(&w.Access)
 
 	next.ports = destinations(w, pools)
 

@@ -187,6 +187,11 @@ func (s *Server) serveTCP(client *sock.Conn, peer *hbone.Peer, d *destination) {
 		rec.Duration = time.Since(rec.Start)
 		s.account.DoneTCP(&rec)
 	}()
+	if policy, denied := s.denies(peer, client); denied {
+		rec.Reason, rec.Policy = typeForbidden, policy
+		client.Reset()
+		return
+	}
 	if d.pool == nil {
 		rec.Reason = "fairway_no_route"
 		client.Reset()

@@ -6,6 +6,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/fairway-proxy/fairway/proxy/authz"
 	"github.com/fairway-proxy/fairway/proxy/route"
 )
 
@@ -25,10 +26,13 @@ type World struct {
 	// request is for. They come in the order that route.Compile wants.
 	Routes []route.Route
 	// Services are what tunnels of the mesh may lead to, besides what WaypointFor
-	// says. Their ports have routes of their own.
+	// says. Routes do not concern them.
 	Services []Service
 	// WaypointFor says for whose addresses tunnels are taken; empty: ForServices.
 	WaypointFor WaypointFor
+
+	// Access is who may do what.
+	Access authz.Config
 
 	Timeouts Timeouts
 	Limits   Limits
@@ -79,9 +83,6 @@ type Service struct {
 	// VIPs are its virtual addresses.
 	VIPs  []netip.Addr
 	Ports []ServicePort
-	// Denied says why everything that is for it is refused, empty if it is not: the
-	// object that asks for more than can be told.
-	Denied string
 }
 
 // ServicePort is where connections to one port of a Service go.
@@ -90,9 +91,6 @@ type ServicePort struct {
 	Protocol PortProtocol // empty: PortAuto
 	// Pool is where. With HTTP it may be empty: then the models say.
 	Pool string
-	// Routes share out its HTTP requests in place of Pool, as World.Routes do those
-	// of the plain listener.
-	Routes []route.Route
 }
 
 // PortProtocol is what is spoken at a port.

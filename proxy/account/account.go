@@ -32,6 +32,11 @@ type Record struct {
 	Peer     string // the SPIFFE ID of the tunnel's other end
 	Service  string // the Service, or the pod, that the tunnel was for
 
+	Principal    string // whose the request is: a token's issuer and subject, or the name of a key
+	Policy       string // that denied it; "default" when no ALLOW policy matched
+	DryRunPolicy string // that would deny it, were dry runs enforced; likewise
+	Audited      bool   // an AUDIT policy matched
+
 	Status int
 	// Reason is the word for what went wrong: the type of our error answer,
 	// or one of the constants below.
@@ -226,6 +231,16 @@ func (r *Recorder) line(rec *Record) {
 		slog.Int64("bytes_sent", rec.BytesOut),
 		slog.Int("upstream_request_attempt_count", 1+rec.Retries),
 	)
+	for _, s := range []struct{ name, value string }{
+		{"principal", rec.Principal}, {"denied_by", rec.Policy}, {"dry_run_denied_by", rec.DryRunPolicy},
+	} {
+		if s.value != "" {
+			attrs = append(attrs, slog.String(s.name, s.value))
+		}
+	}
+	if rec.Audited {
+		attrs = append(attrs, slog.Bool("audited", true))
+	}
 	if rec.TTFT > 0 {
 		attrs = append(attrs, slog.Float64("ttft_ms", milliseconds(rec.TTFT)))
 	}

@@ -76,7 +76,6 @@ func TestFindAllocs(t *testing.T) {
 		table.Find(a)
 		table.Find(re)
 		table.Find(none)
-		Normalize(a.Target)
 		rule.Backend(7)
 	}); n != 0 {
 		t.Errorf("%v allocations", n)

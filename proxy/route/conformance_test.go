@@ -12,7 +12,7 @@ import (
 func head(line string, fields ...string) *message.Request {
 	method, rest, _ := strings.Cut(line, " ")
 	authority, target, _ := strings.Cut(rest, " ")
-	r := &message.Request{Method: []byte(method), Authority: []byte(authority), Target: Normalize([]byte(target))}
+	r := &message.Request{Method: []byte(method), Authority: []byte(authority), Target: normal(target)}
 	for _, f := range fields {
 		name, value, _ := strings.Cut(f, ": ")
 		r.Fields = append(r.Fields, message.Field{Name: []byte(name), Value: []byte(value)})

@@ -10,8 +10,8 @@
 //
 // Where the API leaves a choice, this is what is done here:
 //
-//   - A path is matched after Normalize, as it is sent on. A regular expression
-//     (RE2) has to match the whole path or value. Of the types of path match,
+//   - A path is matched as it is sent on, in the spelling of package normalize. A
+//     regular expression (RE2) has to match the whole path or value. Of the types of path match,
 //     Exact goes before RegularExpression, the longest expression first, and that
 //     before PathPrefix.
 //   - Where no rule of the most specific hostname matches, those of less specific

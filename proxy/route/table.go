@@ -202,10 +202,10 @@ func (tr *tree) insert(p PathMatch, e entry) {
 		e.length = len(p.Value)
 		tr.expressions = append(tr.expressions, e)
 	case Exact:
-		n := tr.root.descend(string(Normalize([]byte(value))))
+		n := tr.root.descend(spell(value))
 		n.exact = append(n.exact, e)
 	case PathPrefix, "":
-		path := strings.TrimRight(string(Normalize([]byte(value))), "/")
+		path := strings.TrimRight(spell(value), "/")
 		e.prefix = len(path)
 		n := tr.root.descend(path)
 		n.prefix = append(n.prefix, e)
@@ -453,4 +453,24 @@ func unescape(p []byte) []byte {
 		out = append(out, c)
 	}
 	return out
+}
+
+// percent decodes the encoded byte at the beginning of p, if there is one.
+func percent(p []byte) (byte, bool) {
+	if len(p) < 3 || p[0] != '%' {
+		return 0, false
+	}
+	high, ok1 := fromHex(p[1])
+	low, ok2 := fromHex(p[2])
+	return high<<4 | low, ok1 && ok2
+}
+
+func fromHex(c byte) (byte, bool) {
+	switch {
+	case '0' <= c && c <= '9':
+		return c - '0', true
+	case 'a' <= c|0x20 && c|0x20 <= 'f':
+		return c | 0x20 - 'a' + 10, true
+	}
+	return 0, false
 }

@@ -1,0 +1,154 @@
+package proxy
+
+import (
+	"cmp"
+	"errors"
+	"net"
+	"net/netip"
+	"strconv"
+
+	"github.com/fairway-proxy/fairway/proxy/authz"
+	"github.com/fairway-proxy/fairway/proxy/hbone"
+)
+
+// Who may do what: judged from the head as soon as it is there, and once more when
+// the body has come, if the model matters or the policies have changed meanwhile.
+
+// guard compiles who may do what. What cannot be understood is denied, and told.
+func (s *Server) guard(access *authz.Config) *authz.Guard {
+	g, findings := authz.Compile(access, &s.keySets)
+	s.keySets.Keep(access)
+	for _, f := range findings {
+		s.log.Error("a policy cannot be understood: what it is about is denied", "policy", access.NameOf(f), "at", f.Path, "finding", f.Text)
+	}
+	return g
+}
+
+// spell gives the target the one spelling by which it is judged, routed and sent on.
+func (x *Exchange) spell() error {
+	x.record.Path = string(x.head.Path())
+	if x.passed {
+		return nil
+	}
+	target, err := x.serving.guard.Normalization.Target(x.spelled, x.head.Target)
+	if err != nil {
+		return errBadRequest(sentence(err))
+	}
+	if len(target) > 0 && &target[0] != &x.head.Target[0] {
+		x.head.Target, x.spelled = target, target
+		x.record.Path = string(x.head.Path())
+	}
+	return nil
+}
+
+// authorize finds out whose the request is and has it judged by what its head says.
+func (x *Exchange) authorize() error {
+	if x.passed {
+		return nil
+	}
+	g, r := x.serving.guard, &x.judged
+	r.Remote = g.Remote(r.Source, x.head.Fields)
+	r.Head = x.head
+	if err := g.Authenticate(x.ctx, r); err != nil {
+		switch token, ok := errors.AsType[*authz.TokenError](err); {
+		case x.gone():
+			return errGone
+		case ok && token.Unavailable:
+			return errKeysUnavailable(err)
+		}
+		return errUnauthenticated(err)
+	}
+	x.record.Principal = r.Identity.String()
+	fields := append(x.asked.Fields[:0], x.head.Fields...)
+	x.asked = *x.head
+	x.asked.Fields = fields
+	r.Head, r.ModelPending = &x.asked, g.ReadsModel()
+	return x.permit(g)
+}
+
+// authorizeModel has the request judged, once its model is known, by the policies that
+// are in force by now. From here on it belongs to their World.
+func (x *Exchange) authorizeModel() error {
+	x.serving = x.server.serving.Load()
+	g, r := x.serving.guard, &x.judged
+	if x.passed || g == x.judge && !r.ModelPending {
+		return nil
+	}
+	r.Model, r.ModelPending = x.read.Model, false
+	return x.permit(g)
+}
+
+// permit asks the policies.
+func (x *Exchange) permit(g *authz.Guard) error {
+	d := g.Judge(&x.judged)
+	x.judge = g
+	x.record.Audited = d.Audited
+	if d.DryRunDenied {
+		x.record.DryRunPolicy = cmp.Or(d.DryRunPolicy, byDefault)
+	}
+	if !d.Denied {
+		return nil
+	}
+	x.record.Policy = cmp.Or(d.Policy, byDefault)
+	what := "make this request"
+	if len(x.judged.Model) > 0 {
+		what = "make this request of this model"
+	}
+	return errForbidden(what)
+}
+
+// locate says to the policies where the request comes from and where it was going.
+func (x *Exchange) locate() {
+	var local net.Addr
+	if c := x.stream.Conn(); c != nil {
+		local = c.LocalAddr()
+	}
+	place(&x.judged, x.peer, x.stream.RemoteAddr(), local)
+}
+
+// place says where a connection comes from and where it was going, as its tunnel's peer
+// knows it, or else by its own ends.
+func place(r *authz.Request, p *hbone.Peer, remote, local net.Addr) {
+	if p == nil {
+		to := addressOf(local)
+		r.Source, r.Destination, r.Port = addressOf(remote).Addr(), to.Addr(), to.Port()
+		return
+	}
+	r.Peer = authz.ParsePeer(peerID(p))
+	r.Source, r.Destination, r.Port = p.Forwarded.Addr(), p.Destination.Addr(), p.Destination.Port()
+	if p.Remote != nil { // ztunnel connects from its workload's own address
+		r.Source = addressOf(p.Remote).Addr()
+	}
+	if !p.Destination.IsValid() { // asked for by name
+		if _, port, err := net.SplitHostPort(p.Authority); err == nil {
+			n, _ := strconv.ParseUint(port, 10, 16)
+			r.Port = uint16(n)
+		}
+	}
+}
+
+// denies tells whether policies deny a connection that is not HTTP, and by which of
+// them.
+func (s *Server) denies(p *hbone.Peer, c net.Conn) (policy string, denied bool) {
+	var r authz.Request
+	place(&r, p, c.RemoteAddr(), c.LocalAddr())
+	r.Remote = r.Source
+	d := s.serving.Load().guard.JudgeConn(&r)
+	return cmp.Or(d.Policy, byDefault), d.Denied
+}
+
+// byDefault stands for the policy where no ALLOW policy matched.
+const byDefault = "default"
+
+// addressOf is a as an address and a port; the zero value of what has none.
+func addressOf(a net.Addr) netip.AddrPort {
+	if t, ok := a.(*net.TCPAddr); ok {
+		p := t.AddrPort()
+		return netip.AddrPortFrom(p.Addr().Unmap(), p.Port())
+	}
+	if a == nil {
+		return netip.AddrPort{}
+	}
+	p, _ := netip.ParseAddrPort(a.String())
+	return p
+}

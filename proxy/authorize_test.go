@@ -1,0 +1,272 @@
+package proxy
+
+import (
+	"crypto/sha256"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/fairway-proxy/fairway/bench/mock"
+	"github.com/fairway-proxy/fairway/proxy/account"
+	"github.com/fairway-proxy/fairway/proxy/authz"
+	"github.com/fairway-proxy/fairway/proxy/message"
+	"github.com/fairway-proxy/fairway/proxy/route"
+)
+
+func policy(action authz.Action, r authz.Rule) authz.Policy {
+	return authz.Policy{Name: strings.ToLower(string(action)), Action: action, Rules: []authz.Rule{r}}
+}
+
+// seen notes the requests that reach a pod.
+func seen(p *pod) *[]*http.Request {
+	var all []*http.Request
+	p.SetFaults(mock.Faults{OnRequest: func(r *http.Request, _ []byte) {
+		if r.URL.Path != "/metrics" {
+			all = append(all, r)
+		}
+	}})
+	return &all
+}
+
+func TestRequestsWithoutAGoodKeyAreRefused(t *testing.T) {
+	p := startPod(t, "", quick)
+	reached := seen(p)
+	s := startServer(t, World{Access: authz.Config{HasKeys: true, Required: true, Keys: []authz.Key{{Name: "a", Sum: sha256.Sum256([]byte("secret"))}}}}, p)
+	for _, fields := range [][]string{nil, {"Authorization", "Bearer wrong"}, {"X-Api-Key", "wrong"}} {
+		m := post("/v1/chat/completions", chat(false, 3, "hello"), fields...)
+		s.Handle(m)
+		typ, text := refusal(t, m)
+		if m.answer.Status != 401 || typ != "fairway_unauthenticated" || string(message.Get(m.fields, "www-authenticate")) != "Bearer" || strings.Contains(text, "wrong") {
+			t.Errorf("%v: %d %s %q %s", fields, m.answer.Status, typ, text, m.fields)
+		}
+	}
+	if len(*reached) > 0 {
+		t.Fatalf("reached: %v", *reached)
+	}
+	m := post("/v1/chat/completions", chat(false, 3, "hello"), "Authorization", "Bearer secret")
+	s.Handle(m)
+	if m.answer.Status != 200 || len(*reached) != 1 || (*reached)[0].Header.Get("Authorization") != "" {
+		t.Errorf("%d, %v", m.answer.Status, *reached)
+	}
+}
+
+func TestPoliciesAreEnforced(t *testing.T) {
+	p := startPod(t, "", quick)
+	reached := seen(p)
+	s := startServer(t, World{Access: authz.Config{Policies: []authz.Policy{
+		policy(authz.Deny, authz.Rule{To: []authz.Operation{{Paths: []string{"/tokenize"}}}}),
+		policy(authz.Allow, authz.Rule{From: []authz.Source{{IPBlocks: []string{"192.0.2.0/24"}}}}),
+	}}}, p)
+	m := post("/tokenize", `{"prompt":"a","model":"mock"}`)
+	s.Handle(m)
+	if typ, _ := refusal(t, m); m.answer.Status != 403 || typ != "fairway_forbidden" || len(*reached) > 0 {
+		t.Errorf("%d %s, reached %d", m.answer.Status, typ, len(*reached))
+	}
+	m = post("/v1/chat/completions", chat(false, 3, "hello"))
+	if s.Handle(m); m.answer.Status != 200 {
+		t.Errorf("%d %s", m.answer.Status, m.seen())
+	}
+}
+
+func TestModelsAreAllowedByName(t *testing.T) {
+	p := startPod(t, "", quick)
+	reached := seen(p)
+	s := startServer(t, World{Access: authz.Config{Policies: []authz.Policy{
+		policy(authz.Allow, authz.Rule{When: []authz.Condition{{Key: "request.model", Values: []string{"mock"}}}}),
+	}}}, p)
+	long := strings.Repeat("a long prompt ", 200_000) // its endpoint is chosen by its start
+	named := func(model, prompt string) string {
+		return strings.Replace(chat(false, 3, prompt), `"mock"`, `"`+model+`"`, 1)
+	}
+	for body, want := range map[string]int{ // of the long ones, the engine says that they are too long
+		named("mock", "hello"):      200,
+		named("other", "hello"):     403,
+		named(`moc\u006b`, "hello"): 200,
+		named("mock", long):         400,
+		named("other", long):        403,
+		`{"model":"other","messages":[{"role":"user","content":"` + long + `"}]}`: 403,
+		`{"model":"mock","messages":[{"role":"user","content":"` + long + `"}]}`:  400,
+	} {
+		*reached = nil
+		m := post("/v1/chat/completions", body)
+		s.Handle(m)
+		if m.answer.Status != want || (len(*reached) > 0) != (want != 403) {
+			t.Errorf("%.80s: %d, want %d; reached %d", body, m.answer.Status, want, len(*reached))
+		}
+	}
+	// What names no model is not allowed.
+	m := post("/v1/nothing", `{"model":"mock"}`)
+	if s.Handle(m); m.answer.Status != 403 {
+		t.Errorf("%d", m.answer.Status)
+	}
+}
+
+// Policies judge what the client asked for, not what a route makes of it, both times.
+func TestPoliciesComeBeforeRoutes(t *testing.T) {
+	p := startPod(t, "", quick)
+	reached := seen(p)
+	s := startServer(t, World{
+		Access: authz.Config{Policies: []authz.Policy{
+			policy(authz.Allow, authz.Rule{
+				To:   []authz.Operation{{Paths: []string{"/team-a/*"}}},
+				When: []authz.Condition{{Key: "request.model", Values: []string{"mock"}}, {Key: "request.headers[x-asked]", Values: []string{"1"}}},
+			}),
+		}},
+		Routes: []route.Route{{Name: "route", Rules: []route.Rule{{
+			Matches: []route.Match{{Path: route.PathMatch{Type: route.PathPrefix, Value: "/team-a"}}},
+
+			Filters:  route.Filters{Rewrite: &route.Rewrite{Path: &route.PathModifier{Prefix: true, Replacement: "/"}}, RequestHeaders: &route.HeaderModifier{Remove: []string{"x-asked"}}},
+			Backends: []route.Backend{{Pool: "pool", Weight: 1}},
+		}}}},
+	}, p)
+	m := post("/team-a/v1/chat/completions", chat(false, 3, "hello"), "X-Other", "1", "X-Asked", "1", "X-Last", "1")
+	if s.Handle(m); m.answer.Status != 200 || len(*reached) != 1 || (*reached)[0].URL.Path != "/v1/chat/completions" || (*reached)[0].Header.Get("X-Asked") != "" {
+		t.Errorf("%d %s", m.answer.Status, m.seen())
+	}
+	m = post("/v1/chat/completions", chat(false, 3, "hello"), "X-Asked", "1")
+	if s.Handle(m); m.answer.Status != 403 {
+		t.Errorf("%d %s", m.answer.Status, m.seen())
+	}
+}
+
+// A policy that comes while a body is received counts for it.
+func TestPoliciesThatComeWithTheBody(t *testing.T) {
+	s := startServer(t, World{}, startPod(t, "", quick))
+	m := post("/v1/chat/completions", chat(false, 3, "hello"))
+	body := m.body
+	m.body = readerFunc(func(p []byte) (int, error) {
+		w := *s.World()
+		w.Access.Policies = []authz.Policy{policy(authz.Deny, authz.Rule{})}
+		s.SetWorld(&w)
+		return body.Read(p)
+	})
+	if s.Handle(m); m.answer.Status != 403 {
+		t.Errorf("%d", m.answer.Status)
+	}
+}
+
+// What is judged is what is sent: one spelling of the path, and no field that only
+// some may set.
+func TestWhatIsJudgedIsSent(t *testing.T) {
+	p := startPod(t, "", quick)
+	reached := seen(p)
+	fields := []string{"X-Forwarded-For", "203.0.113.9", "X-Forwarded-Proto", "https", "Forwarded", "for=a", "X-Real-Ip", "203.0.113.9", "X-Gateway-Model-Name", "other",
+		"x_gateway_model_name", "other", "X_Forwarded_For", "a", "X-Fairway-Anything", "1", "X-Kept", "1"}
+	for _, trusted := range []bool{false, true} {
+		w := World{Access: authz.Config{Policies: []authz.Policy{policy(authz.Deny, authz.Rule{To: []authz.Operation{{Paths: []string{"/tokenize"}}}})}}}
+		kept := []string{"X-Kept"}
+		if trusted {
+			w.Access.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32")}
+			w.Access.Policies = append(w.Access.Policies, policy(authz.Deny, authz.Rule{From: []authz.Source{{NotRemoteIPBlocks: []string{"203.0.113.9"}}}}))
+			kept = []string{"Forwarded", "X-Forwarded-For", "X-Forwarded-Proto", "X-Gateway-Model-Name", "X-Kept", "X-Real-Ip"}
+		}
+		s := startServer(t, w, p)
+		*reached = nil
+		m := post("/v1/./chat//%63ompletions?a=//b", chat(false, 3, "hello"), fields...)
+		if s.Handle(m); m.answer.Status != 200 || len(*reached) != 1 {
+			t.Fatalf("%d %s", m.answer.Status, m.seen())
+		}
+		r := (*reached)[0]
+		var got []string
+		for name := range r.Header {
+			if strings.HasPrefix(strings.ToUpper(name), "X") && name != "X-Request-Id" || name == "Forwarded" {
+				got = append(got, name)
+			}
+		}
+		slices.Sort(got)
+		if r.RequestURI != "/v1/chat/completions?a=//b" || !slices.Equal(got, kept) {
+			t.Errorf("trusted %v: %s with %s, want %s", trusted, r.RequestURI, got, kept)
+		}
+		for _, path := range []string{"/tokenize", "//tokenize", "/v1/../tokenize", "/%74okenize", "/x%2f..%2ftokenize", "/./tokenize?a"} {
+			m := post(path, `{"prompt":"a","model":"mock"}`, "X-Forwarded-For", "203.0.113.9")
+			if s.Handle(m); m.answer.Status != 403 {
+				t.Errorf("%s: %d", path, m.answer.Status)
+			}
+		}
+	}
+}
+
+// A proxy that asks for an endpoint has judged already: its request stays as it is.
+func TestWhatWasJudgedElsewhereStaysAsItIs(t *testing.T) {
+	p := startPod(t, "", quick)
+	reached := seen(p)
+	s := startServer(t, World{Access: authz.Config{Elsewhere: true, Required: true, HasKeys: true, Policies: []authz.Policy{policy(authz.Deny, authz.Rule{})}}}, p)
+	m := post("/v1/chat/%63ompletions", chat(false, 3, "hello"), "X-Forwarded-For", "203.0.113.9", "x_y", "1", "Authorization", "Bearer a")
+	s.Handle(m)
+	if len(*reached) != 1 {
+		t.Fatalf("%d %s", m.answer.Status, m.seen())
+	}
+	if r := (*reached)[0]; r.RequestURI != "/v1/chat/%63ompletions" || r.Header.Get("X-Forwarded-For") == "" || r.Header.Get("x_y") == "" || r.Header.Get("Authorization") == "" {
+		t.Errorf("%s %v", r.RequestURI, r.Header)
+	}
+}
+
+func TestPathsThatAreNone(t *testing.T) {
+	s := startServer(t, World{}, startPod(t, "", quick))
+	for _, path := range []string{"/%00", "/a%00b?c"} {
+		m := post(path, "{}")
+		s.Handle(m)
+		if typ, text := refusal(t, m); m.answer.Status != 400 || typ != "fairway_bad_request" {
+			t.Errorf("%s: %d %s %s", path, m.answer.Status, typ, text)
+		}
+	}
+}
+
+// The address that policies know is the last one that no trusted proxy stands for.
+func TestRemoteAddress(t *testing.T) {
+	for _, tt := range []struct{ trusted, forwarded, want string }{
+		{"", "203.0.113.9", "192.0.2.1"},
+		{"192.0.2.1", "203.0.113.9", "203.0.113.9"},
+		{"192.0.2.1", "198.51.100.1, 203.0.113.9", "203.0.113.9"},
+		{"192.0.2.1 203.0.113.0/24", "198.51.100.1, 203.0.113.9", "198.51.100.1"},
+		{"192.0.2.1 203.0.113.0/24", "198.51.100.1,203.0.113.9|203.0.113.8", "198.51.100.1"},
+		{"0.0.0.0/0", "198.51.100.1, 203.0.113.9", "198.51.100.1"},
+		{"192.0.2.1", "203.0.113.9, nonsense", "192.0.2.1"},
+		{"192.0.2.1", "", "192.0.2.1"},
+		{"192.0.2.1", "::ffff:203.0.113.9", "203.0.113.9"},
+	} {
+		var c authz.Config
+		for _, cidr := range strings.Fields(tt.trusted) {
+			p, err := authz.ParsePrefix(cidr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.TrustedProxies = append(c.TrustedProxies, p)
+		}
+		g, _ := authz.Compile(&c, nil)
+		var fields []message.Field
+		for _, value := range strings.Split(tt.forwarded, "|") {
+			if value != "" {
+				fields = append(fields, message.Field{Name: []byte("X-Forwarded-For"), Value: []byte(value)})
+			}
+		}
+		if got := g.Remote(netip.MustParseAddr("192.0.2.1"), fields); got.String() != tt.want {
+			t.Errorf("%+v: %s", tt, got)
+		}
+	}
+}
+
+// Policies cost a request no allocation.
+func TestAuthorizeAllocs(t *testing.T) {
+	w := World{Access: authz.Config{Policies: []authz.Policy{
+		policy(authz.Deny, authz.Rule{To: []authz.Operation{{Paths: []string{"/secret"}}}}),
+		policy(authz.Allow, authz.Rule{When: []authz.Condition{{Key: "request.model", Values: []string{"mock"}}}}),
+	}}}
+	allocs := func(w World) float64 {
+		s := New(Config{Account: account.New(prometheus.NewRegistry(), nil), Log: slog.New(slog.DiscardHandler)})
+		w.Pools = []Pool{{Name: "pool"}} // nobody is there: the exchange ends with a 503
+		s.SetWorld(&w)
+		t.Cleanup(func() { s.Shutdown(t.Context()) })
+		body := chat(false, 1, "hello")
+		return testing.AllocsPerRun(200, func() { s.Handle(sink{post("/v1/chat/completions", body)}) })
+	}
+	without, with := allocs(World{}), allocs(w)
+	if with > without {
+		t.Errorf("%v allocations, %v without policies", with, without)
+	}
+}
