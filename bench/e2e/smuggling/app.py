@@ -24,6 +24,8 @@ async def app(scope, receive, send):
     if scope["query_string"]:
         target += "?" + scope["query_string"].decode("latin-1")
     fields = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
+    # Behind CGI and WSGI, an underscore in a name is a hyphen.
+    forbidden = [f"{name}={value}" for name, value in fields if name.replace("_", "-") == "x-forbidden"]
     found = lambda wanted: [value for name, value in fields if name == wanted]
     record.write(
         json.dumps(
@@ -31,6 +33,8 @@ async def app(scope, receive, send):
                 "id": ", ".join(found("x-request-id")),
                 "method": scope["method"],
                 "target": target,
+                "path": scope["path"],
+                "forbidden": ", ".join(forbidden),
                 "host": ", ".join(found("host")),
                 "length": ", ".join(found("content-length")),
                 "coding": ", ".join(found("transfer-encoding")),

@@ -15,9 +15,10 @@ import (
 	"time"
 )
 
-// record is one request as a server behind Fairway saw it.
+// record is one request as a server behind Fairway saw it: Path is what it takes the target's path for, Forbidden what it
+// has of a field that is forbidden.
 type record struct {
-	ID, Method, Target, Host, Length, Coding, Body string
+	ID, Method, Target, Path, Forbidden, Host, Length, Coding, Body string
 }
 
 // server is a web server that keeps records.

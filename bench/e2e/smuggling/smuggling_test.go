@@ -98,14 +98,18 @@ func (l *accessLog) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
-func startFairway(t *testing.T, endpoint string) *fairway {
+func startFairway(t *testing.T, endpoint string, changes ...func(*proxy.World)) *fairway {
 	t.Helper()
 	f := &fairway{served: make(chan error, 1)}
 	f.Server = proxy.New(proxy.Config{
 		Account: account.New(prometheus.NewRegistry(), slog.New(slog.NewJSONHandler(&f.log, nil))),
 		Log:     slog.New(slog.NewTextHandler(t.Output(), nil)),
 	})
-	f.SetWorld(&proxy.World{Pools: []proxy.Pool{{Name: "pool", Endpoints: []proxy.Endpoint{{Address: endpoint}}}}})
+	w := &proxy.World{Pools: []proxy.Pool{{Name: "pool", Endpoints: []proxy.Endpoint{{Address: endpoint}}}}}
+	for _, change := range changes {
+		change(w)
+	}
+	f.SetWorld(w)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
