@@ -36,6 +36,8 @@ type app struct {
 	stopping atomic.Bool
 	unread   atomic.Bool // the cluster that says what is served has not been read yet
 
+	secrets
+
 	plain    net.Listener    // nil: off
 	tunnels  *hbone.Listener // nil: off
 	sandwich *hbone.Sandwich // nil: off
@@ -67,6 +69,10 @@ func newApp(c *file.Config, log, access *slog.Logger, s proxy.Config) (*app, err
 	a.registry.MustRegister(endpointMetrics{a.server}, serverMetrics{a.server})
 	a.scraper = scrape.New(scrape.Config{Now: proxy.Now, Log: log})
 	a.unread.Store(len(c.World.Pools) == 0)
+	if err := a.readSecrets(c); err != nil {
+		a.close()
+		return nil, err
+	}
 	if err := a.listen(c.Listen); err != nil {
 		a.close()
 		return nil, err
@@ -76,10 +82,13 @@ func newApp(c *file.Config, log, access *slog.Logger, s proxy.Config) (*app, err
 	return a, nil
 }
 
-// apply puts a configuration's World in force. Listeners stay as they are.
+// apply puts a configuration's World in force. Listeners stay as they are, and so
+// do the files that secrets are read from.
 func (a *app) apply(c *file.Config) {
-	a.server.SetWorld(c.World)
+	a.applying.Lock()
+	defer a.applying.Unlock()
 	a.config.Store(c)
+	a.setWorld(c)
 	var targets []scrape.Target
 	for _, s := range a.server.Endpoints() {
 		if !s.Opaque {
@@ -88,6 +97,14 @@ func (a *app) apply(c *file.Config) {
 	}
 	a.scraper.Set(scrape.Settings(c.World.Scrape))
 	a.scraper.Sync(targets)
+}
+
+// setWorld puts the World of c in force with the keys that are known; a.applying is
+// held.
+func (a *app) setWorld(c *file.Config) {
+	world := *c.World
+	world.Access.Keys = a.keys
+	a.server.SetWorld(&world)
 }
 
 func (a *app) listen(l file.Listen) error {
@@ -101,6 +118,9 @@ func (a *app) listen(l file.Listen) error {
 	if l.HTTP != "" {
 		if a.plain, err = net.Listen("tcp", l.HTTP); err != nil {
 			return fmt.Errorf("listen.http: %w (--listen, --metrics and --admin choose other addresses)", err)
+		}
+		if l.TLS != (file.TLS{}) {
+			a.plain = tls.NewListener(a.plain, a.tlsConfig())
 		}
 	}
 	if l.HBONE != "" {
@@ -162,6 +182,9 @@ func (a *app) ready() string {
 // listener, and streams are given the time that timeouts.drain allows.
 func (a *app) run(ctx context.Context) error {
 	defer a.close()
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	a.watchSecrets(ctx)
 	serve := func(what string, l net.Listener) {
 		go func() {
 			if err := a.server.Serve(l); !errors.Is(err, proxy.ErrStopped) {

@@ -53,6 +53,34 @@ func TestDocumentedFilesAreGood(t *testing.T) {
 	}
 }
 
+// Every key of fairway.yaml that has a place of its own is documented.
+func TestDocumentedKeys(t *testing.T) {
+	page, err := os.ReadFile("../../docs/configuration.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, text := range []string{"?: 1", "listen: {?: 1}", "auth: {?: 1}", "auth: {jwtRules: [{?: 1}]}", "policies: [{?: 1}]", "timeouts: {?: 1}", "limits: {?: 1}", "scrape: {?: 1}", "models: [{?: 1}]", "pools: [{?: 1}]"} {
+		_, err := file.Parse("f", []byte(strings.Replace(text, "?", "unknown", 1)))
+		m := regexp.MustCompile(`unknown key.*\(keys: (.*)\)`).FindStringSubmatch(err.Error())
+		if m == nil {
+			t.Fatalf("%s: %v", text, err)
+		}
+		for _, key := range strings.Split(m[1], ", ") {
+			n++
+			if key == "services" || key == "tls" && text[0] == '?' || key == "routes" {
+				continue // not served yet
+			}
+			if !regexp.MustCompile("[`{\\s.,]" + key + "[`:\\[]").Match(page) {
+				t.Errorf("%s: %s is not documented", text, key)
+			}
+		}
+	}
+	if n < 50 {
+		t.Errorf("%d keys found: this test shows little", n)
+	}
+}
+
 // Every command line in the documentation is one that the commands and the
 // Makefile know.
 func TestDocumentedCommandsExist(t *testing.T) {

@@ -24,6 +24,7 @@ import (
 	"github.com/fairway-proxy/fairway/discovery/file"
 	"github.com/fairway-proxy/fairway/picker"
 	"github.com/fairway-proxy/fairway/proxy"
+	"github.com/fairway-proxy/fairway/proxy/authz"
 	"github.com/fairway-proxy/fairway/proxy/extproc"
 )
 
@@ -189,8 +190,12 @@ func messageLimit(c *file.Config) int {
 // forPicker makes of a configuration that of a picker: it takes no requests itself,
 // and can only name addresses.
 func forPicker(c *file.Config) error {
-	c.Listen.HTTP = ""
+	c.Listen.HTTP, c.Listen.TLS = "", file.TLS{}
 	var problems []error
+	if a := &c.World.Access; a.HasKeys || len(a.Tokens)+len(a.Policies) > 0 {
+		problems = append(problems, errors.New("auth and policies: who may do what is judged by the proxy that asks a picker"))
+	}
+	c.World.Access = authz.Config{Elsewhere: true}
 	for _, p := range c.World.Pools {
 		for _, e := range p.Endpoints {
 			if _, err := netip.ParseAddrPort(e.Address); err != nil {

@@ -39,6 +39,8 @@ func TestExitCodes(t *testing.T) {
 	writeFile(t, good, "pools: [{name: a, endpoints: [http://127.0.0.1:1]}]\n")
 	bad := filepath.Join(t.TempDir(), "bad.yaml")
 	writeFile(t, bad, "pools:\n  - name: a\n    endpoint: [http://127.0.0.1:1]\n")
+	guarded := filepath.Join(t.TempDir(), "guarded.yaml")
+	writeFile(t, guarded, "pools: [{name: a, endpoints: [http://127.0.0.1:1]}]\npolicies: [{name: a}]\n")
 	for _, test := range []struct {
 		args string
 		code int
@@ -66,6 +68,7 @@ func TestExitCodes(t *testing.T) {
 		{"serve --kubernetes --listen 127.0.0.1:0 --endpoint http://a:1", 2, "excludes"},
 		{"serve --kubernetes --listen 127.0.0.1:0 --kubeconfig /nowhere/kubeconfig", 1, "/nowhere/kubeconfig"},
 		{"serve --config " + bad, 1, "bad.yaml:3"},
+		{"epp --config " + guarded, 1, "auth and policies"},
 		{"demo --pods 0", 2, "--pods"},
 		{"nonsense", 2, "nonsense"},
 		{"--help", 0, "serve"},

@@ -136,8 +136,9 @@ func (a *app) reload(c *file.Config, err error, o *serveOptions) {
 		return
 	}
 	was, is := a.config.Load(), c
-	if was.Listen != is.Listen || !reflect.DeepEqual(was.TLS, is.TLS) || was.World.Limits.Headers != is.World.Limits.Headers || was.World.Limits.Connections != is.World.Limits.Connections {
-		a.log.Warn("changes to listen, tls, limits.headers and limits.connections take a restart; the rest is in force")
+	if was.Listen != is.Listen || !reflect.DeepEqual(was.TLS, is.TLS) || was.Keys != is.Keys ||
+		was.World.Limits.Headers != is.World.Limits.Headers || was.World.Limits.Connections != is.World.Limits.Connections {
+		a.log.Warn("changes to listen, tls, auth.keys, limits.headers and limits.connections take a restart; the rest is in force")
 	}
 	a.apply(c)
 	a.log.Info("configuration in force", "pools", len(c.World.Pools), "endpoints", len(a.server.Endpoints()))

@@ -36,6 +36,9 @@ type Config struct {
 	// TLS is where our identity in the mesh comes from: mtls.Files,
 	// mtls.WorkloadAPI or mtls.IstioCA; nil: we have none.
 	TLS mtls.Provider
+	// Keys is the file of API keys, empty for none. It is not read: the World has
+	// no key of it.
+	Keys string
 }
 
 // Listen says where the proxy can be reached: each is host:port, or empty for
@@ -52,7 +55,12 @@ type Listen struct {
 	Metrics string
 	// Admin serves the dashboard and what operators ask for.
 	Admin string
+	// TLS has HTTP taken over TLS; the zero value does not.
+	TLS TLS
 }
+
+// TLS is a certificate and its key, files in PEM.
+type TLS struct{ Certificate, Key string }
 
 // Default is what an empty fairway.yaml would mean if it could name no pool:
 // every default filled in, nothing served yet.

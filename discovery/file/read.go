@@ -223,6 +223,29 @@ func textInto[T ~string](r *reader, into *T, want string) field {
 	}
 }
 
+// texts is the field of a list of strings.
+func (r *reader) texts(into *[]string, want string) field {
+	return r.list(func(_ int, n *yaml.Node, path string) {
+		if s, ok := r.text(n, path, want); ok {
+			*into = append(*into, s)
+		}
+	})
+}
+
+// yesNo is the field of a boolean.
+func (r *reader) yesNo(into *bool) field {
+	return func(n *yaml.Node, path string) {
+		n = r.scalar(n, path, "true or false")
+		switch {
+		case n == nil:
+		case n.ShortTag() != "!!bool":
+			r.problem(path, "%s: want true or false", show(n.Value))
+		default:
+			*into = strings.EqualFold(n.Value, "true")
+		}
+	}
+}
+
 // duration is the field of a time.Duration of at least least.
 func (r *reader) duration(into *time.Duration, least time.Duration) field {
 	return func(n *yaml.Node, path string) {

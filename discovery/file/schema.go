@@ -7,6 +7,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/fairway-proxy/fairway/proxy"
+	"github.com/fairway-proxy/fairway/proxy/normalize"
 )
 
 // Bounds on single values.
@@ -30,15 +31,23 @@ func (r *reader) config(n *yaml.Node, c *Config) {
 			"sandwich": textInto(r, &l.Sandwich, address),
 			"metrics":  textInto(r, &l.Metrics, address),
 			"admin":    textInto(r, &l.Admin, address),
+			"tls": r.section(map[string]field{
+				"certificate": textInto(r, &l.TLS.Certificate, "the path of a file"),
+				"key":         textInto(r, &l.TLS.Key, "the path of a file"),
+			}),
 		}),
+		"auth":            r.auth(c),
+		"policies":        r.policies(&w.Access),
+		"normalization":   textInto(r, &w.Access.Normalization, oneOf(normalizations)),
+		"trusted_proxies": r.prefixes(&w.Access.TrustedProxies),
 		"pools": r.list(func(_ int, n *yaml.Node, path string) {
 			w.Pools = append(w.Pools, r.pool(n, path))
 		}),
 		"models": r.list(func(_ int, n *yaml.Node, path string) {
 			w.Models = append(w.Models, r.model(n, path))
 		}),
-		"routes": r.list(func(_ int, n *yaml.Node, path string) {
-			w.Routes = append(w.Routes, r.route(n, path))
+		"routes": r.list(func(i int, n *yaml.Node, path string) {
+			w.Routes = append(w.Routes, r.route(i, n, path))
 		}),
 		"timeouts": r.section(map[string]field{
 			"connect":     r.duration(&t.Connect, minInterval),
@@ -136,9 +145,10 @@ func (r *reader) section(fields map[string]field) field {
 
 // The words a setting can have.
 var (
-	usageModes    = []proxy.UsageMode{proxy.UsageInject, proxy.UsageObserve}
-	explainModes  = []proxy.ExplainMode{proxy.ExplainOnRequest, proxy.ExplainAlways, proxy.ExplainNever}
-	criticalities = []proxy.Criticality{proxy.Critical, proxy.Standard, proxy.Sheddable}
+	usageModes     = []proxy.UsageMode{proxy.UsageInject, proxy.UsageObserve}
+	explainModes   = []proxy.ExplainMode{proxy.ExplainOnRequest, proxy.ExplainAlways, proxy.ExplainNever}
+	normalizations = []normalize.Mode{normalize.DecodeAndMergeSlashes, normalize.MergeSlashes, normalize.Base, normalize.None}
+	criticalities  = []proxy.Criticality{proxy.Critical, proxy.Standard, proxy.Sheddable}
 )
 
 // oneOf lists words for an error: "a, b or c".

@@ -46,11 +46,13 @@ func (c *Config) check() []problem {
 	}
 	pools := k.pools(c.World)
 	k.models(c.World, pools)
-	k.routes("routes", c.World.Routes, slices.Sorted(maps.Keys(pools)))
+	k.routes(c.World.Routes, pools)
 	k.mesh(c, pools)
 	k.timeouts(c.World.Timeouts)
 	k.limits(c.World.Limits)
 	k.scrape(c.World.Scrape)
+	k.access(&c.World.Access)
+	word(&k, "normalization", c.World.Access.Normalization, normalizations)
 	word(&k, "usage", c.World.Usage, usageModes)
 	word(&k, "explain", c.World.Explain, explainModes)
 	return k.problems
@@ -59,6 +61,9 @@ func (c *Config) check() []problem {
 func (k *checker) listen(l Listen) {
 	if l.HTTP == "" && l.HBONE == "" && l.Sandwich == "" {
 		k.problem("listen.http", `empty: no listener would take requests: want an address such as ":8080"`)
+	}
+	if (l.TLS.Certificate == "") != (l.TLS.Key == "") {
+		k.problem("listen.tls", "want both certificate and key")
 	}
 	seen := make(map[string]string)
 	for _, a := range []struct{ path, address string }{
