@@ -36,7 +36,7 @@ func openStreams(t *testing.T, f *fleet) map[*engine][]*stream {
 			t.Fatalf("60 streams did not reach each of the engines by every API: %v are missing", missing)
 		}
 		api := apis[i%len(apis)]
-		body := api.body("tiny", strings.Repeat(fmt.Sprintf("Story %d at %s. ", i, t.Name()), 20), 1200)
+		body := api.body("tiny", strings.Repeat(fmt.Sprintf("Story %d at %s. ", i, t.Name()), 20), 3000) // longer than a busy machine takes to open them all
 		s := openStream(t, t.Context(), f.fairway.origin, api, body.with("ignore_eos", true))
 		e := f.at(t, s.endpoint())
 		streams[e] = append(streams[e], s)
