@@ -42,7 +42,6 @@ type Server struct {
 	// Default: 1 minute.
 	WriteTimeout time.Duration
 
-	active   atomic.Int64
 	draining atomic.Bool
 
 	mu      sync.Mutex
@@ -106,9 +105,6 @@ func (s *Server) Conns() int {
 	defer s.mu.Unlock()
 	return len(s.streams)
 }
-
-// Active is the number of requests with a handler at this moment.
-func (s *Server) Active() int { return int(s.active.Load()) }
 
 // Drain closes idle connections at once and every other after the answer it is
 // busy with, which says so (connection: close) if its head is still to be

@@ -221,9 +221,7 @@ func (s *Stream) exchange() bool {
 	s.out.started = false
 	s.spoken = true
 	s.conn.Guard()
-	s.server.active.Add(1)
 	s.server.Handler(s)
-	s.server.active.Add(-1)
 	s.conn.Unguard()
 	return s.settle()
 }
