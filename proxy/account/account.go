@@ -172,7 +172,7 @@ func (r *Recorder) DoneTCP(rec *Record) {
 		slog.Int64("bytes_received", rec.BytesIn),
 		slog.Int64("bytes_sent", rec.BytesOut),
 	)
-	r.log.LogAttrs(context.Background(), slog.LevelInfo, "access", appendMesh(attrs, rec)...)
+	r.log.LogAttrs(context.Background(), slog.LevelInfo, "access", appendPolicy(appendMesh(attrs, rec), rec)...)
 }
 
 // appendMesh adds what only a tunnel tells.
@@ -182,6 +182,21 @@ func appendMesh(attrs []slog.Attr, rec *Record) []slog.Attr {
 	}
 	if rec.Service != "" {
 		attrs = append(attrs, slog.String("destination_service", rec.Service))
+	}
+	return attrs
+}
+
+// appendPolicy adds whose the request is, and what policies say of it.
+func appendPolicy(attrs []slog.Attr, rec *Record) []slog.Attr {
+	for _, s := range []struct{ name, value string }{
+		{"principal", rec.Principal}, {"denied_by", rec.Policy}, {"dry_run_denied_by", rec.DryRunPolicy},
+	} {
+		if s.value != "" {
+			attrs = append(attrs, slog.String(s.name, s.value))
+		}
+	}
+	if rec.Audited {
+		attrs = append(attrs, slog.Bool("audited", true))
 	}
 	return attrs
 }
@@ -231,16 +246,7 @@ func (r *Recorder) line(rec *Record) {
 		slog.Int64("bytes_sent", rec.BytesOut),
 		slog.Int("upstream_request_attempt_count", 1+rec.Retries),
 	)
-	for _, s := range []struct{ name, value string }{
-		{"principal", rec.Principal}, {"denied_by", rec.Policy}, {"dry_run_denied_by", rec.DryRunPolicy},
-	} {
-		if s.value != "" {
-			attrs = append(attrs, slog.String(s.name, s.value))
-		}
-	}
-	if rec.Audited {
-		attrs = append(attrs, slog.Bool("audited", true))
-	}
+	attrs = appendPolicy(attrs, rec)
 	if rec.TTFT > 0 {
 		attrs = append(attrs, slog.Float64("ttft_ms", milliseconds(rec.TTFT)))
 	}
