@@ -338,3 +338,13 @@ func TestExchangeAllocatesNothing(t *testing.T) {
 	d.Close()
 	waitFor(t, "the connection to end", func() bool { return d.Counters.Conns.Load() == 0 })
 }
+
+// What TLS says of its own accord, an alert or a new key, waits for no flush.
+func TestWhatTLSSaysIsSent(t *testing.T) {
+	near, far := net.Pipe()
+	out := &records{Conn: near}
+	c := newConn(&server{listener: &Listener{}}, false, near, out, out, defaultBudget, &standardLimits)
+	go out.Write([]byte("new key"))
+	wantRead(t, far, "new key")
+	c.fail(errShutdown)
+}
