@@ -82,7 +82,7 @@ e2e-smuggling: ## requests that two servers could read differently, through Fair
 e2e-envoy: ## a real Envoy with `fairway epp` as its endpoint picker
 	bench/e2e/envoy/e2e.sh
 
-e2e-hbone: ## tunnels of the ambient mesh between Fairway and peers that are not ours: ztunnel's shape, nghttp2, curl
+e2e-hbone: ## Fairway as a waypoint between peers that are not ours: ztunnel's shape, nghttp2, curl, PostgreSQL, gRPC
 	bench/e2e/hbone/e2e.sh
 
 clean: ## remove what was built

@@ -62,7 +62,7 @@ func newApp(c *file.Config, log, access *slog.Logger, s proxy.Config) (*app, err
 	if c.TLS != nil {
 		a.identity = mtls.Open(c.TLS, log)
 		a.registry.MustRegister(identityMetrics{a.identity})
-		a.dialer = &hbone.Dialer{TLS: func(expected spiffeid.ID) *tls.Config { return a.identity.ClientConfig(expected) }}
+		a.dialer = &hbone.Dialer{TLS: func(expected spiffeid.ID) *tls.Config { return a.identity.ClientConfig(expected) }, Explain: a.identity.Explain}
 		s.Tunnel = a.dialer.DialContext
 	}
 	a.server = proxy.New(s)
@@ -128,7 +128,7 @@ func (a *app) listen(l file.Listen) error {
 		if err != nil {
 			return fmt.Errorf("listen.hbone: %w", err)
 		}
-		a.tunnels = hbone.NewListener(inner, hbone.Config{TLS: a.identity.ServerConfig(), Admit: a.server.Admit, Log: a.log})
+		a.tunnels = hbone.NewListener(inner, hbone.Config{TLS: a.identity.ServerConfig(), Admit: a.server.Admit, Log: a.log, Explain: a.identity.Explain})
 	}
 	if l.Sandwich != "" {
 		inner, err := net.Listen("tcp", l.Sandwich)

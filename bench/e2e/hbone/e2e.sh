@@ -2,8 +2,8 @@
 # e2e.sh: tunnels of Istio's ambient mesh between Fairway and peers that are not ours, as the tests here say. Run it as
 # `make e2e-hbone`. Flags (-test.run=…) go to the tests.
 #
-# curl and nghttp2's proxy are installed from Debian's packages where they are missing and it may; what cannot be had is
-# skipped.
+# curl, nghttp2's programs and PostgreSQL are installed from Debian's packages where they are missing and it may; what
+# cannot be had is skipped.
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 
@@ -20,16 +20,20 @@ retry() {
 
 PATH=$PATH:/usr/sbin
 have() {
-	command -v curl >/dev/null && command -v nghttpx >/dev/null
+	command -v curl >/dev/null && command -v nghttpx >/dev/null && command -v h2load >/dev/null &&
+		command -v psql >/dev/null && ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1
 }
 if ! have && [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
-	echo "e2e-hbone: installing curl and nghttp2-proxy"
+	echo "e2e-hbone: installing curl, nghttp2 and PostgreSQL"
 	retry apt-get -q update &&
 		# In run level 1, Debian does not start what it installs.
-		retry env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get -q install -y --no-install-recommends ca-certificates curl nghttp2-proxy ||
+		retry env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get -q install -y --no-install-recommends ca-certificates curl nghttp2-client nghttp2-proxy postgresql ||
 		echo "e2e-hbone: apt-get could not install them" >&2
 fi
 
+mkdir -p bin
+go build -o bin/ ./cmd/fairway
+export E2E_FAIRWAY=$PWD/bin/fairway
 {
 	go test -json -count=1 -timeout 10m -tags e2e ./bench/e2e/hbone "$@"
 	# Waypoints are replaced one after the other under an independent client's load.
