@@ -7,7 +7,8 @@ import (
 	"github.com/fairway-proxy/fairway/bench/engine"
 )
 
-// maxLag is how far the engine may fall behind the wall clock before it gives up catching up.
+// maxLag is how far an engine in real time or faster may fall behind the wall clock before it gives up catching up. In slow motion its
+// steps are longer, and so is what it catches up with: a busy machine must not make it slower still.
 const maxLag = 250 * time.Millisecond
 
 // driver runs an engine against the wall clock: one goroutine plans a step, sleeps until its end, which is reckoned from the last
@@ -44,9 +45,10 @@ func (d *driver) run() {
 	defer close(d.done)
 	timer := time.NewTimer(0)
 	<-timer.C
+	limit := time.Duration(float64(maxLag) / min(1, d.eng.Config().Speed))
 	var clock time.Duration // when the last step ended
 	for {
-		if now := d.now(); now-clock > maxLag {
+		if now := d.now(); now-clock > limit {
 			clock = now
 		}
 		d.mu.Lock()
