@@ -47,8 +47,8 @@ bench-routing: ## saturation rates and every table of docs/routing.md, in virtua
 	go run ./cmd/loadtest saturation --out bench/sim/saturation.json
 	go run ./cmd/loadtest tables --seeds $(or $(SEEDS),5) --page docs/routing.md
 
-bench-validate: ## the simulation held to real sockets with mock engines in slow motion; about 10 minutes
-	go test $(TESTFLAGS) -count=1 -v -timeout 60m -parallel 4 -run '^TestAgreement$$' ./cmd/fairway -validate $(or $(SPEED),0.25)
+bench-validate: ## the simulation held to real sockets with mock engines in slow motion; 8 minutes, during which it takes a quarter of a core
+	go test $(TESTFLAGS) -count=1 -v -timeout 60m -parallel 12 -run '^TestAgreement$$' ./cmd/fairway -validate $(or $(SPEED),0.1)
 
 bench-vllm: ## Fairway, haproxy, smg, sglang-router and vllm-router before the same two vLLM engines; installs them; about half an hour
 	bench/e2e/vllm/routers.sh

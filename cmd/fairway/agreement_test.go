@@ -182,10 +182,9 @@ func TestAgreement(t *testing.T) {
 			p90 += apart(p.sim.p90, p.sockets.p90) / n
 		}
 		t.Logf("%-20s the simulation differs by %+.1f points cached, %+.1f %% in p50, %+.1f %% in p90", list[0].workload, 100*hits, 100*p50, 100*p90)
-		if i := slices.IndexFunc(list, func(p played) bool { return p.lag > p.sockets.p50/10 }); i >= 0 {
-			t.Errorf("%s: the machine was busy otherwise: requests were sent up to %v late. Try again, or at a lower speed", list[i].workload, list[i].lag)
-		} else if math.Abs(hits) > max(0.1*mean, 0.01) || math.Abs(p50) > 0.1 || math.Abs(p90) > 0.1 {
-			t.Errorf("%s: they differ by more than a tenth", list[0].workload)
+		if math.Abs(hits) > max(0.1*mean, 0.01) || math.Abs(p50) > 0.1 || math.Abs(p90) > 0.1 {
+			t.Errorf("%s: they differ by more than a tenth; where the player's lag is no small part of the times, the machine was busy otherwise: try again, or at a lower speed",
+				list[0].workload)
 		}
 	}
 }
