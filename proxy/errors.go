@@ -64,6 +64,11 @@ func errNotOurs(authority string) *Error {
 		Message: fmt.Sprintf("%s is no address of a Service or pod that this waypoint is for.", authority)}
 }
 
+func errDenied(host, by string) *Error {
+	return &Error{Status: 403, Type: "fairway_denied",
+		Message: fmt.Sprintf("Every request to %s is refused: %s is for it, and this version does not evaluate it.", host, by)}
+}
+
 func errNoEndpoint(pool string) *Error {
 	return &Error{Status: 503, Type: "fairway_no_endpoint", RetryAfter: time.Second,
 		Message: fmt.Sprintf("No endpoint of pool %s is there to serve this request.", pool)}

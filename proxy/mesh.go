@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/fairway-proxy/fairway/proxy/hbone"
+	"github.com/fairway-proxy/fairway/proxy/route"
 	"github.com/fairway-proxy/fairway/proxy/sock"
 )
 
@@ -19,8 +20,10 @@ import (
 type destination struct {
 	host     string // the Service's name, or the pod's address
 	protocol PortProtocol
-	pool     *pool  // nil: the models say which
-	pod      string // the one endpoint of the pool that is meant; empty: any
+	pool     *pool        // nil: the models say which
+	routes   *route.Table // nil: all to the pool
+	pod      string       // the one endpoint of the pool that is meant; empty: any
+	denied   string       // why everything is refused; empty: it is not
 }
 
 // destinations are what the tunnels of a World may lead to, by authority.
@@ -41,7 +44,10 @@ func destinations(w *World, pools map[string]*pool) map[string]*destination {
 	for i := range w.Services {
 		v := &w.Services[i]
 		for _, p := range v.Ports {
-			d := &destination{host: v.Host, protocol: or(p.Protocol, PortAuto), pool: pools[p.Pool]}
+			d := &destination{host: v.Host, protocol: or(p.Protocol, PortAuto), pool: pools[p.Pool], denied: v.Denied}
+			if len(p.Routes) > 0 {
+				d.routes = route.Compile(p.Routes)
+			}
 			all[authority(v.Host, p.Port)] = d
 			for _, vip := range v.VIPs {
 				all[netip.AddrPortFrom(vip.Unmap(), p.Port).String()] = d
@@ -68,16 +74,31 @@ func (v *serving) opaque(p *pool) bool {
 			return false
 		}
 	}
-	for i := range v.world.Routes {
-		for _, rule := range v.world.Routes[i].Rules {
-			for _, b := range rule.Backends {
-				if b.Pool == p.name {
-					return false
-				}
+	if anyTo(v.world.Routes, p.name) {
+		return false
+	}
+	for i := range v.world.Services {
+		for _, port := range v.world.Services[i].Ports {
+			if anyTo(port.Routes, p.name) {
+				return false
 			}
 		}
 	}
 	return found && v.known[p.name] == ""
+}
+
+// anyTo tells whether a rule of these routes has a pool for a backend.
+func anyTo(routes []route.Route, pool string) bool {
+	for i := range routes {
+		for _, rule := range routes[i].Rules {
+			for _, b := range rule.Backends {
+				if b.Pool == pool {
+					return true
+				}
+			}
+		}
+	}
+	return false
 }
 
 // destination finds where a tunnel leads, nil for nowhere of ours.
@@ -124,6 +145,11 @@ func (s *Server) serveTunnel(c net.Conn, p *hbone.Peer) {
 		}
 	}
 	if protocol == PortTCP {
+		if d.denied != "" {
+			s.log.Warn("a connection to what is refused", "authority", p.Authority, "peer", p.ID.String(), "because_of", d.denied)
+			conn.Reset()
+			return
+		}
 		s.serveTCP(conn, p, d)
 		return
 	}
@@ -146,6 +172,9 @@ func (x *Exchange) enter() error {
 		return errNotOurs(peer.Authority)
 	}
 	x.record.Service = x.dest.host
+	if x.dest.denied != "" {
+		return errDenied(x.dest.host, x.dest.denied)
+	}
 	return nil
 }
 

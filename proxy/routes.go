@@ -17,10 +17,14 @@ const scheme = "http"
 // match finds the rule that the request is served by and has the request's head
 // say upstream what it is to say there. Done tells that the rule has answered.
 func (x *Exchange) match() (done bool, err error) {
-	if x.serving.routes == nil || x.mirrored || x.peer != nil {
+	table := x.serving.routes
+	if x.dest != nil {
+		table = x.dest.routes
+	}
+	if table == nil || x.mirrored {
 		return false, nil
 	}
-	x.found = x.serving.routes.Find(x.head)
+	x.found = table.Find(x.head)
 	if x.found.Rule == nil {
 		return false, errNoRoute(x.record.Method, string(x.head.Authority), x.record.Path)
 	}
@@ -59,26 +63,25 @@ func (x *Exchange) changeAnswer(fields []message.Field) []message.Field {
 	return x.backend.ResponseHeaders.Apply(x.found.ResponseHeaders.Apply(fields))
 }
 
-// chosen is the pool that the tunnel or a rule has chosen, "" without one.
+// chosen is the pool that a rule or the tunnel has chosen, "" without one.
 func (x *Exchange) chosen() string {
-	if x.dest != nil && x.dest.pool != nil {
+	switch {
+	case x.backend != nil:
+		return x.backend.Pool
+	case x.dest != nil && x.dest.pool != nil:
 		return x.dest.pool.name
 	}
-	if x.backend == nil {
-		return ""
-	}
-	return x.backend.Pool
+	return ""
 }
 
 // meant are the pools that the request may be for.
 func (x *Exchange) meant() []*pool {
-	if x.dest != nil && x.dest.pool != nil {
+	switch {
+	case x.backend == nil && x.dest != nil && x.dest.pool != nil:
 		return []*pool{x.dest.pool}
-	}
-	if x.backend == nil {
+	case x.backend == nil:
 		return x.serving.pools
-	}
-	if x.found.Rule == nil {
+	case x.found.Rule == nil:
 		return []*pool{x.serving.byName[x.backend.Pool]}
 	}
 	var all []*pool

@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -15,6 +17,7 @@ import (
 	"time"
 
 	"github.com/fairway-proxy/fairway/bench/mock"
+	"github.com/fairway-proxy/fairway/proxy/hbone"
 	"github.com/fairway-proxy/fairway/proxy/message"
 	"github.com/fairway-proxy/fairway/proxy/route"
 )
@@ -444,5 +447,64 @@ func TestModelForAllOtherNames(t *testing.T) {
 	body := strings.Replace(chat(false, 1, "hi"), `"mock"`, `"whatever"`, 1)
 	if s.Handle(post("/v1/chat/completions", body)); got != body {
 		t.Errorf("%s is sent as %s", body, got)
+	}
+}
+
+// meshConn is a connection of the mesh.
+type meshConn struct {
+	net.Conn
+	peer *hbone.Peer
+}
+
+func (c meshConn) Peer() *hbone.Peer    { return c.peer }
+func (c meshConn) LocalAddr() net.Addr  { return &net.TCPAddr{IP: net.IPv4(192, 0, 2, 2), Port: 15008} }
+func (c meshConn) RemoteAddr() net.Addr { return &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 4711} }
+
+// Routes of a port of a Service are for what is called there, whatever the host
+// that the request names; those of the plain listener are not.
+func TestRoutesOfAServicePort(t *testing.T) {
+	a, b := startPod(t, "", quick), startPod(t, "", quick)
+	s, w := routed(t, []route.Rule{{Matches: under("/plain"), Backends: to("a")}}, a, b)
+	w.Services = []Service{
+		{Host: "llm.default.svc.cluster.local", VIPs: []netip.Addr{netip.MustParseAddr("10.96.0.7")}, Ports: []ServicePort{
+			{Port: 80, Protocol: PortHTTP, Pool: "b", Routes: []route.Route{{Rules: []route.Rule{{Matches: under("/v1"), Backends: to("a")}}}}},
+			{Port: 81, Protocol: PortHTTP, Pool: "b"},
+		}},
+		{Host: "secret.default.svc.cluster.local", VIPs: []netip.Addr{netip.MustParseAddr("10.96.0.8")}, Denied: "AuthorizationPolicy default/p",
+			Ports: []ServicePort{{Port: 80, Protocol: PortHTTP, Pool: "b"}}},
+	}
+	s.SetWorld(&w)
+	for _, test := range []struct {
+		authority, path string
+		status          int
+		to              *pod
+		typ             string
+	}{
+		{"10.96.0.7:80", "/v1/chat/completions", 200, a, ""},
+		{"10.96.0.7:80", "/v2/chat/completions", 404, nil, "fairway_no_route"},
+		{"10.96.0.7:80", "/plain", 404, nil, "fairway_no_route"},
+		{"10.96.0.7:81", "/v1/chat/completions", 200, b, ""},
+		{"10.96.0.8:80", "/v1/chat/completions", 403, nil, "fairway_denied"},
+		{"10.96.0.9:80", "/v1/chat/completions", 404, nil, "fairway_no_route"},
+	} {
+		before := map[*pod]int{a: int(a.Stats().Received), b: int(b.Stats().Received)}
+		m := post(test.path, chat(false, 1, "hi"))
+		m.conn = meshConn{peer: &hbone.Peer{Authority: test.authority}}
+		s.Handle(m)
+		typ := ""
+		if m.answer.Status != 200 {
+			typ, _ = refusal(t, m)
+		}
+		if m.answer.Status != test.status || typ != test.typ {
+			t.Errorf("%s%s: %d %s", test.authority, test.path, m.answer.Status, m.seen())
+		}
+		for p, n := range before {
+			if p == test.to {
+				n++
+			}
+			if int(p.Stats().Received) != n {
+				t.Errorf("%s%s went to the wrong pool", test.authority, test.path)
+			}
+		}
 	}
 }

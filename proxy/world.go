@@ -26,7 +26,7 @@ type World struct {
 	// request is for. They come in the order that route.Compile wants.
 	Routes []route.Route
 	// Services are what tunnels of the mesh may lead to, besides what WaypointFor
-	// says. Routes do not concern them.
+	// says. Their ports have routes of their own.
 	Services []Service
 	// WaypointFor says for whose addresses tunnels are taken; empty: ForServices.
 	WaypointFor WaypointFor
@@ -83,6 +83,9 @@ type Service struct {
 	// VIPs are its virtual addresses.
 	VIPs  []netip.Addr
 	Ports []ServicePort
+	// Denied says why everything that is for it is refused, empty if it is not: the
+	// object that asks for more than can be told.
+	Denied string
 }
 
 // ServicePort is where connections to one port of a Service go.
@@ -91,6 +94,9 @@ type ServicePort struct {
 	Protocol PortProtocol // empty: PortAuto
 	// Pool is where. With HTTP it may be empty: then the models say.
 	Pool string
+	// Routes share out its HTTP requests in place of Pool, as World.Routes do those
+	// of the plain listener.
+	Routes []route.Route
 }
 
 // PortProtocol is what is spoken at a port.

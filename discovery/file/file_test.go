@@ -281,7 +281,7 @@ pools:
 
 func TestMesh(t *testing.T) {
 	w := parse(t, mesh).World
-	if w.WaypointFor != proxy.ForAll || len(w.Services[0].VIPs) != 2 || w.Services[0].Ports[1] != (proxy.ServicePort{Port: 81, Protocol: proxy.PortTCP, Pool: "a"}) {
+	if w.WaypointFor != proxy.ForAll || len(w.Services[0].VIPs) != 2 || !reflect.DeepEqual(w.Services[0].Ports[1], proxy.ServicePort{Port: 81, Protocol: proxy.PortTCP, Pool: "a"}) {
 		t.Errorf("%+v", w)
 	}
 	if e := w.Pools[0].Endpoints; e[1] != (proxy.Endpoint{Address: "b:443", Scheme: proxy.SchemeHTTPS}) || e[2] != (proxy.Endpoint{Address: "c:50051", Scheme: proxy.SchemeH2C}) {

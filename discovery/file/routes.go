@@ -22,8 +22,8 @@ const (
 // route reads one of the routes: a rule of an HTTPRoute, spelled as there
 // (gateway.networking.k8s.io/v1), with the hostnames it is for. The names of its
 // backends are those of pools.
-func (r *reader) route(i int, n *yaml.Node, path string) route.Route {
-	out := route.Route{Name: fmt.Sprintf("routes[%d]", i), Rules: make([]route.Rule, 1)}
+func (r *reader) route(n *yaml.Node, path string) route.Route {
+	out := route.Route{Name: path, Rules: make([]route.Rule, 1)}
 	rule := &out.Rules[0]
 	r.mapping(n, path, map[string]field{
 		"name": textInto(r, &out.Name, "a name"),
@@ -242,11 +242,10 @@ func (r *reader) optionalDuration(into **time.Duration) field {
 	}
 }
 
-// routes checks the routes, which share out the requests among these pools.
-func (k *checker) routes(routes []route.Route, pools map[string]int) {
-	known := slices.Sorted(maps.Keys(pools))
+// routes checks routes, which share out requests among these pools.
+func (k *checker) routes(path string, routes []route.Route, known []string) {
 	for i := range routes {
-		at := fmt.Sprintf("routes[%d]", i)
+		at := fmt.Sprintf("%s[%d]", path, i)
 		for j, h := range routes[i].Hostnames {
 			if wrong := route.CheckHostname(h); wrong != "" {
 				k.problem(fmt.Sprintf("%s.hostnames[%d]", at, j), "%s", wrong)

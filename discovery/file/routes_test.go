@@ -140,3 +140,28 @@ func TestErrorsOfRoutes(t *testing.T) {
 		})
 	}
 }
+
+// A port of a Service has routes like those of the plain listener.
+func TestRoutesOfAServicePort(t *testing.T) {
+	const services = twoPools + `
+listen: {http: ":8080", sandwich: "127.0.0.1:1"}
+models: [{name: m, pool: a}]
+services: [{host: llm.default.svc.cluster.local, vip: 10.96.0.7, ports: [{port: 80, protocol: %PROTOCOL%, routes: [{backendRefs: [{name: %POOL%}]}]}]}]
+`
+	file := func(protocol, pool string) string {
+		return strings.NewReplacer("%PROTOCOL%", protocol, "%POOL%", pool).Replace(services)
+	}
+	got := parse(t, file("http", "b")).World.Services[0].Ports[0].Routes
+	want := []route.Route{{Name: "services[0].ports[0].routes[0]", Rules: []route.Rule{{Backends: []route.Backend{{Pool: "b", Weight: 1}}}}}}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v", got)
+	}
+	for says, text := range map[string]string{
+		`f:5: services[0].ports[0].routes[0].backendRefs[0].name: no pool is named "c": did you mean "a"? (pools: a, b)`: file("http", "c"),
+		`f:5: services[0].ports[0].routes: what is passed on unread has no routes: want protocol http`:                   file("tcp", "a"),
+	} {
+		if _, err := Parse("f", []byte(text)); err == nil || err.Error() != says {
+			t.Errorf("\ngot  %v\nwant %s", err, says)
+		}
+	}
+}

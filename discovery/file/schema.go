@@ -46,8 +46,8 @@ func (r *reader) config(n *yaml.Node, c *Config) {
 		"models": r.list(func(_ int, n *yaml.Node, path string) {
 			w.Models = append(w.Models, r.model(n, path))
 		}),
-		"routes": r.list(func(i int, n *yaml.Node, path string) {
-			w.Routes = append(w.Routes, r.route(i, n, path))
+		"routes": r.list(func(_ int, n *yaml.Node, path string) {
+			w.Routes = append(w.Routes, r.route(n, path))
 		}),
 		"timeouts": r.section(map[string]field{
 			"connect":     r.duration(&t.Connect, minInterval),

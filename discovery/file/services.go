@@ -28,6 +28,9 @@ func (r *reader) service(n *yaml.Node, path string) (v proxy.Service) {
 				"port":     r.number(&port, 65535),
 				"protocol": textInto(r, &p.Protocol, oneOf(portProtocols)),
 				"pool":     textInto(r, &p.Pool, "the name of a pool"),
+				"routes": r.list(func(_ int, n *yaml.Node, path string) {
+					p.Routes = append(p.Routes, r.route(n, path))
+				}),
 			})
 			p.Port = uint16(port)
 			v.Ports = append(v.Ports, p)
@@ -135,9 +138,14 @@ func (k *checker) service(path string, v *proxy.Service, pools []string, owners 
 		}
 		word(k, at+".protocol", p.Protocol, portProtocols)
 		switch opaque := p.Protocol == "" || p.Protocol == proxy.PortAuto || p.Protocol == proxy.PortTCP; {
+		case len(p.Routes) > 0 && p.Pool == "":
 		case p.Pool != "" || opaque || !modelsChoose:
 			k.pool(at+".pool", p.Pool, pools)
 		}
+		if len(p.Routes) > 0 && p.Protocol == proxy.PortTCP {
+			k.problem(at+".routes", "what is passed on unread has no routes: want protocol http")
+		}
+		k.routes(at+".routes", p.Routes, pools)
 		names := []string{strings.ToLower(v.Host)}
 		for _, a := range v.VIPs {
 			names = append(names, a.String())

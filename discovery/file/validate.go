@@ -46,7 +46,7 @@ func (c *Config) check() []problem {
 	}
 	pools := k.pools(c.World)
 	k.models(c.World, pools)
-	k.routes(c.World.Routes, pools)
+	k.routes("routes", c.World.Routes, slices.Sorted(maps.Keys(pools)))
 	k.mesh(c, pools)
 	k.timeouts(c.World.Timeouts)
 	k.limits(c.World.Limits)
