@@ -106,12 +106,12 @@ type manifestsView struct {
 
 // serviceView is a port of a Service.
 type serviceView struct {
-	Service string      `json:"service"` // namespace/name:port
-	Bound   bool        `json:"bound"`   // to a waypoint of Fairway
-	HTTP    bool        `json:"http"`    // declared, or by having routes
-	Denied  string      `json:"denied,omitempty"`
-	Pool    string      `json:"pool"` // where it goes without routes
-	Routes  []routeView `json:"routes"`
+	Service  string      `json:"service"` // namespace/name:port
+	Bound    bool        `json:"bound"`   // to a waypoint of Fairway
+	Protocol string      `json:"protocol"`
+	Denied   string      `json:"denied,omitempty"`
+	Pool     string      `json:"pool"` // where it goes without routes
+	Routes   []routeView `json:"routes"`
 }
 
 func describeManifests(m *kube.Manifests, t *kube.Translation) manifestsView {
@@ -133,7 +133,7 @@ func describeManifests(m *kube.Manifests, t *kube.Translation) manifestsView {
 	for _, s := range t.Services {
 		for _, p := range s.Ports {
 			v.Services = append(v.Services, serviceView{
-				Service: fmt.Sprintf("%s/%s:%d", s.Namespace, s.Name, p.Number), Bound: s.Bound, HTTP: p.HTTP, Denied: s.Denied, Pool: p.Pool, Routes: describeRoutes(p.Routes),
+				Service: fmt.Sprintf("%s:%d", s.Key, p.Port), Bound: s.Bound, Protocol: string(p.Protocol), Denied: s.Denied, Pool: p.Pool, Routes: describeRoutes(p.Routes),
 			})
 		}
 	}

@@ -59,7 +59,7 @@ func (a *app) followCluster(ctx context.Context, client dynamic.Interface, base 
 // findings that were not told before.
 func (a *app) applyCluster(base *file.Config, t *kube.Translation, told map[string]bool) (now map[string]bool) {
 	c, w := *base, *base.World
-	w.Pools, w.Models, w.Routes = t.World.Pools, t.World.Models, t.World.Routes
+	w.Pools, w.Models, w.Routes, w.Services = t.World.Pools, t.World.Models, t.World.Routes, t.World.Services
 	c.World = &w
 	a.apply(&c)
 	a.unread.Store(false)

@@ -20,7 +20,6 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/fairway-proxy/fairway/proxy"
-	"github.com/fairway-proxy/fairway/proxy/route"
 )
 
 // What our objects are called.
@@ -50,34 +49,22 @@ type Objects struct {
 
 // Translation is what a set of Objects says.
 type Translation struct {
-	// World has the pools, the models, and the routes of the plain listener: those
-	// of HTTPRoutes whose parent is a Gateway of ours. Its settings are left zero.
+	// World has the pools, the models, the routes of the plain listener (those of
+	// HTTPRoutes whose parent is a Gateway of ours), and the Services that are bound
+	// to a waypoint of ours. Its settings are left zero.
 	World proxy.World
-	// Services are those that are bound to a waypoint of ours or have routes, in
-	// the order of their names.
+	// Services are those of the World, and those that have routes without being
+	// bound, in the order of their keys.
 	Services []Service
 	Findings []Finding
 }
 
-// Service is a Service that a waypoint stands in front of.
+// Service is a Service that a waypoint stands, or could stand, in front of.
 type Service struct {
-	Namespace, Name string
-	VIPs            []string
-	Ports           []Port
+	Key string // "namespace/name"
 	// Bound tells whether it uses a waypoint of ours.
 	Bound bool
-	// Denied says why every request to it is refused; empty if none is.
-	Denied string
-}
-
-// Port is a port of a Service.
-type Port struct {
-	Number int
-	// HTTP tells whether it is declared to speak HTTP, or has routes.
-	HTTP bool
-	// Routes share out its requests. Without any they go to Pool.
-	Routes []route.Route
-	Pool   string
+	proxy.Service
 }
 
 // Finding is something that is not served as it was meant.

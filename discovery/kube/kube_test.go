@@ -36,7 +36,7 @@ func show(m *Manifests, t *Translation) string {
 	for _, p := range t.World.Pools {
 		var all []string
 		for _, e := range p.Endpoints {
-			all = append(all, strings.TrimSpace(e.Address+" "+e.UID))
+			all = append(all, strings.TrimSpace(strings.TrimPrefix(string(e.Scheme)+"://", "://")+e.Address+" "+e.UID))
 		}
 		line("%s", strings.TrimRight("pool "+p.Name+": "+strings.Join(all, ", "), " "))
 	}
@@ -57,14 +57,11 @@ func show(m *Manifests, t *Translation) string {
 			if s.Denied != "" {
 				says += ", denied by " + s.Denied
 			}
-			says += fmt.Sprintf(", port %d:", p.Number)
-			if p.HTTP {
-				says += " HTTP"
-			}
+			says += fmt.Sprintf(", port %d %s:", p.Port, p.Protocol)
 			if len(p.Routes) == 0 {
 				says += " pool " + p.Pool
 			}
-			line("service %s/%s %s%s", s.Namespace, s.Name, s.VIPs, says)
+			line("service %s %s %s%s", s.Key, s.Host, s.VIPs, says)
 			routes("  ", p.Routes)
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
+	"github.com/fairway-proxy/fairway/proxy"
 	"github.com/fairway-proxy/fairway/proxy/message"
 	"github.com/fairway-proxy/fairway/proxy/route"
 )
@@ -75,9 +76,14 @@ func (t *translator) attachToService(about object, path string, ref gatewayv1.Pa
 	}
 	attached := false
 	for i := range out.Ports {
-		if p := &out.Ports[i]; ref.Port == nil || int(*ref.Port) == p.Number {
-			p.HTTP, p.Routes, attached = true, append(p.Routes, r), true
+		p := &out.Ports[i]
+		if ref.Port != nil && int(*ref.Port) != int(p.Port) {
+			continue
 		}
+		if p.Protocol == proxy.PortAuto || p.Protocol == proxy.PortTCP {
+			p.Protocol = proxy.PortHTTP
+		}
+		p.Routes, attached = append(p.Routes, r), true
 	}
 	if !attached {
 		t.find(about.finding(path, reasonNoParent, "Service %s has no port %d", k, value(ref.Port)))

@@ -1,12 +1,15 @@
 package kube
 
 import (
+	"net/netip"
 	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/fairway-proxy/fairway/proxy"
 )
 
 // Labels by which Istio binds Services to waypoints (istio.io/api, label).
@@ -100,42 +103,50 @@ func (t *translator) denied(s *corev1.Service, g *gatewayv1.Gateway) string {
 
 // service gives what the translation says of a Service, making it if it is new.
 func (t *translator) service(s *corev1.Service) *Service {
-	ns, name := namespace(&s.ObjectMeta), s.Name
-	at, found := slices.BinarySearchFunc(t.out.Services, ns+"/"+name, func(a Service, want string) int {
-		return strings.Compare(a.Namespace+"/"+a.Name, want)
-	})
+	at, found := slices.BinarySearchFunc(t.out.Services, key(&s.ObjectMeta), func(a Service, want string) int { return strings.Compare(a.Key, want) })
 	if !found {
-		out := Service{Namespace: ns, Name: name}
-		for _, ip := range s.Spec.ClusterIPs {
-			if ip != corev1.ClusterIPNone {
-				out.VIPs = append(out.VIPs, ip)
-			}
+		out := Service{Key: key(&s.ObjectMeta)}
+		out.Host = s.Name + "." + namespace(&s.ObjectMeta) + ".svc." + clusterDomain
+		ips := s.Spec.ClusterIPs
+		if len(ips) == 0 {
+			ips = []string{s.Spec.ClusterIP}
 		}
-		if ip := s.Spec.ClusterIP; len(out.VIPs) == 0 && ip != "" && ip != corev1.ClusterIPNone {
-			out.VIPs = []string{ip}
+		for _, ip := range ips {
+			if a, err := netip.ParseAddr(ip); err == nil { // none of "None"
+				out.VIPs = append(out.VIPs, a.Unmap())
+			}
 		}
 		for i := range s.Spec.Ports {
 			p := &s.Spec.Ports[i]
 			if p.Protocol == corev1.ProtocolUDP || p.Protocol == corev1.ProtocolSCTP {
 				continue
 			}
-			out.Ports = append(out.Ports, Port{Number: int(p.Port), HTTP: speaksHTTP(p), Pool: t.servicePool(s, p)})
+			out.Ports = append(out.Ports, proxy.ServicePort{Port: uint16(p.Port), Protocol: protocol(p), Pool: t.servicePool(s, p)})
 		}
 		t.out.Services = slices.Insert(t.out.Services, at, out)
 	}
 	return &t.out.Services[at]
 }
 
-// speaksHTTP tells whether a port is declared to speak HTTP, by its appProtocol or
-// by the beginning of its name (Istio, "Protocol selection").
-func speaksHTTP(p *corev1.ServicePort) bool {
-	if p.AppProtocol != nil {
-		switch strings.ToLower(*p.AppProtocol) {
-		case "http", "http2", "grpc", "grpc-web", "kubernetes.io/h2c", "kubernetes.io/ws":
-			return true
-		}
-		return false
-	}
+// clusterDomain is the domain of a cluster's names.
+const clusterDomain = "cluster.local"
+
+// protocol is what a port is declared to speak, by its appProtocol or by the
+// beginning of its name (Istio, "Protocol selection").
+func protocol(p *corev1.ServicePort) proxy.PortProtocol {
 	kind, _, _ := strings.Cut(p.Name, "-")
-	return kind == "http" || kind == "http2" || kind == "grpc"
+	if p.AppProtocol != nil {
+		kind = strings.TrimPrefix(strings.ToLower(*p.AppProtocol), "kubernetes.io/")
+	}
+	switch kind {
+	case "http", "ws", "grpc-web":
+		return proxy.PortHTTP
+	case "http2", "h2c":
+		return proxy.PortH2C
+	case "grpc":
+		return proxy.PortGRPC
+	case "tcp", "tls", "https", "mongo", "mysql", "redis", "wss":
+		return proxy.PortTCP
+	}
+	return proxy.PortAuto
 }

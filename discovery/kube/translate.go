@@ -41,6 +41,11 @@ func Translate(o *Objects) *Translation {
 	t.models()
 	t.waypoints()
 	t.routes()
+	for _, s := range t.out.Services {
+		if s.Bound {
+			t.out.World.Services = append(t.out.World.Services, s.Service)
+		}
+	}
 	slices.SortFunc(t.out.World.Pools, func(a, b proxy.Pool) int { return cmp.Compare(a.Name, b.Name) })
 	return &t.out
 }
@@ -76,13 +81,18 @@ func (t *translator) inferencePools() {
 		for _, port := range p.Spec.TargetPorts {
 			ports = append(ports, int32(port.Number))
 		}
-		if p.Spec.AppProtocol != "" && p.Spec.AppProtocol != inferencev1.AppProtocolHTTP {
-			t.find(about.finding("spec.appProtocol", "", "%s is not spoken to engines by this version: they are asked by HTTP/1.1", p.Spec.AppProtocol))
+		var scheme proxy.Scheme // HTTP
+		switch p.Spec.AppProtocol {
+		case "", inferencev1.AppProtocolHTTP:
+		case inferencev1.AppProtocolH2C:
+			scheme = proxy.SchemeH2C
+		default:
+			t.find(about.finding("spec.appProtocol", "", "%q: want http or kubernetes.io/h2c; its engines are asked by HTTP/1.1", p.Spec.AppProtocol))
 		}
 		if p.Spec.EndpointPickerRef.Name != "" {
 			t.warn(about.finding("spec.endpointPickerRef", "", "%s is not asked: Fairway picks by itself", p.Spec.EndpointPickerRef.Name))
 		}
-		t.inferencePool(about, selector, "spec.selector.matchLabels", ports, "spec.targetPorts")
+		t.inferencePool(about, selector, "spec.selector.matchLabels", ports, "spec.targetPorts", scheme)
 	}
 	for _, p := range sorted(t.objects.AlphaPools, func(p *AlphaPool) *metav1.ObjectMeta { return &p.ObjectMeta }) {
 		about := object{"InferencePool", &p.ObjectMeta}
@@ -93,11 +103,11 @@ func (t *translator) inferencePools() {
 		if p.Spec.ExtensionRef != nil {
 			t.warn(about.finding("spec.extensionRef", "", "%s is not asked: Fairway picks by itself", p.Spec.ExtensionRef.Name))
 		}
-		t.inferencePool(about, p.Spec.Selector, "spec.selector", []int32{p.Spec.TargetPortNumber}, "spec.targetPortNumber")
+		t.inferencePool(about, p.Spec.Selector, "spec.selector", []int32{p.Spec.TargetPortNumber}, "spec.targetPortNumber", "")
 	}
 }
 
-func (t *translator) inferencePool(about object, selector map[string]string, selectorPath string, ports []int32, portPath string) {
+func (t *translator) inferencePool(about object, selector map[string]string, selectorPath string, ports []int32, portPath string, scheme proxy.Scheme) {
 	if len(selector) == 0 {
 		t.find(about.finding(selectorPath, "", "it selects nothing: want labels of the engines' pods"))
 	}
@@ -112,7 +122,7 @@ func (t *translator) inferencePool(about object, selector map[string]string, sel
 		}
 		for _, port := range ports {
 			pool.Endpoints = append(pool.Endpoints, proxy.Endpoint{
-				Address: net.JoinHostPort(pod.Status.PodIP, strconv.Itoa(int(port))), UID: string(pod.UID),
+				Address: net.JoinHostPort(pod.Status.PodIP, strconv.Itoa(int(port))), UID: string(pod.UID), Scheme: scheme,
 			})
 		}
 	}
