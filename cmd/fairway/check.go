@@ -69,7 +69,7 @@ func checkManifests(cmd *cobra.Command, path string) error {
 	if err != nil {
 		return err
 	}
-	t := kube.Translate(&m.Objects)
+	t := kube.Translate(&m.Objects, kube.Options{})
 	v := describeManifests(m, t)
 	if cli.JSON(cmd) {
 		if err := cli.WriteJSON(cmd.OutOrStdout(), v); err != nil {

@@ -15,11 +15,18 @@ import (
 
 // clusterConfig is the configuration of a proxy whose World comes from a cluster.
 func (o *serveOptions) clusterConfig() (*file.Config, error) {
-	if o.config != "" || len(o.endpoints) > 0 {
-		return nil, cli.Misuse(errors.New("--kubernetes excludes --config and --endpoint: the cluster says what is served"))
-	}
-	if o.listen == "" {
-		return nil, cli.Misuse(errors.New("--kubernetes takes plain HTTP only where --listen says so, and nothing else yet: give --listen ADDRESS"))
+	switch {
+	case len(o.endpoints) > 0:
+		return nil, cli.Misuse(errors.New("--kubernetes excludes --endpoint: the cluster says what is served"))
+	case o.config != "":
+		c, err := file.LoadSettings(o.config)
+		if err != nil {
+			return nil, err
+		}
+		o.override(c)
+		return c, nil
+	case o.listen == "":
+		return nil, cli.Misuse(errors.New("--kubernetes takes plain HTTP only where --listen says so, and tunnels only with the identity that --config gives: give one of them"))
 	}
 	c := file.Default()
 	o.override(c)
@@ -42,12 +49,15 @@ func (o *serveOptions) clusterClient() (dynamic.Interface, error) {
 
 // followCluster puts in force what the objects of a cluster mean, until ctx is
 // done.
-func (a *app) followCluster(ctx context.Context, client dynamic.Interface, base *file.Config) (wait func()) {
+func (a *app) followCluster(ctx context.Context, client dynamic.Interface, base *file.Config, trustDomain string) (wait func()) {
 	done := make(chan struct{})
 	told := make(map[string]bool) // findings in force, logged once
 	go func() {
 		defer close(done)
 		w := kube.Watcher{Client: client, Log: a.log}
+		if base.TLS != nil {
+			w.TrustDomain = trustDomain
+		}
 		if err := w.Run(ctx, func(t *kube.Translation) { told = a.applyCluster(base, t, told) }); err != nil {
 			a.failed <- fmt.Errorf("--kubernetes: %w", err)
 		}

@@ -65,6 +65,7 @@ func TestExitCodes(t *testing.T) {
 		{"serve --nonsense", 2, "--nonsense"},
 		{"serve extra", 2, "extra"},
 		{"serve --kubernetes", 2, "--listen"},
+		{"serve --kubernetes --config " + good, 1, "leave it out beside --kubernetes"},
 		{"serve --kubernetes --listen 127.0.0.1:0 --endpoint http://a:1", 2, "excludes"},
 		{"serve --kubernetes --listen 127.0.0.1:0 --kubeconfig /nowhere/kubeconfig", 1, "/nowhere/kubeconfig"},
 		{"serve --config " + bad, 1, "bad.yaml:3"},

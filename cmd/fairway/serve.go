@@ -39,6 +39,7 @@ of a cluster say, and follows them.`,
 	o.flags(cmd)
 	cmd.Flags().StringVar(&o.listen, "listen", "", "where to take plain HTTP (default :8080, or listen.http of the file; with --kubernetes it must be given)")
 	cmd.Flags().BoolVar(&o.kubernetes, "kubernetes", false, "serve what InferencePools, InferenceModels and HTTPRoutes of a cluster say")
+	cmd.Flags().StringVar(&o.trustDomain, "trust-domain", "cluster.local", "the mesh's trust `domain`, with --kubernetes")
 	cmd.Flags().StringVar(&o.kubeconfig, "kubeconfig", "", "the `file` that names the API server (default: that of the cluster this runs in, or the one kubectl would ask)")
 	return cmd
 }
@@ -60,6 +61,7 @@ type serveOptions struct {
 	listen, metrics, admin string
 	kubernetes             bool
 	kubeconfig             string
+	trustDomain            string
 	level                  string
 	noAccessLog            bool
 
@@ -106,7 +108,7 @@ func (o *serveOptions) run(cmd *cobra.Command) error {
 	defer stop()
 	defer o.watch(ctx, watcher, a)()
 	if client != nil {
-		defer a.followCluster(ctx, client, config)()
+		defer a.followCluster(ctx, client, config, o.trustDomain)()
 		defer stop()
 	}
 	return a.run(ctx)

@@ -39,6 +39,8 @@ type Config struct {
 	// Keys is the file of API keys, empty for none. It is not read: the World has
 	// no key of it.
 	Keys string
+
+	cluster bool // what is served comes from a cluster
 }
 
 // Listen says where the proxy can be reached: each is host:port, or empty for
@@ -100,7 +102,23 @@ func Load(path string) (*Config, error) {
 // Parse makes a Config of the content of a file. Everything the file leaves
 // out has its default filled in. The error, if any, joins one error per
 // problem in the order of lines, each beginning with name and line.
-func Parse(name string, data []byte) (*Config, error) {
+func Parse(name string, data []byte) (*Config, error) { return parseInto(name, data, Default()) }
+
+// LoadSettings reads a file that says all but what is served, which comes from a
+// cluster: it names no pools, models, routes or services. Tunnels are taken at
+// :15008 and plain HTTP is not, unless it says otherwise.
+func LoadSettings(path string) (*Config, error) {
+	data, err := watch.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	c := Default()
+	c.Listen.HTTP, c.Listen.HBONE, c.cluster = "", ":15008", true
+	return parseInto(path, data, c)
+}
+
+// parseInto reads a file into c, which has the defaults.
+func parseInto(name string, data []byte, c *Config) (*Config, error) {
 	if len(data) > MaxSize {
 		return nil, watch.TooLarge(name)
 	}
@@ -108,7 +126,6 @@ func Parse(name string, data []byte) (*Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := Default()
 	r := reader{lines: map[string]int{"": 1}}
 	if root != nil {
 		r.config(root, c)

@@ -44,10 +44,14 @@ func (c *Config) check() []problem {
 		k.problem("", "no world: nothing is served")
 		return k.problems
 	}
-	pools := k.pools(c.World)
-	k.models(c.World, pools)
-	k.routes("routes", c.World.Routes, slices.Sorted(maps.Keys(pools)))
-	k.mesh(c, pools)
+	if c.cluster {
+		k.settings(c)
+	} else {
+		pools := k.pools(c.World)
+		k.models(c.World, pools)
+		k.routes("routes", c.World.Routes, slices.Sorted(maps.Keys(pools)))
+		k.mesh(c, pools)
+	}
 	k.timeouts(c.World.Timeouts)
 	k.limits(c.World.Limits)
 	k.scrape(c.World.Scrape)
@@ -80,6 +84,23 @@ func (k *checker) listen(l Listen) {
 			k.problem(a.path, "%s is the address of %s as well", show(a.address), other)
 		}
 		seen[a.address] = a.path
+	}
+}
+
+// settings checks what there is beside a cluster.
+func (k *checker) settings(c *Config) {
+	w := c.World
+	for _, s := range []struct {
+		path string
+		n    int
+	}{{"pools", len(w.Pools)}, {"models", len(w.Models)}, {"routes", len(w.Routes)}, {"services", len(w.Services)}} {
+		if s.n > 0 {
+			k.problem(s.path, "the cluster says this: leave it out beside --kubernetes")
+		}
+	}
+	word(k, "waypoint_for", w.WaypointFor, waypointFor)
+	if c.Listen.HBONE != "" && c.TLS == nil {
+		k.problem("listen.hbone", `tunnels need an identity: say where it comes from under tls, or want no tunnels (hbone: "")`)
 	}
 }
 

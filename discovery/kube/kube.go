@@ -47,6 +47,13 @@ type Objects struct {
 	Policies   []*Policy
 }
 
+// Options are what the objects do not say.
+type Options struct {
+	// TrustDomain is that of the mesh's identities. Pods that are in the mesh are
+	// reached by tunnels then; empty: all in plain text.
+	TrustDomain string
+}
+
 // Translation is what a set of Objects says.
 type Translation struct {
 	// World has the pools, the models, the routes of the plain listener (those of

@@ -36,7 +36,7 @@ func show(m *Manifests, t *Translation) string {
 	for _, p := range t.World.Pools {
 		var all []string
 		for _, e := range p.Endpoints {
-			all = append(all, strings.TrimSpace(strings.TrimPrefix(string(e.Scheme)+"://", "://")+e.Address+" "+e.UID))
+			all = append(all, strings.TrimSpace(strings.TrimPrefix(string(e.Scheme)+"://", "://")+e.Address+" "+e.UID+" "+strings.TrimPrefix(e.Identity.String(), "spiffe://cluster.local")))
 		}
 		line("%s", strings.TrimRight("pool "+p.Name+": "+strings.Join(all, ", "), " "))
 	}
@@ -98,7 +98,7 @@ func TestTranslate(t *testing.T) {
 			}
 			var m Manifests
 			m.Add(filepath.Base(name), data)
-			got := show(&m, Translate(&m.Objects))
+			got := show(&m, Translate(&m.Objects, Options{TrustDomain: "cluster.local"}))
 			wanted := strings.TrimSuffix(name, ".yaml") + ".want"
 			if *update {
 				if err := os.WriteFile(wanted, []byte(got), 0o644); err != nil {
@@ -140,7 +140,7 @@ func TestTranslateOrder(t *testing.T) {
 			back.Add(name, []byte(documents[len(documents)-1-i]))
 		}
 	}
-	a, b := Translate(&forth.Objects), Translate(&back.Objects)
+	a, b := Translate(&forth.Objects, Options{}), Translate(&back.Objects, Options{})
 	if x, y := show(&forth, a), show(&back, b); x != y {
 		t.Errorf("got\n%s\nand in another order\n%s", x, y)
 	}
@@ -186,7 +186,7 @@ func FuzzManifests(f *testing.F) {
 				t.Errorf("a problem without its place: %s", p)
 			}
 		}
-		show(&m, Translate(&m.Objects))
+		show(&m, Translate(&m.Objects, Options{TrustDomain: "cluster.local"}))
 		IsManifest(data)
 	})
 }

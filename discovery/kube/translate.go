@@ -6,9 +6,11 @@ import (
 	"slices"
 	"strconv"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
 	inferencev1alpha2 "sigs.k8s.io/gateway-api-inference-extension/apix/v1alpha2"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
@@ -17,13 +19,15 @@ import (
 )
 
 // Translate says what a set of objects means.
-func Translate(o *Objects) *Translation {
+func Translate(o *Objects, options Options) *Translation {
 	t := &translator{
 		objects:  o,
+		options:  options,
 		pools:    make(map[string]bool),
 		services: make(map[string]*corev1.Service),
 		slices:   make(map[string][]*discoveryv1.EndpointSlice),
 		pods:     make(map[string][]*corev1.Pod),
+		byUID:    make(map[types.UID]*corev1.Pod, len(o.Pods)),
 	}
 	for _, s := range o.Services {
 		t.services[key(&s.ObjectMeta)] = s
@@ -36,6 +40,7 @@ func Translate(o *Objects) *Translation {
 	}
 	for _, p := range o.Pods {
 		t.pods[namespace(&p.ObjectMeta)] = append(t.pods[namespace(&p.ObjectMeta)], p)
+		t.byUID[p.UID] = p
 	}
 	t.inferencePools()
 	t.models()
@@ -53,10 +58,12 @@ func Translate(o *Objects) *Translation {
 // translator is a translation under way.
 type translator struct {
 	objects  *Objects
+	options  Options
 	services map[string]*corev1.Service              // by key
 	slices   map[string][]*discoveryv1.EndpointSlice // by the key of their Service
 	pods     map[string][]*corev1.Pod                // by namespace
-	pools    map[string]bool                         // names of those made so far
+	byUID    map[types.UID]*corev1.Pod
+	pools    map[string]bool // names of those made so far
 
 	out Translation
 }
@@ -121,12 +128,26 @@ func (t *translator) inferencePool(about object, selector map[string]string, sel
 			continue
 		}
 		for _, port := range ports {
-			pool.Endpoints = append(pool.Endpoints, proxy.Endpoint{
-				Address: net.JoinHostPort(pod.Status.PodIP, strconv.Itoa(int(port))), UID: string(pod.UID), Scheme: scheme,
-			})
+			e := proxy.Endpoint{Address: net.JoinHostPort(pod.Status.PodIP, strconv.Itoa(int(port))), UID: string(pod.UID), Scheme: scheme}
+			t.tunnel(&e, pod)
+			pool.Endpoints = append(pool.Endpoints, e)
 		}
 	}
 	t.addPool(pool)
+}
+
+// tunnel has an endpoint reached through a tunnel if its pod is in the mesh: a
+// ztunnel redirects its traffic, or it takes tunnels by itself (Istio, the annotation
+// ambient.istio.io/redirection and the label networking.istio.io/tunnel).
+func (t *translator) tunnel(e *proxy.Endpoint, p *corev1.Pod) {
+	domain, err := spiffeid.TrustDomainFromString(t.options.TrustDomain)
+	if err != nil || p.Spec.HostNetwork || p.Annotations["ambient.istio.io/redirection"] != "enabled" && p.Labels["networking.istio.io/tunnel"] != "http" {
+		return
+	}
+	id, err := spiffeid.FromSegments(domain, "ns", namespace(&p.ObjectMeta), "sa", cmp.Or(p.Spec.ServiceAccountName, "default"))
+	if err == nil {
+		e.Scheme, e.Identity = proxy.SchemeHBONE, id
+	}
 }
 
 func (t *translator) addPool(p proxy.Pool) {
@@ -299,6 +320,9 @@ func (t *translator) servicePool(s *corev1.Service, port *corev1.ServicePort) st
 				endpoint := proxy.Endpoint{Address: net.JoinHostPort(e.Addresses[0], strconv.Itoa(int(*p.Port)))}
 				if e.TargetRef != nil {
 					endpoint.UID = string(e.TargetRef.UID)
+					if pod := t.byUID[e.TargetRef.UID]; pod != nil {
+						t.tunnel(&endpoint, pod)
+					}
 				}
 				pool.Endpoints = append(pool.Endpoints, endpoint)
 			}

@@ -34,6 +34,7 @@ const DefaultSettle = 20 * time.Millisecond
 type Watcher struct {
 	Client dynamic.Interface
 	Log    *slog.Logger
+	Options
 	// Settle is how long changes are gathered; zero: DefaultSettle.
 	Settle time.Duration
 }
@@ -152,7 +153,7 @@ func (w *Watcher) Run(ctx context.Context, apply func(*Translation)) error {
 			return nil
 		}
 		if o := gather(feeds); o != nil {
-			if t := Translate(o); last == nil || !reflect.DeepEqual(t, last) {
+			if t := Translate(o, w.Options); last == nil || !reflect.DeepEqual(t, last) {
 				apply(t)
 				last = t
 			}

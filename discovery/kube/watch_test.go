@@ -207,7 +207,7 @@ func BenchmarkTranslate(b *testing.B) {
 				o.Pools = append(o.Pools, p)
 			}
 			for b.Loop() {
-				if t := Translate(o); len(t.World.Pools) != 10 || len(t.World.Pools[0].Endpoints) != n/10 {
+				if t := Translate(o, Options{}); len(t.World.Pools) != 10 || len(t.World.Pools[0].Endpoints) != n/10 {
 					b.Fatal(len(t.World.Pools))
 				}
 			}

@@ -1,0 +1,40 @@
+package file
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+// Beside a cluster, a file says all but what is served.
+func TestSettings(t *testing.T) {
+	const tls = "tls: {files: {certificate: a, key: b, roots: c}}\n"
+	load := func(text string) (*Config, error) {
+		path := filepath.Join(t.TempDir(), "f")
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		t.Chdir(filepath.Dir(path))
+		return LoadSettings("f")
+	}
+	c, err := load(tls + "timeouts: {request: 4s}")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Listen.HTTP != "" || c.Listen.HBONE != ":15008" || c.TLS == nil || c.World.Timeouts.Request != 4*time.Second {
+		t.Errorf("%+v %+v", c.Listen, c.World.Timeouts)
+	}
+	if c, err = load(`listen: {http: ":1", hbone: ""}`); err != nil || c.Listen.HTTP != ":1" || c.Listen.HBONE != "" {
+		t.Errorf("%v", err)
+	}
+	for text, want := range map[string]string{
+		tls + minimal:              `f:2: pools: the cluster says this: leave it out beside --kubernetes`,
+		"limits: {body: 1MiB}":     `f:1: listen.hbone: tunnels need an identity: say where it comes from under tls, or want no tunnels (hbone: "")`,
+		tls + "waypoint_for: pods": `f:2: waypoint_for: "pods": want service, workload, all or none`,
+	} {
+		if _, err := load(text); err == nil || err.Error() != want {
+			t.Errorf("\ngot  %v\nwant %s", err, want)
+		}
+	}
+}
