@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -210,7 +211,8 @@ func TestSweep(t *testing.T) {
 	}
 
 	code, stdout, stderr = loadtest(t.Context(), append(args, "--quiet")...)
-	if code != 0 || strings.Count(stdout, "\n") != 7 || !strings.Contains(stdout, "4 of 4 runs") {
+	// A busy machine adds what it says of its own lag.
+	if rows := regexp.MustCompile(`(?m)^ +(20|40) +\d+ `).FindAllString(stdout, -1); code != 0 || len(rows) != 4 || !strings.Contains(stdout, "4 of 4 runs") {
 		t.Errorf("exit %d: %s%s", code, stdout, stderr)
 	}
 }
