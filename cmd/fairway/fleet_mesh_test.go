@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -77,7 +78,7 @@ func startMesh(t testing.TB, authority *ztunnel.Authority, rest string) *mesh {
 	if err := os.WriteFile(roots, authority.PEM(), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	text := fmt.Sprintf("listen: {http: \"\", hbone: \"127.0.0.1:0\", metrics: \"\", admin: \"\"}\ntls: {files: {certificate: %q, key: %q, roots: %q}}\nscrape: {interval: 20ms}\ntimeouts: {drain: 10s}\n%s",
+	text := fmt.Sprintf("listen: {http: \"\", hbone: \"127.0.0.1:0\", sandwich: \"127.0.0.1:0\", metrics: \"\", admin: \"\"}\ntls: {files: {certificate: %q, key: %q, roots: %q}}\nscrape: {interval: 20ms}\ntimeouts: {drain: 10s}\n%s",
 		cert, key, roots, rest)
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
@@ -451,5 +452,43 @@ func TestMeshDrain(t *testing.T) {
 	}
 	if s := <-got; s != "true <nil>" {
 		t.Error(s)
+	}
+}
+
+// In a sandwich it is ztunnel that says who asks, and for what.
+func TestMeshSandwich(t *testing.T) {
+	a := newAuthority(t)
+	engine := startPod(t, "", quick)
+	pod := startMeshPod(t, a, "vllm", engine.address, nil)
+	m := startMesh(t, a, llamaService("http", pod.endpoint(a.ID("default", "vllm"))))
+	header := func(vip string, id string) []byte {
+		b := []byte("\r\n\r\n\x00\r\nQUIT\n\x21\x11")
+		tlv := append([]byte{0xD0, byte(len(id) >> 8), byte(len(id))}, id...)
+		b = binary.BigEndian.AppendUint16(b, uint16(12+len(tlv)))
+		from, to := netip.MustParseAddr("10.1.2.3").As4(), netip.MustParseAddr(vip).As4()
+		b = append(append(b, from[:]...), to[:]...)
+		b = binary.BigEndian.AppendUint16(b, 4567)
+		b = binary.BigEndian.AppendUint16(b, 80)
+		return append(b, tlv...)
+	}
+	connect := func(vip string) net.Conn {
+		c, err := net.Dial("tcp", m.sandwich.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Write(header(vip, a.ID("default", "client")))
+		return c
+	}
+	f := &fleet{app: m.app, url: "http://inner", client: &http.Client{Transport: &http.Transport{
+		DialContext: func(context.Context, string, string) (net.Conn, error) { return connect(vip), nil }}}}
+	defer f.client.CloseIdleConnections()
+	f.mustAsk(t, request{Messages: []message{{"user", "hello"}}, MaxTokens: 2})
+	waitFor(t, "the line in the access log", func() bool {
+		return m.log.has("msg=access", "downstream_peer_uri_san="+a.ID("default", "client"), "downstream_remote_address=10.1.2.3:4567", "response_code=200")
+	})
+	c := connect("10.96.0.8")
+	defer c.Close()
+	if n, err := c.Read(make([]byte, 1)); err == nil {
+		t.Errorf("%d bytes for what is not ours", n)
 	}
 }

@@ -30,20 +30,27 @@ func (m tunnelMetrics) Collect(ch chan<- prometheus.Metric) {
 	metric := func(d *prometheus.Desc, kind prometheus.ValueType, v int64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, kind, float64(v), labels...)
 	}
-	inbound := func(c *hbone.Counters) {
-		metric(descMeshConns, prometheus.GaugeValue, c.Conns.Load(), "inbound")
-		metric(descTunnels, prometheus.GaugeValue, c.Tunnels.Load(), "inbound")
-		metric(descOpened, prometheus.CounterValue, c.Opened.Load(), "inbound")
-		metric(descResets, prometheus.CounterValue, c.Resets.Load(), "inbound")
-		for _, r := range hbone.Reasons() {
-			metric(descRefused, prometheus.CounterValue, c.Refused(r), r.String())
-		}
+	var inbound []*hbone.Counters
+	if m.app.tunnels != nil {
+		inbound = append(inbound, &m.app.tunnels.Counters)
 	}
-	switch {
-	case m.app.tunnels != nil:
-		inbound(&m.app.tunnels.Counters)
-	case m.app.sandwich != nil:
-		inbound(&m.app.sandwich.Counters)
+	if m.app.sandwich != nil {
+		inbound = append(inbound, &m.app.sandwich.Counters)
+	}
+	if len(inbound) > 0 {
+		sum := func(of func(*hbone.Counters) int64) (n int64) {
+			for _, c := range inbound {
+				n += of(c)
+			}
+			return n
+		}
+		metric(descMeshConns, prometheus.GaugeValue, sum(func(c *hbone.Counters) int64 { return c.Conns.Load() }), "inbound")
+		metric(descTunnels, prometheus.GaugeValue, sum(func(c *hbone.Counters) int64 { return c.Tunnels.Load() }), "inbound")
+		metric(descOpened, prometheus.CounterValue, sum(func(c *hbone.Counters) int64 { return c.Opened.Load() }), "inbound")
+		metric(descResets, prometheus.CounterValue, sum(func(c *hbone.Counters) int64 { return c.Resets.Load() }), "inbound")
+		for _, r := range hbone.Reasons() {
+			metric(descRefused, prometheus.CounterValue, sum(func(c *hbone.Counters) int64 { return c.Refused(r) }), r.String())
+		}
 	}
 	if d := m.app.dialer; d != nil {
 		metric(descMeshConns, prometheus.GaugeValue, d.Counters.Conns.Load(), "outbound")
