@@ -146,10 +146,11 @@ func (s *Sandwich) greet(c net.Conn) {
 	}
 	if err == nil {
 		c.SetReadDeadline(time.Time{})
+		s.Counters.Opened.Add(1) // before anybody can see it
 		select {
 		case s.accept <- &sandwiched{c, peer}:
-			s.Counters.Opened.Add(1)
 		case <-s.done:
+			s.Counters.Opened.Add(-1)
 			c.Close()
 		}
 	} else {

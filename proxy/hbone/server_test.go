@@ -412,9 +412,7 @@ func TestConnectionsAreLimited(t *testing.T) {
 	if _, err := m.client(t, w).Connect(t.Context(), ztunnel.Request{Authority: vip}); err == nil {
 		t.Error("a second connection was taken")
 	}
-	if w.Counters.Refused(ReasonConnections) != 1 {
-		t.Error("not counted")
-	}
+	waitFor(t, "its count", func() bool { return w.Counters.Refused(ReasonConnections) == 1 })
 }
 
 // Floods end the connection they come in.
