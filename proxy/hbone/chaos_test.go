@@ -93,6 +93,11 @@ func TestChaos(t *testing.T) {
 	waitFor(t, "the tunnels to end", func() bool {
 		return w.Counters.Tunnels.Load() == 0 && d.Counters.Tunnels.Load() == 0
 	})
+	defer func() {
+		if t.Failed() {
+			t.Logf("held %d in, %d out; grown %d in, %d out", in.Held(), out.Held(), in.grown.Load(), out.grown.Load())
+		}
+	}()
 	waitFor(t, "the memory to be given back", func() bool {
 		return in.Held() == 0 && out.Held() == 0 && in.grown.Load() == 0 && out.grown.Load() == 0
 	})

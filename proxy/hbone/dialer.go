@@ -185,7 +185,9 @@ func (d *Dialer) DialContext(ctx context.Context, address string, expected spiff
 	for try := 1; ; try++ {
 		s, role, err := d.open(ctx, to, address)
 		if err == nil {
-			err = role.await(ctx, s)
+			if err = role.await(ctx, s); err != nil {
+				s.forsake() // the answer may have come with data behind it
+			}
 		}
 		if err == nil {
 			return s, nil

@@ -466,15 +466,19 @@ func (s *stream) Close() error {
 		c.kick()
 	}
 	c.mu.Unlock()
+	s.forsake()
+	return nil
+}
 
+// forsake drops what has come and what may still come: nobody reads any more.
+func (s *stream) forsake() {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.shut = true
 	s.hangup = nil
 	s.readLimit.move(time.Time{}, &s.mu, &s.readable)
 	s.readable.Broadcast()
 	s.freeChunks()
-	s.mu.Unlock()
-	return nil
 }
 
 // giveUp resets a tunnel whose peer goes on after our Close.
