@@ -141,7 +141,8 @@ type conn struct {
 	greeted   bool  // the peer's SETTINGS have come; written by the reader alone
 	closing   bool  // nothing new is sent; when all is flushed, the end is
 	streams   map[uint32]*stream
-	lastPeer  uint32 // the highest number of a stream the peer opened
+	lastPeer  uint32 // the highest number of a stream the peer opened and we looked at
+	seenPeer  uint32 // of those that came after our last GOAWAY too
 	nextID    uint32 // of the stream we open next
 	maxFrame  int    // of DATA we send
 	maxOpen   int64  // streams we may have open
@@ -366,7 +367,7 @@ func (c *conn) remove(s *stream) {
 	}
 	delete(c.streams, s.id)
 	if !s.peerDone {
-		c.late = min(c.late+maxWindow, maxStreams*maxWindow)
+		c.expect(maxWindow)
 	}
 	if s.lingering != nil {
 		s.lingering.Stop()
@@ -374,6 +375,10 @@ func (c *conn) remove(s *stream) {
 	c.role.free(s)
 	c.closeIfDrained()
 }
+
+// expect notes that the peer may still send n bytes on a stream that is not, or no
+// longer, in the table. c.mu is held.
+func (c *conn) expect(n int64) { c.late = min(c.late+n, maxStreams*maxWindow) }
 
 // reset breaks a stream off. c.mu is held.
 func (c *conn) reset(s *stream, code http2.ErrCode, err error) {

@@ -38,10 +38,10 @@ func (c *conn) blame(code http2.ErrCode, err error) error {
 		err = fmt.Errorf("%w: %w", err, detail)
 	}
 	c.mu.Lock()
+	c.end(code, "", time.Second) // first: the last stream's end may be another's word
 	for _, s := range c.streams {
 		c.drop(s, err)
 	}
-	c.end(code, "", time.Second)
 	c.mu.Unlock()
 	c.settle()
 	// Bytes that nobody reads would have the kernel reset the connection before the
@@ -92,6 +92,7 @@ func (c *conn) streamError(se http2.StreamError) error {
 		c.reset(s, se.Code, &ResetError{Code: se.Code})
 	} else {
 		c.rst(se.StreamID, se.Code)
+		c.expect(baseWindow)
 	}
 	return nil
 }
@@ -194,19 +195,14 @@ func (c *conn) readSettings(f *http2.SettingsFrame) error {
 		}
 		return nil
 	}
+	initial := c.initial
 	err := f.ForeachSetting(func(s http2.Setting) error {
 		if err := s.Valid(); err != nil {
 			return err
 		}
 		switch s.ID {
 		case http2.SettingInitialWindowSize:
-			by := int64(s.Val) - c.initial
-			c.initial = int64(s.Val)
-			for _, s := range c.streams {
-				if err := c.widen(s, by); err != nil {
-					return http2.ConnectionError(http2.ErrCodeFlowControl)
-				}
-			}
+			initial = int64(s.Val)
 		case http2.SettingMaxFrameSize:
 			c.maxFrame = min(int(s.Val), dataFrame)
 		case http2.SettingMaxConcurrentStreams:
@@ -216,6 +212,15 @@ func (c *conn) readSettings(f *http2.SettingsFrame) error {
 	})
 	if err != nil {
 		return err
+	}
+	// Once for the frame, which may say it thousands of times.
+	if by := initial - c.initial; by != 0 {
+		c.initial = initial
+		for _, s := range c.streams {
+			if c.widen(s, by) != nil {
+				return http2.ConnectionError(http2.ErrCodeFlowControl)
+			}
+		}
 	}
 	c.controlFrame(http2.FrameSettings, http2.FlagSettingsAck, 0, nil)
 	if !c.greeted {
@@ -256,7 +261,7 @@ func (c *conn) readWindowUpdate(f *http2.WindowUpdateFrame) error {
 
 // idle tells whether a stream was never opened. c.mu is held.
 func (c *conn) idle(id uint32) bool {
-	return id&1 == 0 || c.client && id >= c.nextID || !c.client && id > c.lastPeer
+	return id&1 == 0 || c.client && id >= c.nextID || !c.client && id > c.seenPeer
 }
 
 func (c *conn) readPing(f *http2.PingFrame) error {

@@ -397,12 +397,15 @@ func (s *server) refuse(id uint32, end bool, status int, reason Reason, f *field
 func (s *server) headers(id uint32, f *fields, end bool) error {
 	c, l := s.conn, s.listener
 	c.mu.Lock()
-	if id <= c.lastPeer {
+	if id <= c.seenPeer {
 		defer c.mu.Unlock()
 		return s.trailers(id, f, end)
 	}
+	c.seenPeer = id
 	late := c.draining == 2
-	if !late {
+	if late {
+		c.expect(baseWindow)
+	} else {
 		c.lastPeer = id
 	}
 	full := len(c.streams) >= maxStreams

@@ -526,6 +526,7 @@ func (c *conn) refuse(id uint32, status int, end bool) {
 	c.controlFrame(http2.FrameHeaders, http2.FlagHeadersEndHeaders|http2.FlagHeadersEndStream, id, appendStatus(nil, status))
 	if !end {
 		c.rst(id, http2.ErrCodeNo)
+		c.expect(baseWindow) // of a peer that does not wait for the 200
 	}
 }
 
