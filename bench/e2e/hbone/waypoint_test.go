@@ -272,9 +272,9 @@ func TestWaypointChat(t *testing.T) {
 		t.Errorf("%v", h)
 	}
 
-	if !w.logged("msg=access", "downstream_peer_uri_san="+ca.ID("default", ofClients), "destination_service=llama.default.svc.cluster.local", "downstream_remote_address=10.1.2.3:4567") {
-		t.Error("the access log does not say whose request it was")
-	}
+	eventually(t, "the line that says whose request it was", func() bool {
+		return w.logged("msg=access", "downstream_peer_uri_san="+ca.ID("default", ofClients), "destination_service=llama.default.svc.cluster.local", "downstream_remote_address=10.1.2.3:4567")
+	})
 
 	// Whoever leaves ends the engine's work.
 	var took []time.Duration
@@ -383,9 +383,7 @@ func TestWaypointRefusals(t *testing.T) {
 			eventually(t, "the count", func() bool { return w.metric(line) > before })
 		})
 	}
-	if !w.logged("10.96.0.8:80") {
-		t.Error("the log does not say what was refused")
-	}
+	eventually(t, "its line in the log", func() bool { return w.logged("10.96.0.8:80") })
 }
 
 // A waypoint that is not who it has to be: ztunnel closes, and so do we to a pod.
@@ -505,9 +503,7 @@ func TestWaypointPostgreSQL(t *testing.T) {
 				t.Fatalf("%v, %q and %d bytes: %s", err, first, len(rest), stderr)
 			}
 			eventually(t, "the connection's line", func() bool { return w.logged("protocol=tcp", "upstream_cluster=app", ca.ID("default", ofClients)) })
-			if n := w.metric(`fairway_tcp_connections_total{pool="app",reason=""}`); n < 1 {
-				t.Errorf("%v connections are counted", n)
-			}
+			eventually(t, "its count", func() bool { return w.metric(`fairway_tcp_connections_total{pool="app",reason=""}`) >= 1 })
 		})
 	}
 }
