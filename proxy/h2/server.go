@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/http"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/fairway-proxy/fairway/proxy/message"
@@ -61,9 +60,8 @@ type Server struct {
 	// 1 minute.
 	WriteTimeout time.Duration
 
-	once   sync.Once
-	base   http.Server
-	active atomic.Int64
+	once sync.Once
+	base http.Server
 }
 
 func (s *Server) headerLimit() int {
@@ -165,9 +163,6 @@ func (h *handed) Close() error {
 	return err
 }
 
-// Active is the number of requests with a handler at this moment.
-func (s *Server) Active() int { return int(s.active.Load()) }
-
 // Drain has every connection end: clients are told to open no further stream
 // (GOAWAY), and those that are open go on to their end. It does not wait.
 func (s *Server) Drain() {
@@ -184,9 +179,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	if refused := st.readHead(); refused != nil {
 		st.refuse(refused)
 	} else {
-		s.active.Add(1)
 		s.Handler(st)
-		s.active.Add(-1)
 	}
 	if !st.finished {
 		panic(http.ErrAbortHandler) // has the library reset the stream
