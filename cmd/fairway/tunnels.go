@@ -3,6 +3,7 @@ package main
 import (
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/fairway-proxy/fairway/mtls"
 	"github.com/fairway-proxy/fairway/proxy/hbone"
 )
 
@@ -18,10 +19,11 @@ var (
 	descDials     = prometheus.NewDesc("fairway_hbone_dials_total", "Connections to pods' ztunnels so far, failed ones included.", nil, nil)
 	descRefusing  = prometheus.NewDesc("fairway_hbone_refused_by_pods_total", "Tunnels that pods' ztunnels have refused.", nil, nil)
 	descRefused   = prometheus.NewDesc("fairway_hbone_refused_total", "Connections and tunnels that we have refused or broken off, by reason.", []string{"reason"}, nil)
+	descHandshake = prometheus.NewDesc("fairway_hbone_failed_handshakes_total", "Handshakes of peers that failed, by why: the reason handshake of fairway_hbone_refused_total.", []string{"reason"}, nil)
 )
 
 func (m tunnelMetrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descMeshConns, descTunnels, descOpened, descResets, descDials, descRefusing, descRefused} {
+	for _, d := range []*prometheus.Desc{descMeshConns, descTunnels, descOpened, descResets, descDials, descRefusing, descRefused, descHandshake} {
 		ch <- d
 	}
 }
@@ -50,6 +52,15 @@ func (m tunnelMetrics) Collect(ch chan<- prometheus.Metric) {
 		metric(descResets, prometheus.CounterValue, sum(func(c *hbone.Counters) int64 { return c.Resets.Load() }), "inbound")
 		for _, r := range hbone.Reasons() {
 			metric(descRefused, prometheus.CounterValue, sum(func(c *hbone.Counters) int64 { return c.Refused(r) }), r.String())
+		}
+		failed := make(map[mtls.Reason]int64)
+		for _, c := range inbound {
+			for r, n := range c.Handshakes() {
+				failed[r] += n
+			}
+		}
+		for r, n := range failed {
+			metric(descHandshake, prometheus.CounterValue, n, string(r))
 		}
 	}
 	if d := m.app.dialer; d != nil {
