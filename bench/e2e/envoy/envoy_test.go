@@ -19,7 +19,6 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
-	"time"
 )
 
 type message struct {
@@ -64,7 +63,7 @@ func TestConversation(t *testing.T) {
 		t.Run(fmt.Sprintf("%+v", s), func(t *testing.T) {
 			engines := startEngines(t, 3)
 			p := startPicker(t, "", addressesOf(engines))
-			url := startEnvoy(t, s, addressesOf(engines), p)
+			url, _ := startEnvoy(t, s, addressesOf(engines), p)
 			history := []message{{"system", strings.Repeat("You are a patient teacher. ", 200)}}
 			first := ""
 			for turn := range 10 {
@@ -131,7 +130,7 @@ func TestBodies(t *testing.T) {
 
 	for _, s := range []setup{{}, {request: "BUFFERED", response: "BUFFERED"}} {
 		t.Run(fmt.Sprintf("%+v", s), func(t *testing.T) {
-			url := startEnvoy(t, s, []string{endpoint}, startPicker(t, "", []string{endpoint}))
+			url, _ := startEnvoy(t, s, []string{endpoint}, startPicker(t, "", []string{endpoint}))
 			for _, size := range []int{1 << 10, 16 << 10, 220 << 10, 1 << 20, 8 << 20, 32 << 20} {
 				for _, chunked := range []bool{false, true} {
 					prompt := make([]byte, size/2)
@@ -170,7 +169,7 @@ func TestBodies(t *testing.T) {
 // What the picker refuses, the client hears in OpenAI's form.
 func TestRefusals(t *testing.T) {
 	engines := startEngines(t, 1)
-	url := startEnvoy(t, setup{}, addressesOf(engines), startPicker(t, "", addressesOf(engines)))
+	url, _ := startEnvoy(t, setup{}, addressesOf(engines), startPicker(t, "", addressesOf(engines)))
 	for _, tt := range []struct {
 		body   string
 		status int
@@ -197,14 +196,14 @@ func TestRefusals(t *testing.T) {
 func TestSubset(t *testing.T) {
 	engines := startEngines(t, 2)
 	p := startPicker(t, "", addressesOf(engines))
-	url := startEnvoy(t, setup{subset: engines[1].address}, addressesOf(engines), p)
+	url, _ := startEnvoy(t, setup{subset: engines[1].address}, addressesOf(engines), p)
 	for i := range 20 {
 		r := chat(t, url, false, 1, message{"user", fmt.Sprint(i)})
 		if answer := text(t, r); r.StatusCode != 200 || r.Header.Get("X-Fairway-Endpoint") != engines[1].address {
 			t.Fatalf("status %d from %s: %s", r.StatusCode, r.Header.Get("X-Fairway-Endpoint"), answer)
 		}
 	}
-	url = startEnvoy(t, setup{subset: freeAddress(t)}, addressesOf(engines), p)
+	url, _ = startEnvoy(t, setup{subset: freeAddress(t)}, addressesOf(engines), p)
 	r := chat(t, url, false, 1, message{"user", "x"})
 	if answer := text(t, r); r.StatusCode != 503 || !strings.Contains(answer, "fairway_no_endpoint") {
 		t.Errorf("status %d: %s", r.StatusCode, answer)
@@ -215,7 +214,7 @@ func TestSubset(t *testing.T) {
 func TestFallback(t *testing.T) {
 	engines := startEngines(t, 2)
 	p := startPicker(t, "", addressesOf(engines), "--fallbacks", "1")
-	url := startEnvoy(t, setup{override: true}, addressesOf(engines), p)
+	url, _ := startEnvoy(t, setup{override: true}, addressesOf(engines), p)
 	warm := message{"user", strings.Repeat("The same prompt every time. ", 200)}
 	where := ""
 	for range 3 {
@@ -241,7 +240,7 @@ func TestFallback(t *testing.T) {
 func TestClientLeaves(t *testing.T) {
 	engines := startEngines(t, 1)
 	p := startPicker(t, "", addressesOf(engines))
-	url := startEnvoy(t, setup{}, addressesOf(engines), p)
+	url, _ := startEnvoy(t, setup{}, addressesOf(engines), p)
 	r := chat(t, url, true, 100_000, message{"user", "Go on for ever."})
 	if _, err := io.ReadFull(r.Body, make([]byte, 500)); err != nil {
 		t.Fatal(err)
@@ -258,7 +257,7 @@ func TestClientLeaves(t *testing.T) {
 func TestRestart(t *testing.T) {
 	engines := startEngines(t, 3)
 	pickers := []*picker{startPicker(t, "", addressesOf(engines), "--replicas", "2"), startPicker(t, "", addressesOf(engines), "--replicas", "2")}
-	url := startEnvoy(t, setup{}, addressesOf(engines), pickers...)
+	url, healthy := startEnvoy(t, setup{}, addressesOf(engines), pickers...)
 
 	ctx, stop := context.WithCancel(t.Context())
 	var clients sync.WaitGroup
@@ -284,7 +283,7 @@ func TestRestart(t *testing.T) {
 			before = whole.Load()
 			await(t, "requests flow past the picker that is gone", func() bool { return whole.Load() > before+100 })
 			pickers[i] = startPicker(t, p.address, addressesOf(engines), "--replicas", "2")
-			time.Sleep(2 * time.Second) // Envoy looks after its pickers' health once a second
+			healthy(len(pickers))
 		}
 	}
 	stop()

@@ -195,8 +195,9 @@ type setup struct {
 	subset            string // the only endpoint that may be named; empty: any
 }
 
-// startEnvoy starts Envoy with these pickers, and gives its URL.
-func startEnvoy(t *testing.T, s setup, engines []string, pickers ...*picker) string {
+// startEnvoy starts Envoy with these pickers, and gives its URL. Healthy waits until
+// it holds so many of them for healthy.
+func startEnvoy(t *testing.T, s setup, engines []string, pickers ...*picker) (url string, healthy func(n int)) {
 	t.Helper()
 	const duplex = "FULL_DUPLEX_STREAMED"
 	if s.request == "" {
@@ -241,8 +242,12 @@ func startEnvoy(t *testing.T, s setup, engines []string, pickers ...*picker) str
 		t.Fatal(err)
 	}
 	start(t, "http://"+admin+"/ready", os.Getenv("E2E_ENVOY"), "-c", path, "-l", "warning", "--concurrency", "2", "--use-dynamic-base-id")
-	await(t, "Envoy holds a picker for healthy", func() bool {
-		return metric(t, "http://"+admin+"/stats/prometheus", `envoy_cluster_membership_healthy{envoy_cluster_name="picker"}`) == float64(len(pickers))
-	})
-	return "http://" + listen
+	healthy = func(n int) {
+		t.Helper()
+		await(t, "Envoy holds its pickers for healthy", func() bool {
+			return metric(t, "http://"+admin+"/stats/prometheus", `envoy_cluster_membership_healthy{envoy_cluster_name="picker"}`) == float64(n)
+		})
+	}
+	healthy(len(pickers))
+	return "http://" + listen, healthy
 }
