@@ -1,5 +1,5 @@
-# e2e.bash: how the e2e.sh of every suite ends early, and tries again what depends on the network. They source it, after
-# setting name to the suite's target.
+# e2e.bash: how the e2e.sh of every suite ends early, tries again what depends on the network, and keeps Python packages.
+# They source it, after setting name to the suite's target.
 
 skip() {
 	echo "$name: skipped everything: $*"
@@ -22,4 +22,17 @@ retry() {
 		sleep $((try * 5))
 	done
 	return 1
+}
+
+# environment NAME FOLDER: sets venv to a virtual environment of FOLDER's requirements.txt, which is kept outside of the
+# repository and named after what makes it, so that a change makes a new one.
+environment() {
+	local cache=${XDG_CACHE_HOME:-$HOME/.cache}/fairway-e2e
+	venv=$cache/$1-$({ cat "$2/requirements.txt" && python3 -VV; } | sha256sum | cut -c 1-12)
+	[ ! -e "$venv/complete" ] || return 0
+	rm -rf "$venv"
+	mkdir -p "$cache"
+	python3 -m venv "$venv" && retry "$venv/bin/pip" install -q --disable-pip-version-check --no-deps -r "$2/requirements.txt" ||
+		fail "pip could not install $2/requirements.txt"
+	touch "$venv/complete"
 }

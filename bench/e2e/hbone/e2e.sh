@@ -7,16 +7,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 
-# retry COMMAND...: up to 3 times, for what depends on the network.
-retry() {
-	local try
-	for try in 1 2 3; do
-		"$@" && return
-		echo "e2e-hbone: '$*' failed (try $try of 3)" >&2
-		sleep $((try * 5))
-	done
-	return 1
-}
+name=e2e-hbone
+. bench/e2e/e2e.bash
 
 PATH=$PATH:/usr/sbin
 have() {

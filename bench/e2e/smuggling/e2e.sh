@@ -23,17 +23,8 @@ if ! have && [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
 fi
 have || skip "it needs nginx, and python3 with venv (Debian: nginx-light, python3-venv)"
 
-# The environment is named after what makes it, so that a change makes a new one.
 here=bench/e2e/smuggling
-cache=${XDG_CACHE_HOME:-$HOME/.cache}/fairway-e2e
-venv=$cache/smuggling-$({ cat $here/requirements.txt && python3 -VV; } | sha256sum | cut -c 1-12)
-if [ ! -e "$venv/complete" ]; then
-	rm -rf "$venv"
-	mkdir -p "$cache"
-	python3 -m venv "$venv" && retry "$venv/bin/pip" install -q --disable-pip-version-check --no-deps -r $here/requirements.txt ||
-		fail "uvicorn could not be installed"
-	touch "$venv/complete"
-fi
+environment smuggling $here
 
 mkdir -p bin
 go test -c -tags e2e -o bin/smuggling.test ./$here
