@@ -19,6 +19,10 @@ import (
 type World struct {
 	Pools  []Pool
 	Models []Model
+	// Objectives are what a request may ask for by name to be ranked by.
+	Objectives []Objective
+	// RaisePriority says who may ask for more than its model has; empty: RaiseInMesh.
+	RaisePriority RaisePriority
 	// Routes share out the requests that come by the plain listener among the
 	// pools, which their backends name; a request that none of them matches is
 	// answered with 404. Within the pool it is sent to, those of its Models say
@@ -154,6 +158,39 @@ const (
 	Critical  Criticality = "Critical"
 	Standard  Criticality = "Standard"
 	Sheddable Criticality = "Sheddable"
+)
+
+// Priority is the criticality on the scale of an InferenceObjective.
+func (c Criticality) Priority() int {
+	switch c {
+	case Critical:
+		return 10
+	case Sheddable:
+		return -10
+	}
+	return 0
+}
+
+// Objective is a priority that has a name in one pool: an InferenceObjective
+// (inference.networking.x-k8s.io/v1alpha2). Requests name it in the header
+// x-gateway-inference-objective, or x-llm-d-inference-objective.
+type Objective struct {
+	Name string
+	Pool string
+	// Priority ranks: the higher one first. Below 0 requests are sheddable: they
+	// are refused rather than kept waiting.
+	Priority int
+}
+
+// RaisePriority says whose header may give a request a higher priority than its
+// model has. Anybody may ask for a lower one.
+type RaisePriority string
+
+const (
+	// RaiseInMesh is for who has an identity in the mesh.
+	RaiseInMesh RaisePriority = "mesh"
+	RaiseAnyone RaisePriority = "anyone"
+	RaiseNobody RaisePriority = "nobody"
 )
 
 // UsageMode says how the proxy learns token counts from streams.

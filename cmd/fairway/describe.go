@@ -22,18 +22,20 @@ import (
 // configView is a configuration as /config and `fairway check` show it: the
 // keys of fairway.yaml, every default filled in.
 type configView struct {
-	Listen   map[string]string `json:"listen"`
-	TLS      map[string]any    `json:"tls,omitempty"`
-	Pools    []poolView        `json:"pools"`
-	Models   []modelView       `json:"models"`
-	Routes   []routeView       `json:"routes"`
-	Timeouts map[string]string `json:"timeouts"`
-	Services []meshServiceView `json:"services"`
-	For      string            `json:"waypoint_for"`
-	Limits   map[string]int64  `json:"limits"`
-	Scrape   map[string]string `json:"scrape"`
-	Usage    string            `json:"usage"`
-	Explain  string            `json:"explain"`
+	Listen     map[string]string `json:"listen"`
+	TLS        map[string]any    `json:"tls,omitempty"`
+	Pools      []poolView        `json:"pools"`
+	Models     []modelView       `json:"models"`
+	Objectives []objectiveView   `json:"objectives"`
+	Raise      string            `json:"raise_priority"`
+	Routes     []routeView       `json:"routes"`
+	Timeouts   map[string]string `json:"timeouts"`
+	Services   []meshServiceView `json:"services"`
+	For        string            `json:"waypoint_for"`
+	Limits     map[string]int64  `json:"limits"`
+	Scrape     map[string]string `json:"scrape"`
+	Usage      string            `json:"usage"`
+	Explain    string            `json:"explain"`
 }
 
 type meshServiceView struct {
@@ -74,6 +76,12 @@ type modelView struct {
 	Targets     []targetView `json:"targets,omitempty"`
 }
 
+type objectiveView struct {
+	Name     string `json:"name"`
+	Pool     string `json:"pool"`
+	Priority int    `json:"priority"`
+}
+
 type targetView struct {
 	Name   string `json:"name"`
 	Weight int    `json:"weight"`
@@ -91,11 +99,13 @@ func describeConfig(c *file.Config) configView {
 		Limits: map[string]int64{
 			"body": w.Limits.Body, "buffers": w.Limits.Buffers, "headers": int64(w.Limits.Headers), "connections": int64(w.Limits.Connections),
 		},
-		Scrape:  map[string]string{"interval": w.Scrape.Interval.String(), "timeout": w.Scrape.Timeout.String(), "path": w.Scrape.Path},
-		For:     cmp.Or(string(w.WaypointFor), string(proxy.ForServices)),
-		Usage:   string(w.Usage),
-		Explain: string(w.Explain),
-		TLS:     describeTLS(c.TLS),
+		Objectives: describeObjectives(w.Objectives),
+		Raise:      cmp.Or(string(w.RaisePriority), string(proxy.RaiseInMesh)),
+		Scrape:     map[string]string{"interval": w.Scrape.Interval.String(), "timeout": w.Scrape.Timeout.String(), "path": w.Scrape.Path},
+		For:        cmp.Or(string(w.WaypointFor), string(proxy.ForServices)),
+		Usage:      string(w.Usage),
+		Explain:    string(w.Explain),
+		TLS:        describeTLS(c.TLS),
 	}
 	return v
 }
@@ -120,6 +130,14 @@ func describeModels(models []proxy.Model) []modelView {
 			view.Targets = append(view.Targets, targetView(t))
 		}
 		views = append(views, view)
+	}
+	return views
+}
+
+func describeObjectives(objectives []proxy.Objective) []objectiveView {
+	views := []objectiveView{}
+	for _, o := range objectives {
+		views = append(views, objectiveView(o))
 	}
 	return views
 }

@@ -79,6 +79,8 @@ pools:
 models:
   - {name: m, pool: a, targets: [{name: x}, {name: y, weight: 0}]}
   - {name: "n/7", pool: b, criticality: Sheddable}
+objectives: [{name: o, pool: a, priority: -3}, {name: o, pool: b}]
+raise_priority: anyone
 timeouts: {connect: 1ms, first_byte: 2m, stream_idle: 1h30m, request: 4s, drain: 0}
 limits: {body: 5, buffers: 6KiB, headers: "7 MB", connections: 8}
 scrape: {interval: 1s, timeout: 2s, path: "/m?x=y"}
@@ -94,6 +96,8 @@ explain: never
 				{Name: "m", Pool: "a", Targets: []proxy.Target{{Name: "x", Weight: 1}, {Name: "y", Weight: 0}}},
 				{Name: "n/7", Pool: "b", Criticality: proxy.Sheddable},
 			},
+			Objectives:    []proxy.Objective{{Name: "o", Pool: "a", Priority: -3}, {Name: "o", Pool: "b"}},
+			RaisePriority: proxy.RaiseAnyone,
 			Timeouts: proxy.Timeouts{
 				Connect: time.Millisecond, FirstByte: 2 * time.Minute, StreamIdle: 90 * time.Minute, Request: 4 * time.Second,
 			},
@@ -135,11 +139,11 @@ func TestErrorsNameLinePathAndRemedy(t *testing.T) {
 	tests := map[string]struct{ file, want string }{
 		"nothing":           {"", `f:1: pools: missing: want at least one pool with the endpoints to serve from`},
 		"only comments":     {"# pools:\n---\n", `f:1: pools: missing: want at least one pool with the endpoints to serve from`},
-		"not a mapping":     {"- a", `f:1: a list: want a mapping of keys (auth, explain, limits, listen, models, normalization, policies, pools, routes, scrape, services, timeouts, tls, trusted_proxies, usage, waypoint_for)`},
+		"not a mapping":     {"- a", `f:1: a list: want a mapping of keys (auth, explain, limits, listen, models, normalization, objectives, policies, pools, raise_priority, routes, scrape, services, timeouts, tls, trusted_proxies, usage, waypoint_for)`},
 		"not YAML":          {"pools:\n  - name: a\n endpoints: []\n", `f:2: not YAML: did not find expected key`},
 		"two documents":     {minimal + "---\n" + minimal, `f:2: a second YAML document: want one in a file`},
 		"unknown anchor":    {"pools: *p", `f: not YAML: unknown anchor 'p' referenced`},
-		"unknown key":       {minimal + "timeout: {}", `f:2: timeout: unknown key: did you mean "timeouts"? (keys: auth, explain, limits, listen, models, normalization, policies, pools, routes, scrape, services, timeouts, tls, trusted_proxies, usage, waypoint_for)`},
+		"unknown key":       {minimal + "timeout: {}", `f:2: timeout: unknown key: did you mean "timeouts"? (keys: auth, explain, limits, listen, models, normalization, objectives, policies, pools, raise_priority, routes, scrape, services, timeouts, tls, trusted_proxies, usage, waypoint_for)`},
 		"unknown inner key": {minimal + "scrape:\n  # often\n  every: 5s\n", `f:4: scrape.every: unknown key (keys: interval, path, timeout)`},
 		"merge key":         {minimal + "scrape: {<<: {path: /x}}", `f:2: scrape.<<: unknown key (keys: interval, path, timeout)`},
 		"duplicate key":     {minimal + "usage: inject\nusage: observe\n", `f:3: usage: the same key as on line 2`},
@@ -173,6 +177,10 @@ func TestErrorsNameLinePathAndRemedy(t *testing.T) {
 		"octal weight":       {minimal + "models: [{name: m, pool: llama, targets: [{name: x, weight: 010}]}]", `f:2: models[0].targets[0].weight: "010": want a whole number from 0 to 1000000`},
 		"target twice":       {minimal + "models: [{name: m, pool: llama, targets: [{name: x}, {name: x}]}]", `f:2: models[0].targets[1].name: "x" is the name of targets[0] as well`},
 
+		"objective twice":   {minimal + "objectives: [{name: o, pool: llama}, {name: o, pool: llama}]", `f:2: objectives[1].name: "o" is the name of objectives[0] as well`},
+		"objective's pool":  {minimal + "objectives: [{name: o, pool: lama}]", `f:2: objectives[0].pool: no pool is named "lama": did you mean "llama"? (pools: llama)`},
+		"priority":          {minimal + "objectives: [{name: o, pool: llama, priority: high}]", `f:2: objectives[0].priority: "high": want a whole number from -2147483647 to 2147483647`},
+		"raise":             {minimal + "raise_priority: meshes", `f:2: raise_priority: "meshes": did you mean "mesh"?: want mesh, anyone or nobody`},
 		"duration":          {minimal + "timeouts: {request: soon}", `f:2: timeouts.request: "soon" is not a duration: want one such as 100ms, 2s or 5m`},
 		"duration unit":     {minimal + "timeouts: {request: 30}", `f:2: timeouts.request: "30" has no unit: want a duration such as 100ms, 2s or 5m`},
 		"negative duration": {minimal + "timeouts: {drain: -1s}", `f:2: timeouts.drain: "-1s": want 0 or more`},

@@ -288,15 +288,18 @@ func size[T int | int64](r *reader, into *T, most T) field {
 }
 
 // number is the field of a whole number from 0 to most.
-func (r *reader) number(into *int, most int) field {
+func (r *reader) number(into *int, most int) field { return r.numberFrom(0, into, most) }
+
+// numberFrom is the field of a whole number from least to most.
+func (r *reader) numberFrom(least int, into *int, most int) field {
 	return func(n *yaml.Node, path string) {
 		n = r.scalar(n, path, "a whole number")
 		if n == nil {
 			return
 		}
 		i, err := strconv.Atoi(n.Value)
-		if n.ShortTag() != "!!int" || err != nil || strconv.Itoa(i) != n.Value || i < 0 || i > most {
-			r.problem(path, "%s: want a whole number from 0 to %d", show(n.Value), most)
+		if n.ShortTag() != "!!int" || err != nil || strconv.Itoa(i) != n.Value || i < least || i > most {
+			r.problem(path, "%s: want a whole number from %d to %d", show(n.Value), least, most)
 			return
 		}
 		*into = i

@@ -16,6 +16,7 @@ const (
 	maxHeaderBytes = 1 << 30
 	maxConnections = 1 << 30
 	maxWeight      = 1_000_000 // as in an HTTPRoute (Gateway API, BackendRef.weight)
+	maxPriority    = 1<<31 - 1 // as in an InferenceObjective
 	minInterval    = time.Millisecond
 )
 
@@ -46,6 +47,10 @@ func (r *reader) config(n *yaml.Node, c *Config) {
 		"models": r.list(func(_ int, n *yaml.Node, path string) {
 			w.Models = append(w.Models, r.model(n, path))
 		}),
+		"objectives": r.list(func(_ int, n *yaml.Node, path string) {
+			w.Objectives = append(w.Objectives, r.objective(n, path))
+		}),
+		"raise_priority": textInto(r, &w.RaisePriority, oneOf(raisePriorities)),
 		"routes": r.list(func(_ int, n *yaml.Node, path string) {
 			w.Routes = append(w.Routes, r.route(n, path))
 		}),
@@ -127,6 +132,15 @@ func (r *reader) model(n *yaml.Node, path string) (m proxy.Model) {
 	return m
 }
 
+func (r *reader) objective(n *yaml.Node, path string) (o proxy.Objective) {
+	r.mapping(n, path, map[string]field{
+		"name":     textInto(r, &o.Name, "a name"),
+		"pool":     textInto(r, &o.Pool, "the name of a pool"),
+		"priority": r.numberFrom(-maxPriority, &o.Priority, maxPriority),
+	})
+	return o
+}
+
 // target reads one of a model's names and its weight, which is 1 unless told
 // otherwise.
 func (r *reader) target(n *yaml.Node, path string) proxy.Target {
@@ -145,10 +159,11 @@ func (r *reader) section(fields map[string]field) field {
 
 // The words a setting can have.
 var (
-	usageModes     = []proxy.UsageMode{proxy.UsageInject, proxy.UsageObserve}
-	explainModes   = []proxy.ExplainMode{proxy.ExplainOnRequest, proxy.ExplainAlways, proxy.ExplainNever}
-	normalizations = []normalize.Mode{normalize.DecodeAndMergeSlashes, normalize.MergeSlashes, normalize.Base, normalize.None}
-	criticalities  = []proxy.Criticality{proxy.Critical, proxy.Standard, proxy.Sheddable}
+	usageModes      = []proxy.UsageMode{proxy.UsageInject, proxy.UsageObserve}
+	explainModes    = []proxy.ExplainMode{proxy.ExplainOnRequest, proxy.ExplainAlways, proxy.ExplainNever}
+	normalizations  = []normalize.Mode{normalize.DecodeAndMergeSlashes, normalize.MergeSlashes, normalize.Base, normalize.None}
+	raisePriorities = []proxy.RaisePriority{proxy.RaiseInMesh, proxy.RaiseAnyone, proxy.RaiseNobody}
+	criticalities   = []proxy.Criticality{proxy.Critical, proxy.Standard, proxy.Sheddable}
 )
 
 // oneOf lists words for an error: "a, b or c".

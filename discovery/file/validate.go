@@ -49,6 +49,7 @@ func (c *Config) check() []problem {
 	} else {
 		pools := k.pools(c.World)
 		k.models(c.World, pools)
+		k.objectives(c.World.Objectives, slices.Sorted(maps.Keys(pools)))
 		k.routes("routes", c.World.Routes, slices.Sorted(maps.Keys(pools)))
 		k.mesh(c, pools)
 	}
@@ -57,6 +58,7 @@ func (c *Config) check() []problem {
 	k.scrape(c.World.Scrape)
 	k.access(&c.World.Access)
 	word(&k, "normalization", c.World.Access.Normalization, normalizations)
+	word(&k, "raise_priority", c.World.RaisePriority, raisePriorities)
 	word(&k, "usage", c.World.Usage, usageModes)
 	word(&k, "explain", c.World.Explain, explainModes)
 	return k.problems
@@ -93,7 +95,7 @@ func (k *checker) settings(c *Config) {
 	for _, s := range []struct {
 		path string
 		n    int
-	}{{"pools", len(w.Pools)}, {"models", len(w.Models)}, {"routes", len(w.Routes)}, {"services", len(w.Services)}} {
+	}{{"pools", len(w.Pools)}, {"models", len(w.Models)}, {"objectives", len(w.Objectives)}, {"routes", len(w.Routes)}, {"services", len(w.Services)}} {
 		if s.n > 0 {
 			k.problem(s.path, "the cluster says this: leave it out beside --kubernetes")
 		}
@@ -175,6 +177,21 @@ func (k *checker) models(w *proxy.World, pools map[string]int) {
 		k.pool(path+".pool", m.Pool, known)
 		word(k, path+".criticality", m.Criticality, criticalities)
 		k.targets(path+".targets", m.Targets)
+	}
+}
+
+func (k *checker) objectives(all []proxy.Objective, pools []string) {
+	names := make(map[string]map[string]int) // by pool
+	for i, o := range all {
+		path := fmt.Sprintf("objectives[%d]", i)
+		if names[o.Pool] == nil {
+			names[o.Pool] = make(map[string]int)
+		}
+		k.name(path+".name", o.Name, "objectives", i, names[o.Pool])
+		k.pool(path+".pool", o.Pool, pools)
+		if o.Priority < -maxPriority || o.Priority > maxPriority {
+			k.problem(path+".priority", "%d: want a whole number from %d to %d", o.Priority, -maxPriority, maxPriority)
+		}
 	}
 }
 
