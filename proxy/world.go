@@ -38,6 +38,9 @@ type World struct {
 	// Access is who may do what.
 	Access authz.Config
 
+	// Pickers says whether pools that have a Picker get it; empty: HonourPickers.
+	Pickers PickerChoice
+
 	Timeouts Timeouts
 	Limits   Limits
 	Scrape   Scrape
@@ -52,7 +55,71 @@ type World struct {
 type Pool struct {
 	Name      string
 	Endpoints []Endpoint
+	// Picker is an endpoint picker of the pool's own, which is asked where each of
+	// its requests goes; nil: the embedded one picks.
+	Picker *Picker
 }
+
+// Picker is a process that is asked by the Endpoint Picker Protocol, as an
+// InferencePool's endpointPickerRef names it.
+type Picker struct {
+	// Address is "host:port". Of a name that has several addresses, each is a
+	// replica.
+	Address string
+	// FailureMode says what becomes of a request that it does not answer; empty:
+	// FailClose.
+	FailureMode FailureMode
+	// Timeout bounds the whole asking for one request; zero: DefaultPickerTimeout.
+	Timeout time.Duration
+	// Body says how a request's body is sent there; empty: BodyFullDuplex.
+	Body PickerBody
+	// Answers says how much of an answer is reported there; empty: AnswersHead.
+	Answers PickerAnswers
+	// Plain has it asked without TLS.
+	Plain bool
+	// Roots is whom its certificate has to be vouched for by, as PEM; empty: it is
+	// not verified, for pickers make theirs up unless they are given one.
+	Roots string
+	// ServerName is what its certificate is verified for; empty: the host of Address.
+	ServerName string
+}
+
+// FailureMode is what becomes of a request that its endpoint picker does not
+// answer, in the words of InferencePool.
+type FailureMode string
+
+const (
+	FailClose FailureMode = "FailClose" // it is refused with 503
+	FailOpen  FailureMode = "FailOpen"  // the embedded picker picks
+)
+
+// PickerBody is how an endpoint picker gets a request's body, in the words of
+// Envoy's ext_proc filter (ProcessingMode.BodySendMode).
+type PickerBody string
+
+const (
+	BodyFullDuplex PickerBody = "FULL_DUPLEX_STREAMED" // in pieces, right behind the head
+	BodyBuffered   PickerBody = "BUFFERED"             // in one piece, after the head was answered
+)
+
+// PickerAnswers is how much of an answer an endpoint picker is told.
+type PickerAnswers string
+
+const (
+	AnswersNone PickerAnswers = "none"
+	// AnswersHead is its head, with the endpoint that served, and when it ended; its
+	// body too if the picker asks for that (mode_override).
+	AnswersHead PickerAnswers = "head"
+	AnswersBody PickerAnswers = "body"
+)
+
+// PickerChoice says whether the Pickers of pools are asked.
+type PickerChoice string
+
+const (
+	HonourPickers  PickerChoice = "honour"
+	EmbeddedPicker PickerChoice = "embedded" // the embedded one picks for all pools
+)
 
 // Endpoint is one engine's address, and how it is reached.
 type Endpoint struct {
@@ -264,4 +331,5 @@ const (
 	DefaultScrapeInterval = 100 * time.Millisecond
 	DefaultScrapeTimeout  = time.Second
 	DefaultMetricsPath    = "/metrics"
+	DefaultPickerTimeout  = 2 * time.Second
 )
