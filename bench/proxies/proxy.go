@@ -25,7 +25,9 @@ type proxy struct {
 
 // kinds are the proxies that can be started. An error says why one cannot.
 var kinds = map[string]func(dir, address string, backends []string) (*exec.Cmd, error){
-	"fairway":  fairway,
+	"fairway": func(dir, address string, backends []string) (*exec.Cmd, error) {
+		return fairway(*binary, dir, address, backends)
+	},
 	"haproxy":  haproxy,
 	"nginx":    nginx,
 	"envoy":    envoy,
@@ -39,7 +41,12 @@ func start(name, dir string, backends []string) (*proxy, error) {
 	}
 	p := &proxy{name: name, address: freeAddress()}
 	var err error
-	if p.cmd, err = kinds[name](dir, p.address, backends); err != nil {
+	if build, ok := strings.CutPrefix(name, "fairway="); ok {
+		p.cmd, err = fairway(build, dir, p.address, backends)
+	} else {
+		p.cmd, err = kinds[name](dir, p.address, backends)
+	}
+	if err != nil {
 		return nil, err
 	}
 	log, err := os.Create(filepath.Join(dir, strings.ReplaceAll(name, "/", "-")+".log"))
@@ -156,10 +163,10 @@ func each(backends []string, line func(i int, host, port string) string) string 
 }
 
 // fairway as it is shipped: metrics, scraping and the access log on.
-func fairway(dir, address string, backends []string) (*exec.Cmd, error) {
+func fairway(program, dir, address string, backends []string) (*exec.Cmd, error) {
 	path, err := write(dir, "fairway.yaml", fmt.Sprintf("listen: {http: %q, metrics: %q, admin: %q}\npools:\n  - name: pool\n    endpoints: [%s]\n",
 		address, freeAddress(), freeAddress(), strings.TrimSuffix(each(backends, func(_ int, h, p string) string { return "http://" + net.JoinHostPort(h, p) + ", " }), ", ")))
-	return exec.Command(*binary, "serve", "--config", path), err
+	return exec.Command(program, "serve", "--config", path), err
 }
 
 func haproxy(dir, address string, backends []string) (*exec.Cmd, error) {
