@@ -23,6 +23,7 @@ type Hangup interface {
 type Conn struct {
 	net.Conn
 
+	raw      *raw         // reads and writes in place of Conn, where it can; nil elsewhere
 	born     time.Time    // what deadline and wakes count from
 	deadline atomic.Int64 // nanoseconds after born at which the time-out is over, 0 for none
 	wakes    atomic.Int64 // when timer looks at deadline next, 0 for not at all
@@ -53,7 +54,7 @@ func New(c net.Conn) *Conn {
 	if s, ok := c.(*Conn); ok {
 		return s
 	}
-	return &Conn{Conn: c, born: time.Now()}
+	return &Conn{Conn: c, raw: newRaw(c), born: time.Now()}
 }
 
 // NetConn is the connection itself, as New was given it.
@@ -72,7 +73,18 @@ func (c *Conn) Read(p []byte) (int, error) {
 	if c.ahead != nil {
 		return c.ahead.read(p)
 	}
+	if c.raw != nil {
+		return c.raw.Read(p)
+	}
 	return c.Conn.Read(p)
+}
+
+// Write writes all of p.
+func (c *Conn) Write(p []byte) (int, error) {
+	if c.raw != nil {
+		return c.raw.Write(p)
+	}
+	return c.Conn.Write(p)
 }
 
 // Unread gives p back: the next Reads return it first. p is not copied and must
@@ -88,6 +100,9 @@ func (c *Conn) Unread(p []byte) {
 // TCP socket (writev) or has a WriteBuffers of its own, as a tunnel has. It
 // consumes v as net.Buffers.WriteTo does.
 func (c *Conn) WriteBuffers(v *net.Buffers) (int64, error) {
+	if c.raw != nil {
+		return c.raw.WriteBuffers(v)
+	}
 	if t, ok := c.Conn.(interface {
 		WriteBuffers(*net.Buffers) (int64, error)
 	}); ok {

@@ -1,0 +1,164 @@
+package sock
+
+import (
+	"io"
+	"net"
+	"os"
+	"syscall"
+	"unsafe"
+)
+
+// raw reads and writes a TCP socket by system calls that the runtime is not told
+// of (syscall.RawSyscall). The socket never blocks, so there is nothing to hand
+// the processor over for, and telling costs more than a short read: the runtime
+// wakes its monitor thread for it whenever the process was idle.
+//
+// A read and a write may go on at the same time, but not two of a kind.
+type raw struct {
+	conn syscall.RawConn
+	tcp  *net.TCPConn
+
+	reading, writing operation
+	read, write      func(fd uintptr) bool // readOnce and writeOnce, bound once: RawConn's argument escapes
+}
+
+// operation is one read or write under way.
+type operation struct {
+	p      []byte          // what is read into or written
+	vector []syscall.Iovec // what is written instead of p
+	n      int
+	errno  syscall.Errno
+}
+
+// maxIovecs is IOV_MAX.
+const maxIovecs = 1024
+
+// newRaw gives nil for what is not a TCP socket.
+func newRaw(c net.Conn) *raw {
+	tcp, ok := c.(*net.TCPConn)
+	if !ok {
+		return nil
+	}
+	conn, err := tcp.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	r := &raw{conn: conn, tcp: tcp}
+	r.read, r.write = r.readOnce, r.writeOnce
+	return r
+}
+
+// Read reads what is there, as net.Conn says.
+func (r *raw) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	o := &r.reading
+	o.p = p
+	err := r.conn.Read(r.read)
+	o.p = nil
+	switch {
+	case err != nil:
+		return 0, err
+	case o.errno != 0:
+		return 0, r.failed("read", o.errno)
+	case o.n == 0:
+		return 0, io.EOF
+	}
+	return o.n, nil
+}
+
+func (r *raw) readOnce(fd uintptr) bool {
+	o := &r.reading
+	for {
+		o.n, o.errno = rawRead(fd, o.p)
+		if o.errno != syscall.EINTR {
+			return o.errno != syscall.EAGAIN
+		}
+	}
+}
+
+// Write writes all of p, as net.Conn says.
+func (r *raw) Write(p []byte) (written int, err error) {
+	o := &r.writing
+	defer func() { o.p = nil }()
+	for written < len(p) {
+		o.p = p[written:]
+		if err := r.conn.Write(r.write); err != nil {
+			return written, err
+		}
+		if o.errno != 0 {
+			return written, r.failed("write", o.errno)
+		}
+		written += o.n
+	}
+	return written, nil
+}
+
+// WriteBuffers writes all of v and consumes it.
+func (r *raw) WriteBuffers(v *net.Buffers) (written int64, err error) {
+	o := &r.writing
+	defer func() {
+		clear(o.vector)
+		o.vector = o.vector[:0]
+	}()
+	for {
+		o.vector = o.vector[:0]
+		for _, b := range *v {
+			if len(b) > 0 && len(o.vector) < maxIovecs {
+				i := syscall.Iovec{Base: unsafe.SliceData(b)}
+				i.SetLen(len(b))
+				o.vector = append(o.vector, i)
+			}
+		}
+		if len(o.vector) == 0 {
+			*v = (*v)[len(*v):]
+			return written, nil
+		}
+		if err := r.conn.Write(r.write); err != nil {
+			return written, err
+		}
+		if o.errno != 0 {
+			return written, r.failed("writev", o.errno)
+		}
+		written += int64(o.n)
+		consume(v, o.n)
+	}
+}
+
+// consume takes the first n bytes off v.
+func consume(v *net.Buffers, n int) {
+	for len(*v) > 0 {
+		if first := (*v)[0]; n < len(first) {
+			(*v)[0] = first[n:]
+			return
+		} else {
+			n -= len(first)
+		}
+		(*v)[0] = nil
+		*v = (*v)[1:]
+	}
+}
+
+func (r *raw) writeOnce(fd uintptr) bool {
+	o := &r.writing
+	for {
+		if len(o.vector) > 0 {
+			o.n, o.errno = rawWritev(fd, o.vector)
+		} else {
+			o.n, o.errno = rawWrite(fd, o.p)
+		}
+		if o.errno != syscall.EINTR {
+			return o.errno != syscall.EAGAIN
+		}
+	}
+}
+
+// failed wraps an error as package net does.
+func (r *raw) failed(call string, errno syscall.Errno) error {
+	op := "read"
+	if call != "read" {
+		op = "write"
+	}
+	return &net.OpError{Op: op, Net: "tcp", Source: r.tcp.LocalAddr(), Addr: r.tcp.RemoteAddr(), Err: os.NewSyscallError(call, errno)}
+}

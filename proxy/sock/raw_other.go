@@ -1,0 +1,12 @@
+//go:build !linux
+
+package sock
+
+import "net"
+
+// raw is what Linux has; elsewhere a connection reads and writes itself.
+type raw struct{ net.Conn }
+
+func newRaw(net.Conn) *raw { return nil }
+
+func (r *raw) WriteBuffers(v *net.Buffers) (int64, error) { return v.WriteTo(r.Conn) }
