@@ -33,7 +33,7 @@ type Lease struct {
 	believed   int64  // of these, cached as the index has it
 	lost       int64  // of these, known to the index but believed to have left the cache
 	uncached   int64  // tokens counted in the endpoint's sums
-	step       int64  // tokens in a chunk
+	step       int64  // tokens in prefix.ChunkSize bytes of the chain
 	age        int64  // of the last chunk believed to be cached, if settled
 	slot       int    // of its adapter
 	ticket     uint64 // in the endpoint's due, if the answer does not stream

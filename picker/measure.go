@@ -28,7 +28,7 @@ type measure struct {
 	request  *Request
 	now      time.Duration
 	tokens   float64 // of the whole prompt, at least 1
-	perChunk float64 // tokens in one chunk of the chain
+	perChunk float64 // tokens in prefix.ChunkSize bytes of the chain
 	speed    float64 // the pool's mean
 	foreign  float64 // tokens that a request of someone else waits with
 	others   float64 // requests of other replicas for each of ours
@@ -41,7 +41,7 @@ func (p *Pool) measure(r *Request, now time.Duration) measure {
 	m := measure{request: r, now: now}
 	m.tokens = float64(clampTokens(r.Bytes))/p.bytesPerToken(r.Model) + float64(clampTokens(r.Tokens))
 	m.tokens = min(max(m.tokens, 1), maxTokens)
-	m.perChunk = m.tokens * prefix.ChunkSize / float64(max(r.Bytes, len(r.Chain)*prefix.ChunkSize, prefix.ChunkSize))
+	m.perChunk = m.tokens * prefix.ChunkSize / float64(max(r.Bytes, prefix.Offset(len(r.Chain)), prefix.ChunkSize))
 	m.speed = p.meanSpeed()
 	if p.has(Mirror) {
 		m.others = p.others.perOwn()
@@ -57,7 +57,7 @@ func (p *Pool) measure(r *Request, now time.Duration) measure {
 
 // cached is how many tokens of the prompt its leading chunks are. vLLM computes the last token in any case.
 func (m *measure) cached(chunks int) float64 {
-	return min(float64(chunks)*m.perChunk, m.tokens-1)
+	return min(float64(prefix.Offset(chunks)/prefix.ChunkSize)*m.perChunk, m.tokens-1)
 }
 
 func clampTokens(n int) int { return min(max(n, 0), maxTokens) }

@@ -375,7 +375,7 @@ func TestWeighingTakesNoLock(t *testing.T) {
 func BenchmarkPick(b *testing.B) {
 	for _, pods := range []int{8, 100} {
 		for _, bytes := range []int{28_672, 409_600} {
-			b.Run(fmt.Sprintf("%dpods/%dchunks", pods, bytes/prefix.ChunkSize), func(b *testing.B) {
+			b.Run(fmt.Sprintf("%dpods/%dtokens", pods, bytes/4), func(b *testing.B) {
 				p := newTestPool(pods, Config{})
 				system := prose(0, bytes/2)
 				now := time.Duration(0)

@@ -13,7 +13,7 @@ import (
 type request struct {
 	session uint64   // the client's, as a session header or a user id would tell
 	model   string   // or the adapter
-	chain   []uint64 // hashes of the prompt's chunks of prefix.ChunkSize bytes
+	chain   []uint64 // hashes of the prompt's chunks, of the sizes that package prefix gives them
 	digest  uint64   // of the whole prompt
 	bytes   int      // of the prompt's text
 	limit   int      // tokens it asks for at most
@@ -76,9 +76,9 @@ func (s *simulation) newRequest(conv *workload.Session, turn int, due time.Durat
 		r.bytes += text[i].Tokens
 	}
 	seed := prefix.Seed(conv.Adapter)
-	r.chain = workload.AppendBlocks(make([]uint64, 0, r.bytes/prefix.ChunkSize), text, prefix.ChunkSize)
-	for i, h := range r.chain {
-		r.chain[i] = max(h^seed, 1)
+	s.blocks = workload.AppendBlocks(s.blocks[:0], text, prefix.ChunkSize)
+	for i := 1; i <= prefix.MaxChunks && prefix.Offset(i) <= len(s.blocks)*prefix.ChunkSize; i++ {
+		r.chain = append(r.chain, max(s.blocks[prefix.Offset(i)/prefix.ChunkSize-1]^seed, 1))
 	}
 	s.blocks = workload.AppendBlocks(s.blocks[:0], text, r.bytes)
 	r.digest = s.blocks[0] ^ seed

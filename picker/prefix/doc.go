@@ -1,7 +1,8 @@
 // Package prefix knows which pod holds how much of a prompt in its KV cache.
 //
-// A prompt's bytes, in the order of the pod's chat template, are cut into chunks of 256 bytes. Each chunk's hash is chained
-// to the one before, so that one number stands for a whole prefix:
+// A prompt's bytes, in the order of the pod's chat template, are cut into chunks, of 256 bytes
+// at first and of larger ones farther in. Each chunk's hash is chained to the one before, so that one number stands for a
+// whole prefix:
 //
 //	spans   "You are…" | "What is…" | <image> | …         raw bytes in the request's body, never copied
 //	stream  You are…\xff What is…\xff hash8\xfe …         separators keep ["ab","c"] apart from ["a","bc"]

@@ -7,12 +7,18 @@ import (
 )
 
 const (
-	// ChunkSize is how many bytes of the stream one hash of a chain stands for: about 64 tokens of English, four of vLLM's
-	// blocks. Smaller chunks cost memory and time, larger ones lose the end of a shared prefix.
+	// ChunkSize is how many bytes of the stream the first hashes of a chain stand for: about 64 tokens of English, four of
+	// vLLM's blocks. Smaller chunks cost memory and time, larger ones lose the end of a shared prefix.
 	ChunkSize = 256
 
+	// Chunks grow with what lies before them, so that a long prompt costs little more than a short one: evenChunks of
+	// ChunkSize, then octaveChunks of twice the size, as many of twice that size, and so on. What is lost of a shared
+	// prefix is 1/octaveChunks of it at most.
+	evenChunks   = 2 * octaveChunks
+	octaveChunks = 64
+
 	// MaxChunks bounds a chain: 4 MiB of prompt, about a million tokens. What lies beyond is counted and not hashed.
-	MaxChunks = 1 << 14
+	MaxChunks = evenChunks + 7*octaveChunks
 
 	// A span ends in a byte that no UTF-8 text contains, so that ["ab","c"] and ["a","bc"] differ, and text never
 	// looks like media.
@@ -54,7 +60,7 @@ func ExtendSeed(seed uint64, part []byte) uint64 {
 //
 // It allocates only to grow dst.
 func AppendChain(dst []uint64, seed uint64, spans []Span) (chain []uint64, digest uint64, text int) {
-	c := cutter{chain: dst, prev: seed, room: MaxChunks}
+	c := newCutter(dst, seed)
 	for i := range spans {
 		s := &spans[i]
 		if s.Media {
@@ -68,43 +74,70 @@ func AppendChain(dst []uint64, seed uint64, spans []Span) (chain []uint64, diges
 		c.write(s.Data)
 		c.write([]byte{textEnd})
 	}
-	return c.chain, Link(c.prev, xxhash.Sum64(c.rest[:c.n])), text
+	return c.chain, Link(c.prev, c.end()), text
+}
+
+// Offset is where a chain's chunk i begins in the stream, in bytes: the chunks before it have as many. It holds for any
+// i that a chain can have, and one more.
+func Offset(i int) int {
+	if i <= evenChunks {
+		return i * ChunkSize
+	}
+	octave, in := (i-evenChunks)/octaveChunks, (i-evenChunks)%octaveChunks
+	return (octaveChunks + in) * 2 * ChunkSize << octave
 }
 
 // A cutter holds the end of the stream that does not fill a chunk yet. Only chunks that straddle spans pass through
-// rest; the others are hashed where they lie.
+// open; the others are hashed where they lie.
 type cutter struct {
 	chain []uint64
 	prev  uint64
+	size  int // of the chunk to come
+	in    int // chunks of that size still to come
 	room  int // chunks that the chain may still grow by
-	n     int // bytes in rest, < ChunkSize between calls
-	rest  [ChunkSize]byte
+	n     int // bytes in open, < size between calls
+	open  xxhash.Digest
+}
+
+func newCutter(dst []uint64, seed uint64) cutter {
+	return cutter{chain: dst, prev: seed, size: ChunkSize, in: evenChunks, room: MaxChunks}
 }
 
 func (c *cutter) write(b []byte) {
-	if c.n > 0 {
-		k := copy(c.rest[c.n:], b)
-		c.n += k
-		if c.n < ChunkSize {
-			return
+	for len(b) > 0 && c.room > 0 {
+		k := min(len(b), c.size-c.n)
+		switch {
+		case k == c.size:
+			c.add(xxhash.Sum64(b[:k]))
+		default:
+			if c.n == 0 {
+				c.open.Reset()
+			}
+			c.open.Write(b[:k])
+			if c.n += k; c.n == c.size {
+				c.n = 0
+				c.add(c.open.Sum64())
+			}
 		}
 		b = b[k:]
-		c.n = 0
-		c.add(c.rest[:])
-	}
-	for len(b) >= ChunkSize && c.room > 0 {
-		c.add(b[:ChunkSize])
-		b = b[ChunkSize:]
-	}
-	if c.room > 0 {
-		c.n = copy(c.rest[:], b)
 	}
 }
 
-func (c *cutter) add(chunk []byte) {
-	c.prev = Link(c.prev, xxhash.Sum64(chunk))
+// end is the hash of what fills no chunk.
+func (c *cutter) end() uint64 {
+	if c.n == 0 {
+		return xxhash.Sum64(nil)
+	}
+	return c.open.Sum64()
+}
+
+func (c *cutter) add(sum uint64) {
+	c.prev = Link(c.prev, sum)
 	c.chain = append(c.chain, c.prev)
 	c.room--
+	if c.in--; c.in == 0 {
+		c.size, c.in = 2*c.size, octaveChunks
+	}
 }
 
 // Link chains one hash to the next. For a given parent it is a bijection of sum (a multiplication by an odd number, an

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"math/bits"
 	"slices"
 	"strings"
 	"testing"
@@ -44,16 +45,32 @@ func reference(seed uint64, spans []Span) (chain []uint64, digest uint64) {
 		}
 		stream = append(append(stream, s.Data...), textEnd)
 	}
-	h := seed
-	for len(stream) >= ChunkSize && len(chain) < MaxChunks {
-		h = Link(h, xxhash.Sum64(stream[:ChunkSize]))
+	h, at := seed, 0
+	size := func() int { return 256 << bits.Len(uint(at>>15)) } // 256 bytes up to 32 KiB, 512 up to 64 KiB …
+	for len(stream) >= size() && at < 4<<20 {
+		n := size()
+		h = Link(h, xxhash.Sum64(stream[:n]))
 		chain = append(chain, h)
-		stream = stream[ChunkSize:]
+		stream = stream[n:]
+		at += n
 	}
 	if len(chain) == MaxChunks {
 		stream = nil
 	}
 	return chain, Link(h, xxhash.Sum64(stream))
+}
+
+func TestOffset(t *testing.T) {
+	for i, want := range map[int]int{0: 0, 1: 256, 127: 127 * 256, 128: 32 << 10, 129: 32<<10 + 512, 192: 64 << 10, 193: 64<<10 + 1024, MaxChunks: 4 << 20} {
+		if got := Offset(i); got != want {
+			t.Errorf("chunk %d begins at %d, want %d", i, got, want)
+		}
+	}
+	for i := range MaxChunks {
+		if size, at := Offset(i+1)-Offset(i), Offset(i); size < ChunkSize || size > max(ChunkSize, at/octaveChunks) {
+			t.Fatalf("chunk %d, at %d, has %d bytes", i, at, size)
+		}
+	}
 }
 
 func TestAppendChainLengths(t *testing.T) {
@@ -145,7 +162,7 @@ func TestNoHashIsZero(t *testing.T) {
 }
 
 func TestAppendChainIsBounded(t *testing.T) {
-	big := bytes.Repeat([]byte("0123456789abcdef"), (MaxChunks+10)*ChunkSize/16)
+	big := bytes.Repeat([]byte("0123456789abcdef"), Offset(MaxChunks)/16+100)
 	spans := []Span{{Data: big}, {Data: big}}
 	c, digest, n := AppendChain([]uint64{42}, 1, spans)
 	want, wantDigest := reference(1, spans)

@@ -150,8 +150,8 @@ func (x *Index) Age(key, clock uint64) (tokens int64, ok bool) {
 }
 
 // Pin enters a chain that is being sent to the pod and keeps it alive until Keep or Drop. clock and window are those of
-// Match, step the tokens in a chunk: a chunk's stamp is older by step than its parent's, because a pod frees a request's
-// blocks from the tail.
+// Match, step the tokens in ChunkSize bytes: a chunk's stamp is older than its parent's by the parent's tokens, because a pod
+// frees a request's blocks from the tail.
 //
 // A chunk whose bucket is full of pinned slots ends the pinned part of the chain.
 func (x *Index) Pin(chain []uint64, clock uint64, window, step int64) Hold {
@@ -275,7 +275,7 @@ func (x *Index) take(b *bucket, key, clock, state uint64) (victim int, oldest in
 }
 
 func stamp(clock uint64, i int, step int64) uint64 {
-	return (clock - uint64(i)*uint64(step)) << stampShift
+	return (clock - uint64(Offset(i)/ChunkSize)*uint64(step)) << stampShift
 }
 
 // Grow makes room for a pod whose cache holds so many chunks. It never shrinks a table: a pod does not change its cache
