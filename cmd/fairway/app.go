@@ -16,6 +16,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/fairway-proxy/fairway/discovery/file"
+	"github.com/fairway-proxy/fairway/discovery/kube"
 	"github.com/fairway-proxy/fairway/discovery/scrape"
 	"github.com/fairway-proxy/fairway/mtls"
 	"github.com/fairway-proxy/fairway/proxy"
@@ -37,6 +38,9 @@ type app struct {
 	unread   atomic.Bool // the cluster that says what is served has not been read yet
 
 	secrets
+
+	settings *file.Config      // guarded by applying
+	objects  *kube.Translation // what a cluster says is served; nil: none does, or not yet; guarded by applying
 
 	plain    net.Listener    // nil: off
 	tunnels  *hbone.Listener // nil: off
@@ -82,11 +86,33 @@ func newApp(c *file.Config, log, access *slog.Logger, s proxy.Config) (*app, err
 	return a, nil
 }
 
-// apply puts a configuration's World in force. Listeners stay as they are, and so
-// do the files that secrets are read from.
+// apply puts a configuration's World in force; if what is served comes from a
+// cluster, all the rest of it. Listeners stay as they are, and so do the files that
+// secrets are read from.
 func (a *app) apply(c *file.Config) {
 	a.applying.Lock()
 	defer a.applying.Unlock()
+	a.settings = c
+	a.putInForce()
+}
+
+// applyObjects puts in force what the objects of a cluster mean.
+func (a *app) applyObjects(t *kube.Translation) {
+	a.applying.Lock()
+	defer a.applying.Unlock()
+	a.objects = t
+	a.putInForce()
+}
+
+// putInForce has settings and objects served; a.applying is held.
+func (a *app) putInForce() {
+	c := a.settings
+	if t := a.objects; t != nil {
+		both, w := *c, *c.World
+		w.Pools, w.Models, w.Routes, w.Services = t.World.Pools, t.World.Models, t.World.Routes, t.World.Services
+		both.World = &w
+		c = &both
+	}
 	a.config.Store(c)
 	a.setWorld(c)
 	var targets []scrape.Target

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
 
 	"github.com/fairway-proxy/fairway/cmd/internal/cli"
 	"github.com/fairway-proxy/fairway/discovery/file"
@@ -14,23 +16,37 @@ import (
 )
 
 // clusterConfig is the configuration of a proxy whose World comes from a cluster.
-func (o *serveOptions) clusterConfig() (*file.Config, error) {
+// The watcher is nil without a file.
+func (o *serveOptions) clusterConfig() (*file.Watcher, *file.Config, error) {
+	if _, _, two := strings.Cut(o.gateway, "/"); o.gateway != "" && !two {
+		return nil, nil, cli.Misuse(fmt.Errorf("--gateway %s: want namespace/name", o.gateway))
+	}
 	switch {
 	case len(o.endpoints) > 0:
-		return nil, cli.Misuse(errors.New("--kubernetes excludes --endpoint: the cluster says what is served"))
+		return nil, nil, cli.Misuse(errors.New("--kubernetes excludes --endpoint: the cluster says what is served"))
 	case o.config != "":
-		c, err := file.LoadSettings(o.config)
+		w := &file.Watcher{Path: o.config, Settings: true}
+		c, err := w.Load()
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		o.override(c)
-		return c, nil
+		return w, c, nil
 	case o.listen == "":
-		return nil, cli.Misuse(errors.New("--kubernetes takes plain HTTP only where --listen says so, and tunnels only with the identity that --config gives: give one of them"))
+		return nil, nil, cli.Misuse(errors.New("--kubernetes takes plain HTTP only where --listen says so, and tunnels only with the identity that --config gives: give one of them"))
 	}
 	c := file.Default()
 	o.override(c)
-	return c, nil
+	return nil, c, nil
+}
+
+// options are what the flags and the configuration say of a cluster.
+func (o *serveOptions) options(c *file.Config) kube.Options {
+	out := kube.Options{Gateway: o.gateway, ClusterDomain: o.clusterDomain}
+	if c.TLS != nil {
+		out.TrustDomain = o.trustDomain
+	}
+	return out
 }
 
 // clusterClient is a client of the API server that --kubeconfig names, or else of
@@ -49,29 +65,24 @@ func (o *serveOptions) clusterClient() (dynamic.Interface, error) {
 
 // followCluster puts in force what the objects of a cluster mean, until ctx is
 // done.
-func (a *app) followCluster(ctx context.Context, client dynamic.Interface, base *file.Config, trustDomain string) (wait func()) {
+func (a *app) followCluster(ctx context.Context, client dynamic.Interface, options kube.Options) (wait func()) {
+	klog.SetSlogLogger(a.log) // what client-go has to say
 	done := make(chan struct{})
 	told := make(map[string]bool) // findings in force, logged once
 	go func() {
 		defer close(done)
-		w := kube.Watcher{Client: client, Log: a.log}
-		if base.TLS != nil {
-			w.TrustDomain = trustDomain
-		}
-		if err := w.Run(ctx, func(t *kube.Translation) { told = a.applyCluster(base, t, told) }); err != nil {
+		w := kube.Watcher{Client: client, Log: a.log, Options: options}
+		if err := w.Run(ctx, func(t *kube.Translation) { told = a.applyCluster(t, told) }); err != nil {
 			a.failed <- fmt.Errorf("--kubernetes: %w", err)
 		}
 	}()
 	return func() { <-done }
 }
 
-// applyCluster puts a translation in force, with the settings of base. It logs the
-// findings that were not told before.
-func (a *app) applyCluster(base *file.Config, t *kube.Translation, told map[string]bool) (now map[string]bool) {
-	c, w := *base, *base.World
-	w.Pools, w.Models, w.Routes, w.Services = t.World.Pools, t.World.Models, t.World.Routes, t.World.Services
-	c.World = &w
-	a.apply(&c)
+// applyCluster puts a translation in force. It logs the findings that were not told
+// before.
+func (a *app) applyCluster(t *kube.Translation, told map[string]bool) (now map[string]bool) {
+	a.applyObjects(t)
 	a.unread.Store(false)
 	now = make(map[string]bool, len(t.Findings))
 	for _, f := range t.Findings {
@@ -81,6 +92,6 @@ func (a *app) applyCluster(base *file.Config, t *kube.Translation, told map[stri
 			a.log.Warn("not served as it was meant", "kind", f.Kind, "namespace", f.Namespace, "name", f.Name, "path", f.Path, "reason", f.Reason, "message", f.Message)
 		}
 	}
-	a.log.Info("objects in force", "pools", len(w.Pools), "endpoints", len(a.server.Endpoints()), "models", len(w.Models), "findings", len(t.Findings))
+	a.log.Info("objects in force", "pools", len(t.World.Pools), "endpoints", len(a.server.Endpoints()), "models", len(t.World.Models), "findings", len(t.Findings))
 	return now
 }

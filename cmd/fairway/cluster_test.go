@@ -106,7 +106,7 @@ func (s *apiServer) put(t *testing.T, resource, text string) {
 }
 
 // The announcement's objects, read from an API server, serve requests; what changes
-// there is in force soon after.
+// there, or in the settings beside them, is in force soon after.
 func TestServeFromACluster(t *testing.T) {
 	v1 := startPod(t, "", mock.Config{Speed: 100, Model: "llama-3-8b-customer-v1"})
 	_, port, _ := net.SplitHostPort(v1.address)
@@ -129,7 +129,10 @@ func TestServeFromACluster(t *testing.T) {
 	writeFile(t, kubeconfig, fmt.Sprintf(`{apiVersion: v1, kind: Config, current-context: c, contexts: [{name: c, context: {cluster: c}}],
 		clusters: [{name: c, cluster: {server: %q}}]}`, s.URL))
 	addresses := freeAddresses(t, 2)
-	r := serve(t, "--kubernetes", "--kubeconfig", kubeconfig, "--listen", addresses[0], "--metrics", addresses[1], "--admin", "127.0.0.1:0")
+	settings := filepath.Join(t.TempDir(), "settings.yaml")
+	listen := fmt.Sprintf("listen: {http: %q, hbone: \"\"}\n", addresses[0])
+	writeFile(t, settings, listen)
+	r := serve(t, "--kubernetes", "--kubeconfig", kubeconfig, "--config", settings, "--metrics", addresses[1], "--admin", "127.0.0.1:0")
 	ask := func() int {
 		resp, err := http.Post("http://"+addresses[0]+"/v1/chat/completions", "application/json",
 			strings.NewReader(`{"model":"customer-support","messages":[{"role":"user","content":"hi"}],"max_tokens":1}`))
@@ -150,6 +153,12 @@ func TestServeFromACluster(t *testing.T) {
 	if v1.Stats().Received == 0 {
 		t.Error("no request reached the engine")
 	}
+	// Settings change while the objects stay, and the objects while the settings stay.
+	writeFile(t, settings, listen+"limits: {body: 10}")
+	waitFor(t, "the smaller limit is in force", func() bool { return ask() == 413 })
+	s.put(t, "inferencemodels", model(100))
+	writeFile(t, settings, listen)
+	waitFor(t, "the pod serves again", func() bool { return ask() == 200 })
 	r.stop()
 	if code := <-r.code; code != 0 {
 		t.Errorf("exit code %d: %s", code, r.stderr)

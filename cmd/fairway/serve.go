@@ -16,6 +16,7 @@ import (
 
 	"github.com/fairway-proxy/fairway/cmd/internal/cli"
 	"github.com/fairway-proxy/fairway/discovery/file"
+	"github.com/fairway-proxy/fairway/discovery/kube"
 	"github.com/fairway-proxy/fairway/proxy"
 )
 
@@ -39,7 +40,9 @@ of a cluster say, and follows them.`,
 	o.flags(cmd)
 	cmd.Flags().StringVar(&o.listen, "listen", "", "where to take plain HTTP (default :8080, or listen.http of the file; with --kubernetes it must be given)")
 	cmd.Flags().BoolVar(&o.kubernetes, "kubernetes", false, "serve what InferencePools, InferenceModels and HTTPRoutes of a cluster say")
+	cmd.Flags().StringVar(&o.gateway, "gateway", "", "the one Gateway to serve, `namespace/name` (default: all of Fairway's classes)")
 	cmd.Flags().StringVar(&o.trustDomain, "trust-domain", "cluster.local", "the mesh's trust `domain`, with --kubernetes")
+	cmd.Flags().StringVar(&o.clusterDomain, "cluster-domain", kube.DefaultClusterDomain, "the `domain` of the cluster's names, with --kubernetes")
 	cmd.Flags().StringVar(&o.kubeconfig, "kubeconfig", "", "the `file` that names the API server (default: that of the cluster this runs in, or the one kubectl would ask)")
 	return cmd
 }
@@ -61,7 +64,9 @@ type serveOptions struct {
 	listen, metrics, admin string
 	kubernetes             bool
 	kubeconfig             string
+	gateway                string
 	trustDomain            string
+	clusterDomain          string
 	level                  string
 	noAccessLog            bool
 
@@ -108,7 +113,7 @@ func (o *serveOptions) run(cmd *cobra.Command) error {
 	defer stop()
 	defer o.watch(ctx, watcher, a)()
 	if client != nil {
-		defer a.followCluster(ctx, client, config, o.trustDomain)()
+		defer a.followCluster(ctx, client, o.options(config))()
 		defer stop()
 	}
 	return a.run(ctx)
@@ -143,7 +148,7 @@ func (a *app) reload(c *file.Config, err error, o *serveOptions) {
 		a.log.Warn("changes to listen, tls, auth.keys, limits.headers and limits.connections take a restart; the rest is in force")
 	}
 	a.apply(c)
-	a.log.Info("configuration in force", "pools", len(c.World.Pools), "endpoints", len(a.server.Endpoints()))
+	a.log.Info("configuration in force", "pools", len(a.config.Load().World.Pools), "endpoints", len(a.server.Endpoints()))
 }
 
 // load reads the configuration that the flags ask for. The watcher is nil
@@ -151,8 +156,7 @@ func (a *app) reload(c *file.Config, err error, o *serveOptions) {
 func (o *serveOptions) load() (*file.Watcher, *file.Config, error) {
 	switch {
 	case o.kubernetes:
-		c, err := o.clusterConfig()
-		return nil, c, err
+		return o.clusterConfig()
 	case o.config != "" && len(o.endpoints) > 0:
 		return nil, nil, cli.Misuse(errors.New("--config and --endpoint exclude each other: name the endpoints in the file"))
 	case o.config != "":

@@ -104,17 +104,11 @@ func Load(path string) (*Config, error) {
 // problem in the order of lines, each beginning with name and line.
 func Parse(name string, data []byte) (*Config, error) { return parseInto(name, data, Default()) }
 
-// LoadSettings reads a file that says all but what is served, which comes from a
-// cluster: it names no pools, models, routes or services. Tunnels are taken at
-// :15008 and plain HTTP is not, unless it says otherwise.
-func LoadSettings(path string) (*Config, error) {
-	data, err := watch.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
+// parseSettings is Parse for a Watcher's Settings.
+func parseSettings(name string, data []byte) (*Config, error) {
 	c := Default()
 	c.Listen.HTTP, c.Listen.HBONE, c.cluster = "", ":15008", true
-	return parseInto(path, data, c)
+	return parseInto(name, data, c)
 }
 
 // parseInto reads a file into c, which has the defaults.

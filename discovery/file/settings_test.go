@@ -16,7 +16,8 @@ func TestSettings(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Chdir(filepath.Dir(path))
-		return LoadSettings("f")
+		w := Watcher{Path: "f", Settings: true}
+		return w.Load()
 	}
 	c, err := load(tls + "timeouts: {request: 4s}")
 	if err != nil {

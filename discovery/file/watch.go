@@ -18,6 +18,10 @@ type Watcher struct {
 	// Trigger makes the Watcher look at once and tell what it finds even if
 	// nothing changed; nil: none. Made for signal.Notify with SIGHUP.
 	Trigger <-chan os.Signal
+	// Settings is for a file that says all but what is served, which comes from a
+	// cluster: it names no pools, models, routes or services. Tunnels are taken at
+	// :15008 and plain HTTP is not, unless it says otherwise.
+	Settings bool
 
 	files watch.Files
 }
@@ -31,6 +35,9 @@ func (w *Watcher) Load() (*Config, error) {
 func (w *Watcher) parse(contents [][]byte, err error) (*Config, error) {
 	if err != nil {
 		return nil, err
+	}
+	if w.Settings {
+		return parseSettings(w.Path, contents[0])
 	}
 	return Parse(w.Path, contents[0])
 }

@@ -52,7 +52,16 @@ type Options struct {
 	// TrustDomain is that of the mesh's identities. Pods that are in the mesh are
 	// reached by tunnels then; empty: all in plain text.
 	TrustDomain string
+	// ClusterDomain is that of the names of Services; empty: DefaultClusterDomain.
+	ClusterDomain string
+	// Gateway is the one that this process serves, "namespace/name"; empty: all of
+	// our classes.
+	Gateway string
 }
+
+// DefaultClusterDomain is the domain of a cluster's names unless it was given
+// another one.
+const DefaultClusterDomain = "cluster.local"
 
 // Translation is what a set of Objects says.
 type Translation struct {

@@ -146,6 +146,27 @@ func TestTranslateOrder(t *testing.T) {
 	}
 }
 
+// A process may serve one Gateway of several, and names have the cluster's domain.
+func TestOneGateway(t *testing.T) {
+	m, err := ReadManifests("testdata/bound.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for gateway, want := range map[string]string{"": "by-namespace headless by-label", "mesh/w": "by-namespace headless by-label", "mesh/strict": "", "mesh/gone": ""} {
+		var got []string
+		for _, s := range Translate(&m.Objects, Options{Gateway: gateway, ClusterDomain: "example.org"}).World.Services {
+			name, rest, _ := strings.Cut(s.Host, ".")
+			got = append(got, name)
+			if !strings.HasSuffix(rest, ".svc.example.org") {
+				t.Error(s.Host)
+			}
+		}
+		if got := strings.Join(got, " "); got != want {
+			t.Errorf("with %q: %q", gateway, got)
+		}
+	}
+}
+
 func TestIsManifest(t *testing.T) {
 	for text, want := range map[string]bool{
 		"apiVersion: v1\nkind: Pod\n":            true,

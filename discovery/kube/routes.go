@@ -94,11 +94,10 @@ func (t *translator) attachToService(about object, path string, ref gatewayv1.Pa
 // them are the plain listener.
 func (t *translator) attachToGateway(about object, path string, ref gatewayv1.ParentReference, r route.Route) {
 	k := parentKey(about, ref)
-	i := slices.IndexFunc(t.objects.Gateways, func(g *gatewayv1.Gateway) bool { return key(&g.ObjectMeta) == k })
-	if i < 0 || !t.ours(t.objects.Gateways[i]) {
+	g := t.gateways[k]
+	if g == nil || !t.serves(g) {
 		return // another controller's
 	}
-	g := t.objects.Gateways[i]
 	matching, allowed := false, false
 	var hostnames []string
 	all := false
@@ -149,9 +148,8 @@ func (t *translator) allows(g *gatewayv1.Gateway, l *gatewayv1.Listener, ns stri
 		return ns == namespace(&g.ObjectMeta)
 	case gatewayv1.NamespacesFromSelector:
 		selector, err := metav1.LabelSelectorAsSelector(by)
-		return err == nil && slices.ContainsFunc(t.objects.Namespaces, func(n *corev1.Namespace) bool {
-			return n.Name == ns && selector.Matches(labels.Set(n.Labels))
-		})
+		of, known := t.namespaces[ns]
+		return err == nil && known && selector.Matches(labels.Set(of))
 	}
 	return false
 }

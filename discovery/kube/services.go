@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"strings"
@@ -19,21 +20,22 @@ const (
 	labelWaypointFor          = "istio.io/waypoint-for"
 )
 
-// waypoints finds the Services that are bound to a waypoint of ours.
+// The listener of a Gateway that takes the mesh's tunnels.
+const (
+	protocolHBONE gatewayv1.ProtocolType = "HBONE"
+	portHBONE     gatewayv1.PortNumber   = 15008
+)
+
+// waypoints finds the Services that are bound to a waypoint that we serve.
 func (t *translator) waypoints() {
-	ours := make(map[string]*gatewayv1.Gateway)
-	for _, g := range t.objects.Gateways {
-		if t.ours(g) {
-			ours[key(&g.ObjectMeta)] = g
-		}
-	}
-	labels := make(map[string]map[string]string) // of namespaces
-	for _, n := range t.objects.Namespaces {
-		labels[n.Name] = n.Labels
-	}
 	for _, s := range sorted(t.objects.Services, func(s *corev1.Service) *metav1.ObjectMeta { return &s.ObjectMeta }) {
-		g := ours[waypointOf(s, labels[namespace(&s.ObjectMeta)])]
-		if g == nil || !servesServices(g) {
+		g := t.gateways[waypointOf(s, t.namespaces[namespace(&s.ObjectMeta)])]
+		if g == nil || !t.serves(g) || !servesServices(t.waypointFor(g)) {
+			continue
+		}
+		if !t.takes(g, namespace(&s.ObjectMeta)) {
+			about := object{"Service", &s.ObjectMeta}
+			t.warn(about.finding("metadata.labels", "", "Gateway %s is no waypoint for Services of this namespace: the allowedRoutes of its listener of protocol HBONE leave it out", key(&g.ObjectMeta)))
 			continue
 		}
 		out := t.service(s)
@@ -42,14 +44,44 @@ func (t *translator) waypoints() {
 	}
 }
 
-// ours tells whether a Gateway is of our class.
+// ours tells whether a Gateway is of a class of ours.
 func (t *translator) ours(g *gatewayv1.Gateway) bool {
-	for _, c := range t.objects.Classes {
-		if c.Name == string(g.Spec.GatewayClassName) {
-			return c.Spec.ControllerName == ControllerName
-		}
+	if c := t.classes[string(g.Spec.GatewayClassName)]; c != nil {
+		return c.Spec.ControllerName == ControllerName
 	}
 	return g.Spec.GatewayClassName == ClassName
+}
+
+// serves tells whether a Gateway is one that this process serves.
+func (t *translator) serves(g *gatewayv1.Gateway) bool {
+	return t.ours(g) && (t.options.Gateway == "" || t.options.Gateway == key(&g.ObjectMeta))
+}
+
+// waypointFor tells whose traffic a waypoint takes, by its label or else that of its
+// class.
+func (t *translator) waypointFor(g *gatewayv1.Gateway) proxy.WaypointFor {
+	to := g.Labels[labelWaypointFor]
+	if c := t.classes[string(g.Spec.GatewayClassName)]; to == "" && c != nil {
+		to = c.Labels[labelWaypointFor]
+	}
+	return proxy.WaypointFor(cmp.Or(to, string(proxy.ForServices)))
+}
+
+// servesServices tells whether that takes in the traffic of Services.
+func servesServices(to proxy.WaypointFor) bool {
+	return to == proxy.ForServices || to == proxy.ForAll
+}
+
+// takes tells whether the Services and pods of a namespace may use a waypoint: the
+// allowedRoutes of its listener for tunnels say so, and without any only its own may
+// (Istio, makeAllowedRoutes in pilot/pkg/serviceregistry/ambient/waypoints.go).
+func (t *translator) takes(g *gatewayv1.Gateway, ns string) bool {
+	for i := range g.Spec.Listeners {
+		if l := &g.Spec.Listeners[i]; l.Protocol == protocolHBONE && l.Port == portHBONE {
+			return t.allows(g, l, ns)
+		}
+	}
+	return ns == namespace(&g.ObjectMeta)
 }
 
 // waypointOf gives the key of the Gateway that a Service wants for its waypoint,
@@ -70,13 +102,6 @@ func waypointOf(s *corev1.Service, ofNamespace map[string]string) string {
 		return in + "/" + name
 	}
 	return ""
-}
-
-// servesServices tells whether a waypoint is for the traffic of Services: by
-// default it is.
-func servesServices(g *gatewayv1.Gateway) bool {
-	to := g.Labels[labelWaypointFor]
-	return to == "" || to == "service" || to == "all"
 }
 
 // denied says why all requests to a Service have to be refused: a policy is for
@@ -106,7 +131,7 @@ func (t *translator) service(s *corev1.Service) *Service {
 	at, found := slices.BinarySearchFunc(t.out.Services, key(&s.ObjectMeta), func(a Service, want string) int { return strings.Compare(a.Key, want) })
 	if !found {
 		out := Service{Key: key(&s.ObjectMeta)}
-		out.Host = s.Name + "." + namespace(&s.ObjectMeta) + ".svc." + clusterDomain
+		out.Host = s.Name + "." + namespace(&s.ObjectMeta) + ".svc." + cmp.Or(t.options.ClusterDomain, DefaultClusterDomain)
 		ips := s.Spec.ClusterIPs
 		if len(ips) == 0 {
 			ips = []string{s.Spec.ClusterIP}
@@ -127,9 +152,6 @@ func (t *translator) service(s *corev1.Service) *Service {
 	}
 	return &t.out.Services[at]
 }
-
-// clusterDomain is the domain of a cluster's names.
-const clusterDomain = "cluster.local"
 
 // protocol is what a port is declared to speak, by its appProtocol or by the
 // beginning of its name (Istio, "Protocol selection").

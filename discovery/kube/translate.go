@@ -21,13 +21,25 @@ import (
 // Translate says what a set of objects means.
 func Translate(o *Objects, options Options) *Translation {
 	t := &translator{
-		objects:  o,
-		options:  options,
-		pools:    make(map[string]bool),
-		services: make(map[string]*corev1.Service),
-		slices:   make(map[string][]*discoveryv1.EndpointSlice),
-		pods:     make(map[string][]*corev1.Pod),
-		byUID:    make(map[types.UID]*corev1.Pod, len(o.Pods)),
+		objects:    o,
+		options:    options,
+		pools:      make(map[string]bool),
+		classes:    make(map[string]*gatewayv1.GatewayClass),
+		gateways:   make(map[string]*gatewayv1.Gateway),
+		namespaces: make(map[string]map[string]string, len(o.Namespaces)),
+		services:   make(map[string]*corev1.Service),
+		slices:     make(map[string][]*discoveryv1.EndpointSlice),
+		pods:       make(map[string][]*corev1.Pod),
+		byUID:      make(map[types.UID]*corev1.Pod, len(o.Pods)),
+	}
+	for _, c := range o.Classes {
+		t.classes[c.Name] = c
+	}
+	for _, g := range o.Gateways {
+		t.gateways[key(&g.ObjectMeta)] = g
+	}
+	for _, n := range o.Namespaces {
+		t.namespaces[n.Name] = n.Labels
 	}
 	for _, s := range o.Services {
 		t.services[key(&s.ObjectMeta)] = s
@@ -57,13 +69,16 @@ func Translate(o *Objects, options Options) *Translation {
 
 // translator is a translation under way.
 type translator struct {
-	objects  *Objects
-	options  Options
-	services map[string]*corev1.Service              // by key
-	slices   map[string][]*discoveryv1.EndpointSlice // by the key of their Service
-	pods     map[string][]*corev1.Pod                // by namespace
-	byUID    map[types.UID]*corev1.Pod
-	pools    map[string]bool // names of those made so far
+	objects    *Objects
+	options    Options
+	classes    map[string]*gatewayv1.GatewayClass      // by name
+	gateways   map[string]*gatewayv1.Gateway           // by key
+	namespaces map[string]map[string]string            // labels, by name
+	services   map[string]*corev1.Service              // by key
+	slices     map[string][]*discoveryv1.EndpointSlice // by the key of their Service
+	pods       map[string][]*corev1.Pod                // by namespace
+	byUID      map[types.UID]*corev1.Pod
+	pools      map[string]bool // names of those made so far
 
 	out Translation
 }
