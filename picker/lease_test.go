@@ -362,13 +362,18 @@ func TestRequestsDoNotAllocate(t *testing.T) {
 			}
 			r := prompt(prose(1, 30_000))
 			r.Stream = stream
+			var terms []Candidate
 			now := time.Duration(0)
 			request := func() {
 				now += 10 * time.Millisecond
+				if r.Candidates = nil; now%(20*time.Millisecond) == 0 {
+					r.Candidates = &terms
+				}
 				l, err := p.Pick(r, now)
 				if err != nil {
 					t.Fatal(err)
 				}
+				p.Why(terms, l.Endpoint())
 				l.FirstToken(now + 1)
 				l.Usage(7000, 6500, 100)
 				l.End(now+2, Done)

@@ -14,6 +14,7 @@ type Candidate struct {
 	KV       float64 // 0..1 of its KV cache in use
 	Speed    float64 // seconds a prompt token
 	Home     bool    // where the replicas agree to send this prompt while nobody has it
+	Forgiven float64 // tokens of Uncached that do not count, because it is the home
 	Score    float64 // what the policy made of it; the lowest wins
 
 	seen   int64 // our own part of Queued, as read
@@ -21,7 +22,7 @@ type Candidate struct {
 }
 
 // A Policy chooses among candidates. It is called by many goroutines at once, with at least one candidate, in the order of
-// the endpoints; it may write Home and Score, must return a valid index, and keeps neither argument.
+// the endpoints; it may write Home, Forgiven and Score, must return a valid index, and keeps neither argument.
 type Policy interface {
 	Choose(c []Candidate, r *Request) int
 }
@@ -82,20 +83,15 @@ func (f fairway) Choose(c []Candidate, r *Request) int {
 	}
 	lowest := 0
 	for i := range c {
-		u := c[i].Uncached
 		if i == home {
-			c[i].Home = true
-			u = max(1, u-forgiven)
+			c[i].Home, c[i].Forgiven = true, min(forgiven, c[i].Uncached-1)
 		}
-		c[i].Score = f.pool.score(&c[i], u)
+		c[i].Score = f.pool.score(&c[i])
 		if c[i].Score < c[lowest].Score {
 			lowest = i
 		}
 	}
-	limit := c[lowest].Score
-	if f.pool.has(NearTies) {
-		limit += tieBand * c[lowest].Speed * c[lowest].Uncached
-	}
+	limit := f.pool.tieLimit(&c[lowest])
 	depth = c[lowest].Depth // a cold pod never ties with a warm one: the prompt would be computed and kept twice
 	return rendezvous(c, key, func(c *Candidate) bool { return c.Score <= limit && c.Depth == depth })
 }
@@ -108,8 +104,16 @@ func frontier(chain []uint64, depth int) uint64 {
 	return chain[depth-1]
 }
 
-func (p *Pool) score(c *Candidate, uncached float64) float64 {
-	work, inflicted := uncached+c.Adapter, 0.0
+// tieLimit is the score up to which others are as good as the candidate with the lowest.
+func (p *Pool) tieLimit(lowest *Candidate) float64 {
+	if !p.has(NearTies) {
+		return lowest.Score
+	}
+	return lowest.Score + tieBand*lowest.Speed*lowest.Uncached
+}
+
+func (p *Pool) score(c *Candidate) float64 {
+	work, inflicted := c.Uncached-c.Forgiven+c.Adapter, 0.0
 	if p.has(DecodeShare) {
 		inflicted = decodeTokens
 	}

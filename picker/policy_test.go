@@ -41,7 +41,7 @@ func TestScore(t *testing.T) {
 		{"an adapter to load", Candidate{Uncached: 300, Adapter: 4000, InFlight: 10, Speed: 1}, 4300 + .1*10*6300},
 		{"all at once, on an H100", Candidate{Uncached: 500, Queued: 1500, InFlight: 4, KV: .25, Speed: 25e-6}, 25e-6 * 3000 / .8},
 	} {
-		if got := p.score(&tt.c, tt.c.Uncached); math.Abs(got-tt.want) > 1e-9*tt.want {
+		if got := p.score(&tt.c); math.Abs(got-tt.want) > 1e-9*tt.want {
 			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
 		}
 	}

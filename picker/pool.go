@@ -69,6 +69,10 @@ type Request struct {
 	MaxTokens int         // completion tokens at most; 0: not said
 	Stream    bool        // the first token will be seen, and reported to Lease.FirstToken
 	Exclude   []*Endpoint // never picked: already tried
+
+	// Candidates, if not nil, is where a pick leaves its candidates as the policy saw them, in the memory that is there: Pool.Why
+	// tells what they decided.
+	Candidates *[]Candidate
 }
 
 // NewPool returns a pool without endpoints.
@@ -125,20 +129,18 @@ var scratches = sync.Pool{New: func() any { return new(scratch) }}
 //
 // now is monotonic time since an origin of the caller's choice, the same in every call.
 func (p *Pool) Pick(r *Request, now time.Duration) (Lease, error) {
-	s := scratches.Get().(*scratch)
 	m := p.measure(r, now)
+	if r.Candidates != nil {
+		l, c, err := p.pick((*r.Candidates)[:0], &m)
+		*r.Candidates = c
+		return l, err
+	}
+	s := scratches.Get().(*scratch)
 	l, c, err := p.pick(s.c[:0], &m)
 	clear(c)
 	s.c = c
 	scratches.Put(s)
 	return l, err
-}
-
-// PickExplained is Pick, and appends to dst the candidates as the policy saw them.
-func (p *Pool) PickExplained(dst []Candidate, r *Request, now time.Duration) (Lease, []Candidate, error) {
-	m := p.measure(r, now)
-	l, c, err := p.pick(dst[len(dst):], &m)
-	return l, append(dst, c...), err
 }
 
 // Explain appends to dst the candidates for a request as the policy sees them now, and reserves nothing.

@@ -261,7 +261,7 @@ func TestAuthorizeAllocs(t *testing.T) {
 		policy(authz.Allow, authz.Rule{When: []authz.Condition{{Key: "request.model", Values: []string{"mock"}}}}),
 	}}}
 	allocs := func(w World) float64 {
-		s := New(Config{Account: account.New(prometheus.NewRegistry(), nil), Log: slog.New(slog.DiscardHandler)})
+		s := New(Config{Account: account.New(prometheus.NewRegistry(), account.Config{}), Log: slog.New(slog.DiscardHandler)})
 		w.Pools = []Pool{{Name: "pool"}} // nobody is there: the exchange ends with a 503
 		s.SetWorld(&w)
 		t.Cleanup(func() { s.Shutdown(t.Context()) })

@@ -32,14 +32,16 @@ func (x *Exchange) direct(d director) error {
 	if subset, ok := d.Subset(); ok {
 		x.exclude(func(e *picker.Endpoint) bool { return !slices.Contains(subset, e.Address()) })
 	}
-	lease, candidates, err := x.pool.picker.PickExplained(nil, &x.want, Now())
+	asked := Now()
+	lease, err := x.pool.picker.Pick(&x.want, asked)
+	x.notePick(asked)
 	if err != nil {
 		return x.noEndpoint(err)
 	}
 	outcome := picker.Failed
 	defer func() { lease.End(Now(), outcome) }()
 	x.noteChoice(&lease)
-	d.Direct(inOrder(lease.Endpoint(), candidates, 1+x.server.config.Fallbacks))
+	d.Direct(inOrder(lease.Endpoint(), x.weighed, 1+x.server.config.Fallbacks))
 
 	if err := x.forward(d); err != nil {
 		own, is := errors.AsType[*Error](err)
@@ -68,15 +70,19 @@ func (x *Exchange) follow(lease *picker.Lease, served string) {
 	now := Now()
 	lease.Endpoint().Eject(now)
 	lease.End(now, picker.NeverSent)
-	x.record.Retries++
+	x.noteFailure(lease.Endpoint(), errPassedOver)
 	x.exclude(func(e *picker.Endpoint) bool { return e.Address() != served })
 	next, err := x.pool.picker.Pick(&x.want, now)
 	if err != nil {
 		return // it has left the pool: the lease that has ended stands in
 	}
+	x.notePick(now)
 	*lease = next
 	x.noteChoice(lease)
 }
+
+// errPassedOver is why another endpoint answered than the one that was named first.
+var errPassedOver = errors.New("the proxy turned to another endpoint")
 
 // exclude has the next pick pass over the endpoints that out says.
 func (x *Exchange) exclude(out func(*picker.Endpoint) bool) {

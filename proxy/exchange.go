@@ -50,6 +50,7 @@ type Exchange struct {
 	target   string         // the model's name upstream
 	segments [][]byte       // the body on its way up, edits included
 	want     picker.Request // what the picker is asked
+	weighed  []picker.Candidate
 	chain    []uint64
 
 	answer        message.Response
@@ -250,6 +251,7 @@ func (x *Exchange) route() error {
 	seed := prefix.ExtendSeed(prefix.Seed(x.target), x.read.CacheSalt)
 	x.chain, x.want.Hash, x.want.Bytes = prefix.AppendChain(x.chain[:0], seed, x.read.Spans)
 	x.want.Chain = x.chain
+	x.want.Candidates = &x.weighed
 	x.want.Tokens = x.read.MediaTokens()
 	if x.read.Tokens >= 0 { // the prompt's bytes are token ids
 		x.want.Tokens += x.read.Tokens
@@ -274,7 +276,10 @@ func (x *Exchange) edit() {
 // be tried.
 func (x *Exchange) attempt() (again bool, err error) {
 	x.want.Exclude = x.tried
+	x.weighed = x.weighed[:0]
+	asked := Now()
 	choice, err := x.pool.chooser.Choose(x.ctx, &x.want)
+	x.notePick(asked)
 	if err != nil {
 		return false, x.noEndpoint(err)
 	}
@@ -323,12 +328,6 @@ func (x *Exchange) attempt() (again bool, err error) {
 	whole, outcome = x.relay(conn, &choice.Lease)
 	whole = whole && x.sent
 	return false, nil
-}
-
-// noteChoice keeps where the request goes, and what was thought of it.
-func (x *Exchange) noteChoice(l *picker.Lease) {
-	x.record.Endpoint = l.Endpoint().Address()
-	x.record.PredictedTokens, x.record.PredictedHit = l.PromptTokens(), l.HitTokens()
 }
 
 // forward sends the request and waits for the head of the answer. An engine may
@@ -390,6 +389,7 @@ func (x *Exchange) forget() {
 	x.read.Reset()
 	clear(x.segments[:cap(x.segments)])
 	clear(x.tried[:cap(x.tried)])
+	clear(x.weighed[:cap(x.weighed)])
 }
 
 // reset makes x ready for another request, keeping the memory it has.
@@ -401,11 +401,9 @@ func (x *Exchange) reset(s Stream) {
 		judged: x.judged, asked: message.Request{Fields: x.asked.Fields[:0]}, spelled: x.spelled,
 		read: x.read, answer: x.answer, events: x.events, plain: x.plain,
 		segments: x.segments[:0], chain: x.chain[:0], tried: x.tried[:0], scratch: x.scratch[:0],
+		weighed: x.weighed[:0], record: x.record,
 		start: now,
-		record: account.Record{
-			Start: processStart.Add(now), Remote: s.RemoteAddr().String(),
-			PromptTokens: account.Unknown, CachedTokens: account.Unknown, CompletionTokens: account.Unknown,
-			PredictedTokens: account.Unknown, PredictedHit: account.Unknown,
-		},
 	}
+	x.record.Reset()
+	x.record.Start, x.record.Remote = processStart.Add(now), s.RemoteAddr().String()
 }

@@ -62,7 +62,7 @@ func startServer(t testing.TB, w World, pods ...*pod) *Server {
 		pool.Endpoints = append(pool.Endpoints, Endpoint{Address: p.address})
 	}
 	w.Pools = append(w.Pools, pool)
-	s := New(Config{Account: account.New(prometheus.NewRegistry(), nil), Log: slog.New(slog.DiscardHandler)})
+	s := New(Config{Account: account.New(prometheus.NewRegistry(), account.Config{}), Log: slog.New(slog.DiscardHandler)})
 	s.SetWorld(&w)
 	t.Cleanup(func() { s.Shutdown(t.Context()) })
 	return s
@@ -580,7 +580,7 @@ func TestStreamCutByItsEngineEndsWithAnErrorEvent(t *testing.T) {
 func TestStreamAbortedByItsEngineCountsAsAFailure(t *testing.T) {
 	p := startPod(t, "", mock.Config{})
 	registry := prometheus.NewRegistry()
-	s := New(Config{Account: account.New(registry, nil), Log: slog.New(slog.DiscardHandler)})
+	s := New(Config{Account: account.New(registry, account.Config{}), Log: slog.New(slog.DiscardHandler)})
 	s.SetWorld(&World{Pools: []Pool{{Name: "pool", Endpoints: []Endpoint{{Address: p.address}}}}})
 	defer s.Shutdown(t.Context())
 	m := post("/v1/chat/completions", chat(true, 100_000, "hello"))
@@ -633,7 +633,7 @@ func TestClientThatLeavesAtTheEndMark(t *testing.T) {
 		<-left
 	})
 	registry := prometheus.NewRegistry()
-	s := New(Config{Account: account.New(registry, nil), Log: slog.New(slog.DiscardHandler)})
+	s := New(Config{Account: account.New(registry, account.Config{}), Log: slog.New(slog.DiscardHandler)})
 	s.SetWorld(&World{Pools: []Pool{{Name: "pool", Endpoints: []Endpoint{{Address: p.address}}}}})
 	defer s.Shutdown(t.Context())
 	m := post("/v1/chat/completions", chat(true, 1, "hello"))

@@ -56,7 +56,7 @@ func (x *Exchange) unanswered(e *picker.Endpoint, conn carrier, err error) (agai
 		// Engines close idle connections, now and then in the very moment one
 		// is used: the same endpoint may be asked again, on a new connection.
 		x.resends++
-		x.record.Retries++
+		x.noteFailure(e, err)
 		return true, nil
 	case !x.maySendAgain():
 		return false, errUpstream(x.failure)
@@ -91,7 +91,7 @@ func (x *Exchange) sendAgain(e *picker.Endpoint, why error) {
 func (x *Exchange) tryElsewhere(e *picker.Endpoint, why error) {
 	x.tried = append(x.tried, e)
 	x.failure = why
-	x.record.Retries++
+	x.noteFailure(e, why)
 }
 
 // waitToRetry takes a place in the retry budget for a request that was sent

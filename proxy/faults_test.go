@@ -430,7 +430,7 @@ func TestStreamOfNothingCountsAsAFailure(t *testing.T) {
 		io.WriteString(c, "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\ndata: [DONE]\n\n")
 	})
 	registry := prometheus.NewRegistry()
-	s := New(Config{Account: account.New(registry, nil), Log: slog.New(slog.DiscardHandler)})
+	s := New(Config{Account: account.New(registry, account.Config{}), Log: slog.New(slog.DiscardHandler)})
 	s.SetWorld(&World{Pools: []Pool{{Name: "pool", Endpoints: []Endpoint{{Address: p.address}}}}})
 	defer s.Shutdown(t.Context())
 	s.Handle(post("/v1/completions", `{"model":"m","prompt":"hello","stream":true}`))

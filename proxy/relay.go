@@ -210,24 +210,6 @@ func (x *Exchange) addFields(lease *picker.Lease) {
 	x.answer.Fields = fields
 }
 
-// appendReceipt writes one line of JSON: where the request went and what the
-// picker thought of it.
-func (x *Exchange) appendReceipt(dst []byte, lease *picker.Lease) []byte {
-	dst = append(dst, `{"id":`...)
-	dst = openai.AppendQuoted(dst, x.record.ID)
-	dst = append(dst, `,"pool":`...)
-	dst = openai.AppendQuoted(dst, x.pool.name)
-	dst = append(dst, `,"endpoint":`...)
-	dst = openai.AppendQuoted(dst, x.record.Endpoint)
-	dst = append(dst, `,"prompt_tokens":`...)
-	dst = strconv.AppendInt(dst, int64(lease.PromptTokens()), 10)
-	dst = append(dst, `,"cached_tokens":`...)
-	dst = strconv.AppendInt(dst, int64(lease.HitTokens()), 10)
-	dst = append(dst, `,"attempts":`...)
-	dst = strconv.AppendInt(dst, int64(1+x.record.Retries), 10)
-	return append(dst, '}')
-}
-
 func isEventStream(r *message.Response) bool {
 	kind := message.Get(r.Fields, "content-type")
 	return len(kind) >= len(eventStream) && bytes.EqualFold(kind[:len(eventStream)], eventStream)

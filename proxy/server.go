@@ -133,11 +133,10 @@ func (s *Server) Buffered() int64 { return s.buffers.used.Load() }
 
 // badRequest answers a request whose head could not be taken.
 func (s *Server) badRequest(st Stream, status int, cause error) {
-	rec := account.Record{
-		ID: newID(), Start: time.Now(), Status: status, Reason: "fairway_bad_request", Remote: st.RemoteAddr().String(),
-		PromptTokens: account.Unknown, CachedTokens: account.Unknown, CompletionTokens: account.Unknown,
-		PredictedTokens: account.Unknown, PredictedHit: account.Unknown,
-	}
+	var rec account.Record
+	rec.Reset()
+	rec.ID, rec.Start, rec.Remote = newID(), time.Now(), st.RemoteAddr().String()
+	rec.Status, rec.Reason = status, "fairway_bad_request"
 	e := &Error{Status: status, Type: rec.Reason, Message: cause.Error()}
 	if err := writeError(st, e, rec.ID); err != nil {
 		st.Abort()

@@ -178,11 +178,9 @@ func (s *Server) serveTCP(client *sock.Conn, peer *hbone.Peer, d *destination) {
 		return
 	}
 	defer s.relays.end(client)
-	rec := account.Record{
-		ID: newID(), Start: time.Now(), Remote: remoteOf(client, peer), Peer: peerID(peer), Service: d.host,
-		PromptTokens: account.Unknown, CachedTokens: account.Unknown, CompletionTokens: account.Unknown,
-		PredictedTokens: account.Unknown, PredictedHit: account.Unknown,
-	}
+	var rec account.Record
+	rec.Reset()
+	rec.ID, rec.Start, rec.Remote, rec.Peer, rec.Service = newID(), time.Now(), remoteOf(client, peer), peerID(peer), d.host
 	defer func() {
 		rec.Duration = time.Since(rec.Start)
 		s.account.DoneTCP(&rec)

@@ -69,7 +69,7 @@ func startTunnelProxy(t *testing.T, times Timeouts, answer func(c *net.TCPConn, 
 	})
 	p := &tunnelProxy{accessed: make(accessLog, 100)}
 	p.Server = New(Config{
-		Account: account.New(prometheus.NewRegistry(), slog.New(slog.NewJSONHandler(p.accessed, nil))),
+		Account: account.New(prometheus.NewRegistry(), account.Config{Access: slog.New(slog.NewJSONHandler(p.accessed, nil))}),
 		Log:     slog.New(slog.DiscardHandler),
 	})
 	p.SetWorld(&World{Pools: []Pool{{Name: "pool", Endpoints: []Endpoint{{Address: engine}}}}, Timeouts: times})

@@ -32,6 +32,7 @@ type app struct {
 	server   *proxy.Server
 	scraper  *scrape.Scraper
 	registry *prometheus.Registry
+	account  *account.Recorder
 	identity *mtls.Source                // nil: the configuration gives none
 	config   atomic.Pointer[file.Config] // in force
 	stopping atomic.Bool
@@ -59,7 +60,8 @@ type app struct {
 func newApp(c *file.Config, log, access *slog.Logger, s proxy.Config) (*app, error) {
 	a := &app{log: log, registry: prometheus.NewRegistry(), failed: make(chan error, 6)}
 	a.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	s.Account = account.New(a.registry, access)
+	a.account = account.New(a.registry, account.Config{Access: access, Replica: replica()})
+	s.Account = a.account
 	s.Log = log
 	s.HeaderLimit = c.World.Limits.Headers
 	s.Connections = c.World.Limits.Connections
@@ -139,6 +141,8 @@ func (a *app) listen(l file.Listen) error {
 		Gatherer:  a.registry,
 		Endpoints: func() any { return describeEndpoints(a.server) },
 		Config:    func() any { return describeConfig(a.config.Load()) },
+		Receipts:  a.account.Receipts,
+		Replica:   a.account.Replica(),
 	}
 	var err error
 	if l.HTTP != "" {

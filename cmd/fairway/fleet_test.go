@@ -75,6 +75,12 @@ type fleet struct {
 // startFleet runs a proxy with one pool of these pods until the test ends.
 func startFleet(t testing.TB, pods ...*pod) *fleet {
 	t.Helper()
+	return startFleetWith(t, func(*file.Config) {}, pods...)
+}
+
+// startFleetWith is startFleet with a configuration of its own.
+func startFleetWith(t testing.TB, change func(*file.Config), pods ...*pod) *fleet {
+	t.Helper()
 	c := file.Default()
 	c.Listen = file.Listen{HTTP: "127.0.0.1:0"}
 	c.World.Scrape.Interval = 20 * time.Millisecond
@@ -85,6 +91,7 @@ func startFleet(t testing.TB, pods ...*pod) *fleet {
 		pool.Endpoints = append(pool.Endpoints, proxy.Endpoint{Address: p.address})
 	}
 	c.World.Pools = []proxy.Pool{pool}
+	change(c)
 	a, err := newApp(c, slog.New(slog.DiscardHandler), nil, proxy.Config{})
 	if err != nil {
 		t.Fatal(err)
@@ -154,8 +161,10 @@ type answer struct {
 	status   int
 	endpoint string
 	receipt  struct {
-		PromptTokens int `json:"prompt_tokens"`
-		CachedTokens int `json:"cached_tokens"`
+		ID, Receipt  string
+		PromptTokens int    `json:"prompt_tokens"`
+		CachedTokens int    `json:"cached_tokens"`
+		DecidedBy    string `json:"decided_by"`
 	}
 	text string
 	done bool // [DONE] came

@@ -227,3 +227,12 @@ func newLog(w io.Writer, inJSON bool, level slog.Level) *slog.Logger {
 	}
 	return slog.New(slog.NewTextHandler(w, options))
 }
+
+// replica is the name of this process among those that serve the same: the pod's, in a cluster.
+func replica() string {
+	name, err := os.Hostname()
+	if err != nil {
+		return "fairway"
+	}
+	return name
+}

@@ -1,5 +1,6 @@
-// Package account tells what became of an exchange: it counts it, times it and
-// writes its line in the access log.
+// Package account tells what became of an exchange: it counts it, times it,
+// writes its line in the access log, and keeps a receipt of why it went where it
+// went.
 //
 // A Record is filled by the one goroutine that runs the exchange and handed
 // over once, at its end. A Recorder is safe for concurrent use. What a stranger
@@ -7,6 +8,7 @@
 package account
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"strconv"
@@ -57,6 +59,25 @@ type Record struct {
 	PredictedHit    int
 
 	BytesIn, BytesOut int64
+
+	Pick Pick
+}
+
+// Reset makes rec that of an exchange of which nothing is known yet, and keeps the
+// memory it has.
+func (rec *Record) Reset() {
+	p := rec.Pick
+	p.Reset()
+	*rec = Record{
+		PromptTokens: Unknown, CachedTokens: Unknown, CompletionTokens: Unknown,
+		PredictedTokens: Unknown, PredictedHit: Unknown,
+		Pick: p,
+	}
+}
+
+// texts are the fields that a stranger may have worded.
+func (rec *Record) texts() [9]*string {
+	return [...]*string{&rec.ID, &rec.Method, &rec.Path, &rec.Model, &rec.Remote, &rec.Peer, &rec.Service, &rec.Principal, &rec.Reason}
 }
 
 // Reasons that are not the type of an error answer.
@@ -72,9 +93,21 @@ const (
 // "other".
 const maxModels = 256
 
-// Recorder counts and logs Records.
+// Config says what is told, and to whom. Its zero value works.
+type Config struct {
+	// Access is the access log; nil: there is none.
+	Access *slog.Logger
+	// Receipts is how many receipts are kept; 0: DefaultReceipts, less: none.
+	Receipts int
+	// Replica is the name of this process among those that serve the same.
+	Replica string
+}
+
+// Recorder counts and logs Records, and keeps the last as receipts.
 type Recorder struct {
-	log *slog.Logger // access log; nil: none
+	log      *slog.Logger // access log; nil: none
+	replica  string
+	receipts receipts
 
 	requests  *prometheus.CounterVec
 	duration  *prometheus.HistogramVec
@@ -90,12 +123,14 @@ type Recorder struct {
 	models map[string]bool // names that have a label value of their own
 }
 
-// New registers the metrics. A nil access logger writes no access log.
-func New(reg prometheus.Registerer, access *slog.Logger) *Recorder {
+// New registers the metrics.
+func New(reg prometheus.Registerer, c Config) *Recorder {
 	seconds := prometheus.ExponentialBuckets(0.005, 2, 16) // 5 ms to 164 s
 	r := &Recorder{
-		log:    access,
-		models: make(map[string]bool),
+		log:      c.Access,
+		replica:  c.Replica,
+		receipts: receipts{slots: make([]slot, max(cmp.Or(c.Receipts, DefaultReceipts), 0))},
+		models:   make(map[string]bool),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "fairway_requests_total",
 			Help: "Requests ended, by pool, model, status code and reason (empty: answered in full).",
@@ -133,8 +168,9 @@ func New(reg prometheus.Registerer, access *slog.Logger) *Recorder {
 	return r
 }
 
-// Done counts and logs one exchange.
+// Done counts and logs one exchange, and keeps its receipt. It holds nothing of rec.
 func (r *Recorder) Done(rec *Record) {
+	r.receipts.add(rec)
 	r.requests.WithLabelValues(rec.Pool, r.modelLabel(rec), strconv.Itoa(rec.Status), rec.Reason).Inc()
 	r.duration.WithLabelValues(rec.Pool).Observe(rec.Duration.Seconds())
 	if rec.TTFT > 0 {

@@ -7,11 +7,17 @@ package admin
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/http/pprof"
+	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/fairway-proxy/fairway/proxy/account"
 )
 
 // Source is what there is to see.
@@ -23,6 +29,10 @@ type Source struct {
 	// Endpoints and Config give values to be shown as JSON.
 	Endpoints func() any
 	Config    func() any
+	// Receipts gives the receipts of the last exchanges, the newest first.
+	Receipts func(account.Query) []account.Receipt
+	// Replica is the name of this process.
+	Replica string
 }
 
 // Metrics handles the port that the cluster scrapes and probes: /metrics (also
@@ -43,19 +53,71 @@ func Metrics(s Source) http.Handler {
 	return mux
 }
 
-// Admin handles the operator's port: /endpoints, /config and /debug/pprof/,
-// beside all that Metrics serves.
+// Admin handles the operator's port: /endpoints, /config, /receipts and
+// /debug/pprof/, beside all that Metrics serves.
 func Admin(s Source) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/", Metrics(s))
 	mux.HandleFunc("GET /endpoints", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, s.Endpoints()) })
 	mux.HandleFunc("GET /config", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, s.Config()) })
+	mux.HandleFunc("GET /receipts", s.receipts)
+	mux.HandleFunc("GET /receipts/{id...}", s.receipt)
 	mux.HandleFunc("/debug/pprof/", pprof.Index)
 	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
 	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
 	return mux
+}
+
+// receipts lists the receipts that the query wants: by id, model, pool or endpoint, and at
+// most limit of them.
+func (s Source) receipts(w http.ResponseWriter, r *http.Request) {
+	v := r.URL.Query()
+	q := account.Query{ID: v.Get("id"), Model: v.Get("model"), Pool: v.Get("pool"), Endpoint: v.Get("endpoint")}
+	for name := range v {
+		if !slices.Contains([]string{"id", "model", "pool", "endpoint", "limit"}, name) {
+			writeError(w, http.StatusBadRequest, fmt.Sprintf("unknown parameter %q: want id, model, pool, endpoint or limit", name))
+			return
+		}
+	}
+	if text := v.Get("limit"); text != "" {
+		n, err := strconv.Atoi(text)
+		if err != nil || n < 0 {
+			writeError(w, http.StatusBadRequest, fmt.Sprintf("limit %q: want a whole number, 0 or more", text))
+			return
+		}
+		q.Limit = n
+	}
+	found := s.Receipts(q)
+	if found == nil {
+		found = []account.Receipt{}
+	}
+	writeJSON(w, struct {
+		Replica  string            `json:"replica"`
+		Receipts []account.Receipt `json:"receipts"`
+	}{s.Replica, found})
+}
+
+// receipt gives the newest receipt of that id.
+func (s Source) receipt(w http.ResponseWriter, r *http.Request) {
+	id := r.PathValue("id")
+	found := s.Receipts(account.Query{ID: id, Limit: 1})
+	if len(found) == 0 {
+		why := fmt.Sprintf("there is no receipt of %q here (replica %s): it has not ended yet, or too many have since", id, s.Replica)
+		if _, replica, named := strings.Cut(id, "@"); named && replica != s.Replica {
+			why = fmt.Sprintf("replica %s has served that request, and this is %s: ask there", replica, s.Replica)
+		}
+		writeError(w, http.StatusNotFound, why)
+		return
+	}
+	writeJSON(w, found[0])
+}
+
+func writeError(w http.ResponseWriter, status int, message string) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	json.NewEncoder(w).Encode(map[string]string{"error": message})
 }
 
 func writeJSON(w http.ResponseWriter, v any) {

@@ -11,6 +11,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
+
+	"github.com/fairway-proxy/fairway/proxy/account"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -26,6 +28,13 @@ func source() Source {
 		Gatherer:  reg,
 		Endpoints: func() any { return []map[string]any{{"address": "10.0.0.1:8000", "in_flight": 2}} },
 		Config:    func() any { return map[string]string{"model": "<any> & all"} },
+		Receipts: func(q account.Query) []account.Receipt {
+			if q.ID == "nobody's" || strings.HasSuffix(q.ID, "@other") {
+				return nil
+			}
+			return []account.Receipt{{ID: q.ID, Model: q.Model, Pool: q.Pool, Endpoint: q.Endpoint, Retries: q.Limit}}
+		},
+		Replica: "this",
 	}
 }
 
@@ -84,6 +93,18 @@ func TestPaths(t *testing.T) {
 		{"GET", "/healthz/ready?verbose", 200, 200, text, "ok\n"},
 		{"GET", "/endpoints", nobody, 200, jsonType, `"address": "10.0.0.1:8000"`},
 		{"GET", "/config", nobody, 200, jsonType, `"model": `},
+		{"GET", "/receipts", nobody, 200, jsonType, `"replica": "this",`},
+		{"GET", "/receipts?id=a%2Fb&model=m&pool=p&endpoint=e:1&limit=7", nobody, 200, jsonType,
+			`"id": "a/b",`},
+		{"GET", "/receipts?model=m", nobody, 200, jsonType, `"model": "m"`},
+		{"GET", "/receipts?limit=7&endpoint=e:1", nobody, 200, jsonType, `"retries": 7`},
+		{"GET", "/receipts?id=nobody's", nobody, 200, jsonType, `"receipts": []`},
+		{"GET", "/receipts?limit=many", nobody, 400, jsonType, `limit \"many\": want`},
+		{"GET", "/receipts?limit=-1", nobody, 400, jsonType, "want a whole number"},
+		{"GET", "/receipts?modle=m", nobody, 400, jsonType, "unknown parameter"},
+		{"GET", "/receipts/a%2Fb=:+", nobody, 200, jsonType, `"id": "a/b=:+"`},
+		{"GET", "/receipts/nobody's", nobody, 404, jsonType, "there is no receipt of"},
+		{"GET", "/receipts/x@other", nobody, 404, jsonType, "replica other has served that request, and this is this"},
 		{"GET", "/debug/pprof/", nobody, 200, "text/html; charset=utf-8", "goroutine"},
 		{"GET", "/debug/pprof/cmdline", nobody, 200, text, ""},
 		{"GET", "/debug/pprof/symbol", nobody, 200, text, "num_symbols"},
@@ -95,6 +116,7 @@ func TestPaths(t *testing.T) {
 		{"POST", "/metrics", 405, 405, "", ""},
 		{"POST", "/healthz/ready", 405, 405, "", ""},
 		{"PUT", "/config", nobody, 404, "", ""},
+		{"POST", "/receipts", nobody, 404, "", ""},
 		{"DELETE", "/endpoints", nobody, 404, "", ""},
 		{"GET", "/", nobody, 404, "", ""},
 		{"GET", "/healthz", nobody, 404, "", ""},

@@ -102,7 +102,7 @@ func startFairway(t *testing.T, endpoint string, changes ...func(*proxy.World)) 
 	t.Helper()
 	f := &fairway{served: make(chan error, 1)}
 	f.Server = proxy.New(proxy.Config{
-		Account: account.New(prometheus.NewRegistry(), slog.New(slog.NewJSONHandler(&f.log, nil))),
+		Account: account.New(prometheus.NewRegistry(), account.Config{Access: slog.New(slog.NewJSONHandler(&f.log, nil))}),
 		Log:     slog.New(slog.NewTextHandler(t.Output(), nil)),
 	})
 	w := &proxy.World{Pools: []proxy.Pool{{Name: "pool", Endpoints: []proxy.Endpoint{{Address: endpoint}}}}}

@@ -1,0 +1,111 @@
+package proxy
+
+import (
+	"strconv"
+	"time"
+
+	"github.com/fairway-proxy/fairway/picker"
+	"github.com/fairway-proxy/fairway/proxy/account"
+	"github.com/fairway-proxy/fairway/proxy/openai"
+)
+
+// What is kept of a choice, so that it can be explained.
+
+// notePick keeps when an endpoint was chosen, and how long that took since it was asked for.
+func (x *Exchange) notePick(asked time.Duration) {
+	now := Now()
+	x.record.Pick.At = now - x.start
+	x.record.Pick.Queued += now - asked
+}
+
+// noteFailure keeps that an endpoint failed, and that the request is tried again.
+func (x *Exchange) noteFailure(e *picker.Endpoint, why error) {
+	x.record.Retries++
+	x.record.Pick.Fail(e.Address(), Now()-x.start, why)
+}
+
+// noteChoice keeps where the request goes, and what was thought of it.
+func (x *Exchange) noteChoice(l *picker.Lease) {
+	x.record.Endpoint = l.Endpoint().Address()
+	x.record.PredictedTokens, x.record.PredictedHit = l.PromptTokens(), l.HitTokens()
+
+	p, pool := &x.record.Pick, x.pool.picker
+	chosen, next, factor := pool.Why(x.weighed, l.Endpoint())
+	p.Weighed, p.Chosen, p.Next, p.PredictedTTFT, p.DecidedBy = len(x.weighed), -1, -1, 0, ""
+	p.Candidates = p.Candidates[:0]
+	if chosen < 0 {
+		return
+	}
+	p.DecidedBy = factor.String()
+	for i := range x.weighed {
+		c := &x.weighed[i]
+		at := len(p.Candidates)
+		switch {
+		case at < account.MaxCandidates:
+			p.Candidates = append(p.Candidates, account.Candidate{})
+		case i != chosen && i != next:
+			if at = worst(p); c.Score >= p.Candidates[at].Score {
+				continue
+			}
+		default:
+			at = worst(p)
+		}
+		switch i {
+		case chosen:
+			p.Chosen = at
+		case next:
+			p.Next = at
+		}
+		costs := pool.Costs(c)
+		if i == chosen {
+			p.PredictedTTFT = time.Duration(min(costs.FirstToken, 1e6) * float64(time.Second))
+		}
+		p.Candidates[at] = account.Candidate{
+			Endpoint: c.Endpoint.Address(), Score: c.Score,
+			Queue: costs.Queue, Prompt: costs.Prompt, Adapter: costs.Adapter, Inflicted: costs.Inflicted, Pressure: costs.Pressure,
+			HitTokens: c.Hit, UncachedTokens: c.Uncached, QueuedTokens: c.Queued, Requests: c.InFlight,
+			KV: c.KV, SecondsPerToken: c.Speed, Home: c.Home,
+		}
+	}
+}
+
+// worst is the candidate with the highest score, of those that may be left out.
+func worst(p *account.Pick) int {
+	at := -1
+	for i := range p.Candidates {
+		if i != p.Chosen && i != p.Next && (at < 0 || p.Candidates[i].Score > p.Candidates[at].Score) {
+			at = i
+		}
+	}
+	return at
+}
+
+// appendReceipt writes one line of JSON: where the request went and what the
+// picker thought of it. The whole receipt is there to be asked for once the request
+// has ended.
+func (x *Exchange) appendReceipt(dst []byte, lease *picker.Lease) []byte {
+	dst = append(dst, `{"id":`...)
+	dst = openai.AppendQuoted(dst, x.record.ID)
+	dst = append(dst, `,"receipt":`...)
+	dst = openai.AppendQuoted(dst, x.record.ID+"@"+x.server.account.Replica())
+	dst = append(dst, `,"pool":`...)
+	dst = openai.AppendQuoted(dst, x.pool.name)
+	dst = append(dst, `,"endpoint":`...)
+	dst = openai.AppendQuoted(dst, x.record.Endpoint)
+	dst = append(dst, `,"prompt_tokens":`...)
+	dst = strconv.AppendInt(dst, int64(lease.PromptTokens()), 10)
+	dst = append(dst, `,"cached_tokens":`...)
+	dst = strconv.AppendInt(dst, int64(lease.HitTokens()), 10)
+	dst = append(dst, `,"attempts":`...)
+	dst = strconv.AppendInt(dst, int64(1+x.record.Retries), 10)
+	p := &x.record.Pick
+	if p.DecidedBy != "" {
+		dst = append(dst, `,"decided_by":`...)
+		dst = openai.AppendQuoted(dst, p.DecidedBy)
+	}
+	if p.Next >= 0 {
+		dst = append(dst, `,"next":`...)
+		dst = openai.AppendQuoted(dst, p.Candidates[p.Next].Endpoint)
+	}
+	return append(dst, '}')
+}
