@@ -32,6 +32,7 @@ type Config struct {
 	MaxBatchedTokens int     // tokens a step may compute; 0: 8192
 	MaxSeqs          int     // sequences that may run at once; 0: 1024
 	MaxLoras         int     // adapters that may run in one step; 0: 1
+	NoPrefixCaching  bool    // nothing is found again, as with vLLM's --no-enable-prefix-caching
 	Speed            float64 // divides every duration; 0: 1
 }
 
@@ -282,7 +283,9 @@ func (e *Engine) reserve(s *Sequence, n int) bool {
 		}
 	}
 	for full := min(n/BlockSize, len(s.Hashes)); s.hashed < full; s.hashed++ {
-		e.kv.publish(s.blocks[s.hashed], s.Hashes[s.hashed])
+		if !e.cfg.NoPrefixCaching {
+			e.kv.publish(s.blocks[s.hashed], s.Hashes[s.hashed])
+		}
 	}
 	return true
 }

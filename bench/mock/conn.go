@@ -118,11 +118,12 @@ func readBody(req *http.Request) ([]byte, error) {
 }
 
 func (c *conn) writeInvalid() {
-	c.nc.Write([]byte("HTTP/1.1 400 Bad Request\r\ndate: " + httpDate() + "\r\nserver: uvicorn\r\n" +
+	c.nc.Write([]byte("HTTP/1.1 400 Bad Request\r\ndate: " + c.s.date() + "\r\nserver: uvicorn\r\n" +
 		"content-type: text/plain; charset=utf-8\r\nconnection: close\r\n\r\nInvalid HTTP request received."))
 }
 
-func httpDate() string { return time.Now().UTC().Format(http.TimeFormat) }
+// date is the time in an answer.
+func (s *Server) date() string { return time.Now().Add(s.cfg.ClockSkew).UTC().Format(http.TimeFormat) }
 
 // field is a response header.
 type field struct{ name, value string }
@@ -158,7 +159,7 @@ func (x *exchange) head(status int, fields ...field) {
 	b = append(b, ' ')
 	b = append(b, http.StatusText(status)...)
 	b = append(b, "\r\ndate: "...)
-	b = append(b, httpDate()...)
+	b = append(b, x.s.date()...)
 	b = append(b, "\r\nserver: uvicorn\r\n"...)
 	for _, f := range fields {
 		b = append(b, f.name...)

@@ -132,6 +132,9 @@ func (s *Server) page() []byte {
 	created := float64(s.started.UnixNano()) / 1e9
 	p := &page{b: make([]byte, 0, 80<<10), created: created, engine: `engine="0"`, model: `model_name="` + escapeLabel(s.cfg.Model) + `"`}
 	p.process(created)
+	if s.cfg.NoEngineMetrics {
+		return p.b
+	}
 	s.driver.mu.Lock()
 	st := s.driver.eng.Stats()
 	p.engineState(&st)
@@ -252,9 +255,13 @@ func (p *page) latencies(h *histograms) {
 // cacheConfig is one series whose labels are the engine's configuration.
 func (p *page) cacheConfig(cfg engine.Config, maxModelLen int) {
 	tokens := cfg.Blocks * engine.BlockSize
+	caching := "True"
+	if cfg.NoPrefixCaching {
+		caching = "False"
+	}
 	labels := []string{"_block_size_resolved", "True", "block_size", strconv.Itoa(engine.BlockSize), "cache_dtype", "auto",
 		"cache_hit_alignment_tokens", "None", "effective_attention_block_size", strconv.Itoa(engine.BlockSize),
-		"enable_mamba_shared_prefix_checkpoint", "False", "enable_prefix_caching", "True", "engine", "0", "gpu_memory_utilization", "0.92",
+		"enable_mamba_shared_prefix_checkpoint", "False", "enable_prefix_caching", caching, "engine", "0", "gpu_memory_utilization", "0.92",
 		"hash_block_size", "None", "is_attention_free", "False", "kv_cache_dtype_skip_layers", "[]", "kv_cache_layout", "None",
 		"kv_cache_max_concurrency", string(appendFloat(nil, float64(tokens)/float64(maxModelLen))), "kv_cache_memory_bytes", "None",
 		"kv_cache_size_tokens", strconv.Itoa(tokens), "kv_offloading_backend", "native", "kv_offloading_size", "None",

@@ -33,7 +33,9 @@ type Config struct {
 	HideCachedTokens bool           // as without vLLM's --enable-prompt-tokens-details
 	ForceUsage       bool           // usage on every event of every stream, as with --enable-force-include-usage
 	RequestIDHeaders bool           // X-Request-Id on every answer, as with --enable-request-id-headers
+	NoEngineMetrics  bool           // a page without the engine's metrics, as with vLLM's --disable-log-stats
 	KeepAlive        time.Duration  // idle time after a request before the connection is closed; 0: uvicorn's 5 s
+	ClockSkew        time.Duration  // its clock minus the right one, in the date of answers
 }
 
 func (c Config) withDefaults() Config {

@@ -34,7 +34,7 @@ func (x *exchange) realtime() {
 	x.status = http.StatusSwitchingProtocols
 	accept := sha1.Sum([]byte(key + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
 	x.c.out = append(x.c.out[:0], "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "+
-		base64.StdEncoding.EncodeToString(accept[:])+"\r\ndate: "+httpDate()+"\r\nserver: uvicorn\r\n\r\n"...)
+		base64.StdEncoding.EncodeToString(accept[:])+"\r\ndate: "+x.s.date()+"\r\nserver: uvicorn\r\n\r\n"...)
 	x.write()
 	for x.err == nil && x.echo() {
 		x.write()

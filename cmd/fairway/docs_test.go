@@ -1,6 +1,7 @@
 package main
 
 import (
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -120,7 +121,7 @@ func TestDocumentedCommandsExist(t *testing.T) {
 // Every flag of the commands that serve is documented, and every documented one
 // exists.
 func TestDocumentedFlags(t *testing.T) {
-	for command, page := range map[string]string{"serve": "configuration.md", "epp": "endpoint-picker.md"} {
+	for command, page := range map[string]string{"serve": "configuration.md", "epp": "endpoint-picker.md", "doctor": "doctor.md"} {
 		t.Run(command, func(t *testing.T) { checkFlags(t, command, page) })
 	}
 }
@@ -182,5 +183,30 @@ func TestDocumentedErrors(t *testing.T) {
 	}
 	if n < 10 {
 		t.Errorf("%d found: this test shows little", n)
+	}
+}
+
+// Every check of the doctor is documented, with its severity, and no other.
+func TestDocumentedChecks(t *testing.T) {
+	page, err := os.ReadFile("../../docs/doctor.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	documented := make(map[string]bool)
+	for _, m := range regexp.MustCompile("(?m)^\\| `([a-z-]+)` \\| (?:problem|note) \\|").FindAllStringSubmatch(string(page), -1) {
+		documented[m[1]] = true
+	}
+	found := make(map[string]bool)
+	for _, source := range []string{"../../discovery/doctor/doctor.go", "../../discovery/doctor/examine.go", "doctor.go"} {
+		text, err := os.ReadFile(source)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range regexp.MustCompile(`(?:find|differ)\((?:w\.severity|Problem|Note), "([a-z-]+)"|Check: "([a-z-]+)"`).FindAllStringSubmatch(string(text), -1) {
+			found[m[1]+m[2]] = true
+		}
+	}
+	if !maps.Equal(documented, found) || len(found) < 15 {
+		t.Errorf("documented %v\nfound %v", slices.Sorted(maps.Keys(documented)), slices.Sorted(maps.Keys(found)))
 	}
 }

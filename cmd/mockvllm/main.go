@@ -23,13 +23,14 @@ func main() { cli.Main(newCommand()) }
 
 // options are the flags.
 type options struct {
-	listen   string
-	profile  string
-	blocks   int
-	maxLoras int
-	loadTime time.Duration
-	drain    time.Duration
-	cfg      mock.Config
+	listen    string
+	profile   string
+	blocks    int
+	maxLoras  int
+	loadTime  time.Duration
+	drain     time.Duration
+	noCaching bool
+	cfg       mock.Config
 }
 
 func newCommand() *cobra.Command {
@@ -61,6 +62,10 @@ func newCommand() *cobra.Command {
 	f.BoolVar(&o.cfg.RequestIDHeaders, "enable-request-id-headers", false, "answer with X-Request-Id")
 	f.BoolVar(&o.cfg.ForceUsage, "enable-force-include-usage", false, "usage on every event of every stream")
 	f.BoolVar(&o.cfg.HideCachedTokens, "no-prompt-tokens-details", false, "leave cached tokens out of the usage")
+	f.BoolVar(&o.noCaching, "no-enable-prefix-caching", false, "find no prompt in the cache")
+	f.BoolVar(&o.cfg.NoEngineMetrics, "disable-log-stats", false, "show no metrics of the engine")
+	f.DurationVar(&o.cfg.KeepAlive, "timeout-keep-alive", 5*time.Second, "how long an idle connection is kept after a request")
+	f.DurationVar(&o.cfg.ClockSkew, "clock-skew", 0, "by how much the clock is wrong")
 	f.DurationVar(&o.drain, "drain", 10*time.Second, "on SIGTERM, how long to wait for answers to be written")
 	cmd.PersistentFlags().Bool("json", false, "say what there is to say as JSON")
 	cmd.AddCommand(cli.NewVersion(version))
@@ -85,6 +90,7 @@ func (o *options) config() (mock.Config, error) {
 		p.Engine.Blocks = o.blocks
 	}
 	p.Engine.MaxLoras = o.maxLoras
+	p.Engine.NoPrefixCaching = o.noCaching
 	if o.loadTime != 0 {
 		p.Engine.Cost.AdapterLoad = o.loadTime
 	}

@@ -64,6 +64,7 @@ func TestVLLM(t *testing.T) {
 	}{
 		{"answers", testAnswers},
 		{"the same as directly", testDifferences},
+		{"doctor", testDoctor},
 		{"adapters", testAdapters},
 		{"conversation", testConversation},
 		{"client leaves", testLeaving},
