@@ -75,6 +75,10 @@ func (x *Exchange) authorizeModel() error {
 		return nil
 	}
 	r.Model, r.ModelPending = x.read.Model, false
+	if err := x.permit(g); err != nil || x.override == "" {
+		return err
+	}
+	r.Model = []byte(x.override)
 	return x.permit(g)
 }
 

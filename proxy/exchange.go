@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"time"
 
 	"github.com/fairway-proxy/fairway/picker"
@@ -47,6 +46,8 @@ type Exchange struct {
 	read     openai.Request
 	kind     openai.Kind
 	early    bool           // an endpoint is chosen by the start of the body
+	override string         // the name that a field asks to be served by, if that is believed
+	fairness string         // whose the request is by its own word, if that is believed
 	target   string         // the model's name upstream
 	segments [][]byte       // the body on its way up, edits included
 	want     picker.Request // what the picker is asked
@@ -56,9 +57,12 @@ type Exchange struct {
 	answer        message.Response
 	events        openai.Events
 	plain         openai.Body // watches an answer that is no stream
-	withholdUsage bool        // the usage event is there because we asked for it
-	explain       bool        // the answer names its endpoint
-	loadAsked     bool        // the client wants the load report for itself
+	rename        openai.Renamer
+	renames       bool     // the answer is to call the model what the client does
+	renamed       [][]byte // a piece of it that does
+	withholdUsage bool     // the usage event is there because we asked for it
+	explain       bool     // the answer names its endpoint
+	loadAsked     bool     // the client wants the load report for itself
 
 	start, until time.Duration      // on Now's clock; until 0: no bound
 	limit        time.Duration      // from start to until
@@ -140,15 +144,17 @@ func (x *Exchange) begin() error {
 	}
 	x.locate()
 	x.passed = x.mirrored || x.serving.guard.Elsewhere
-	x.takeFields(x.serving.guard.Trusts(x.judged.Source))
+	trusted := x.serving.guard.Trusts(x.judged.Source)
+	x.takeFields(trusted, trusted || x.passed && !x.mirrored || peerID(x.peer) != "")
 	x.http2 = isGRPC(x.head) || x.dest != nil && x.dest.http2()
 	return x.spell()
 }
 
 // takeFields reads and removes the fields that speak to the proxy, removes those
 // that must not be passed on, and sees that the request has an id. What a trusted
-// client says of the request's way is kept.
-func (x *Exchange) takeFields(trusted bool) {
+// client says of the request's way is kept. What one of the mesh says of how the
+// request is to be served is believed.
+func (x *Exchange) takeFields(trusted, believed bool) {
 	fields := x.head.Fields
 	kept := fields[:0]
 	for _, f := range fields {
@@ -162,6 +168,8 @@ func (x *Exchange) takeFields(trusted bool) {
 			x.loadAsked = true
 		case message.EqualFold(f.Name, "x-fairway-explain"):
 			x.explain = string(f.Value) == "1" && x.serving.explain == ExplainOnRequest && x.peer == nil
+			continue
+		case x.takeModelField(f, believed):
 			continue
 		case ours(f.Name), !x.passed && authz.Drops(f.Name, trusted):
 			continue
@@ -241,9 +249,8 @@ func (x *Exchange) route() error {
 	x.record.Model = string(x.read.Model)
 	x.record.Streamed = x.read.Stream
 
-	x.target = x.record.Model
-	if x.model != nil && len(x.model.Targets) > 0 {
-		x.target = x.model.target(rand.Uint64())
+	if err := x.nameTarget(); err != nil {
+		return err
 	}
 	x.edit()
 	x.askLoad()
@@ -257,7 +264,7 @@ func (x *Exchange) route() error {
 		x.want.Tokens += x.read.Tokens
 		x.want.Bytes = 0
 	}
-	x.want.Model = x.record.Model
+	x.want.Model = x.target
 	x.want.MaxTokens = x.read.MaxTokens
 	x.want.Stream = x.read.Stream
 	return nil
@@ -388,6 +395,7 @@ func (x *Exchange) forget() {
 	clear(x.asked.Fields[:cap(x.asked.Fields)])
 	x.read.Reset()
 	clear(x.segments[:cap(x.segments)])
+	clear(x.renamed[:cap(x.renamed)])
 	clear(x.tried[:cap(x.tried)])
 	clear(x.weighed[:cap(x.weighed)])
 }
@@ -399,7 +407,7 @@ func (x *Exchange) reset(s Stream) {
 		server: x.server,
 		stream: s,
 		judged: x.judged, asked: message.Request{Fields: x.asked.Fields[:0]}, spelled: x.spelled,
-		read: x.read, answer: x.answer, events: x.events, plain: x.plain,
+		read: x.read, answer: x.answer, events: x.events, plain: x.plain, rename: x.rename, renamed: x.renamed[:0],
 		segments: x.segments[:0], chain: x.chain[:0], tried: x.tried[:0], scratch: x.scratch[:0],
 		weighed: x.weighed[:0], record: x.record,
 		start: now,

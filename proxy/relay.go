@@ -29,7 +29,8 @@ func (x *Exchange) relay(conn carrier, lease *picker.Lease) (whole bool, outcome
 	x.record.Status = x.answer.Status
 	x.takeLoad(lease.Endpoint())
 	x.addFields(lease)
-	if streamed && x.withholdUsage {
+	x.beginRename(streamed)
+	if streamed && x.withholdUsage || x.renames {
 		x.answer.ContentLength = message.Unknown
 	}
 	if x.stream.WriteHead(&x.answer) != nil || !conn.Pending() && x.stream.Flush() != nil {
@@ -175,6 +176,13 @@ func (x *Exchange) next(conn carrier) ([]byte, error) {
 
 // send passes on what came, at once; what has arrived behind it leaves with it.
 func (x *Exchange) send(conn carrier, pieces ...[]byte) error {
+	if x.renames {
+		x.renamed = x.renamed[:0]
+		for _, p := range pieces {
+			x.renamed = x.rename.Pass(x.renamed, p)
+		}
+		pieces = x.renamed
+	}
 	for _, p := range pieces {
 		if _, err := x.stream.Write(p); err != nil {
 			return err

@@ -6,8 +6,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"net"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/fairway-proxy/fairway/picker"
@@ -36,20 +34,11 @@ type serving struct {
 	known map[string]string
 	guard *authz.Guard
 
-	bodyLimit int64
-	usage     UsageMode
-	explain   ExplainMode
-	timeouts  Timeouts
-}
-
-// modelKey names a model in a pool, or under the pool "" the first of its name.
-type modelKey struct{ pool, model string }
-
-// servedModel is a Model with its pool found.
-type servedModel struct {
-	Model
-	pool        *pool
-	totalWeight int
+	bodyLimit  int64
+	usage      UsageMode
+	modelNames ModelNames
+	explain    ExplainMode
+	timeouts   Timeouts
 }
 
 // pool is what outlives Worlds of a Pool: the picker's knowledge of its
@@ -70,13 +59,14 @@ func (s *Server) SetWorld(w *World) {
 	defer s.mu.Unlock()
 
 	next := &serving{
-		world:     w,
-		models:    make(map[modelKey]*servedModel, 2*len(w.Models)),
-		known:     make(map[string]string),
-		bodyLimit: or(w.Limits.Body, DefaultBodyLimit),
-		usage:     or(w.Usage, UsageInject),
-		explain:   or(w.Explain, ExplainOnRequest),
-		timeouts:  w.Timeouts,
+		world:      w,
+		models:     make(map[modelKey]*servedModel, 2*len(w.Models)),
+		known:      make(map[string]string),
+		bodyLimit:  or(w.Limits.Body, DefaultBodyLimit),
+		usage:      or(w.Usage, UsageInject),
+		modelNames: or(w.ModelNames, ModelAsked),
+		explain:    or(w.Explain, ExplainOnRequest),
+		timeouts:   w.Timeouts,
 	}
 	s.buffers.limit.Store(or(w.Limits.Buffers, DefaultBufferLimit))
 
@@ -92,10 +82,7 @@ func (s *Server) SetWorld(w *World) {
 	}
 	names := make(map[string][]string) // by pool
 	for i := range w.Models {
-		m := &servedModel{Model: w.Models[i], pool: pools[w.Models[i].Pool]}
-		for _, t := range m.Targets {
-			m.totalWeight += t.Weight
-		}
+		m := newServedModel(w.Models[i], pools[w.Models[i].Pool])
 		for _, in := range []string{"", m.Pool} {
 			names[in] = append(names[in], m.Name)
 			if key := (modelKey{in, m.Name}); next.models[key] == nil {
@@ -220,32 +207,6 @@ func (v *serving) route(in string, model []byte, path []byte) (*pool, *servedMod
 		return nil, nil, errNoPool(string(path))
 	}
 	return v.pools[0], nil, nil
-}
-
-// target is the name the engines know the model by, chosen by weight: roll is
-// any evenly spread number.
-func (m *servedModel) target(roll uint64) string {
-	if m.totalWeight == 0 {
-		return m.Name
-	}
-	at := int(roll % uint64(m.totalWeight))
-	for _, t := range m.Targets {
-		if at -= t.Weight; at < 0 {
-			return t.Name
-		}
-	}
-	panic("unreachable: weights sum to totalWeight")
-}
-
-// knownModels is the list of names for an error, bounded.
-func knownModels(names []string) string {
-	slices.Sort(names)
-	names = slices.Compact(names)
-	const most = 20
-	if len(names) > most {
-		names = append(names[:most], "…")
-	}
-	return strings.Join(names, ", ")
 }
 
 // or gives the default for a zero value.

@@ -47,6 +47,8 @@ type World struct {
 
 	// Usage says whether the proxy may ask engines for token counts.
 	Usage UsageMode
+	// ModelNames says how answers call a model that was served under another name.
+	ModelNames ModelNames
 	// Explain says who gets to see where a request went.
 	Explain ExplainMode
 }
@@ -205,7 +207,8 @@ type Model struct {
 	Name        string
 	Pool        string
 	Criticality Criticality
-	// Targets are the names the engines serve it under. None: its own name.
+	// Targets are the names the engines serve it under; every turn of a conversation
+	// gets the same. None: its own name.
 	Targets []Target
 }
 

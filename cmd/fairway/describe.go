@@ -35,6 +35,7 @@ type configView struct {
 	Limits     map[string]int64  `json:"limits"`
 	Scrape     map[string]string `json:"scrape"`
 	Usage      string            `json:"usage"`
+	ModelNames string            `json:"model_names"`
 	Explain    string            `json:"explain"`
 }
 
@@ -104,6 +105,7 @@ func describeConfig(c *file.Config) configView {
 		Scrape:     map[string]string{"interval": w.Scrape.Interval.String(), "timeout": w.Scrape.Timeout.String(), "path": w.Scrape.Path},
 		For:        cmp.Or(string(w.WaypointFor), string(proxy.ForServices)),
 		Usage:      string(w.Usage),
+		ModelNames: string(w.ModelNames),
 		Explain:    string(w.Explain),
 		TLS:        describeTLS(c.TLS),
 	}

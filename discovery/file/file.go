@@ -84,8 +84,9 @@ func Default() *Config {
 				Timeout:  proxy.DefaultScrapeTimeout,
 				Path:     proxy.DefaultMetricsPath,
 			},
-			Usage:   proxy.UsageInject,
-			Explain: proxy.ExplainOnRequest,
+			Usage:      proxy.UsageInject,
+			ModelNames: proxy.ModelAsked,
+			Explain:    proxy.ExplainOnRequest,
 		},
 	}
 }

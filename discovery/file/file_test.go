@@ -41,8 +41,8 @@ func TestMinimalFileHasEveryDefault(t *testing.T) {
 			Timeouts: proxy.Timeouts{Connect: 2 * time.Second, Drain: 300 * time.Second},
 			Limits:   proxy.Limits{Body: 64 << 20, Buffers: 1 << 30, Headers: 64 << 10},
 			Scrape:   proxy.Scrape{Interval: 100 * time.Millisecond, Timeout: time.Second, Path: "/metrics"},
-			Usage:    "inject",
-			Explain:  "on-request",
+			Usage:    "inject", ModelNames: "asked",
+			Explain: "on-request",
 		},
 	}
 	if got := parse(t, minimal); !reflect.DeepEqual(got, want) {
@@ -86,6 +86,7 @@ limits: {body: 5, buffers: 6KiB, headers: "7 MB", connections: 8}
 scrape: {interval: 1s, timeout: 2s, path: "/m?x=y"}
 usage: observe
 explain: never
+model_names: served
 `)
 	endpoints := []proxy.Endpoint{{Address: "one.example:80"}, {Address: "[2001:db8::1]:8000"}}
 	want := &Config{
@@ -101,10 +102,11 @@ explain: never
 			Timeouts: proxy.Timeouts{
 				Connect: time.Millisecond, FirstByte: 2 * time.Minute, StreamIdle: 90 * time.Minute, Request: 4 * time.Second,
 			},
-			Limits:  proxy.Limits{Body: 5, Buffers: 6 << 10, Headers: 7e6, Connections: 8},
-			Scrape:  proxy.Scrape{Interval: time.Second, Timeout: 2 * time.Second, Path: "/m?x=y"},
-			Usage:   proxy.UsageObserve,
-			Explain: proxy.ExplainNever,
+			Limits:     proxy.Limits{Body: 5, Buffers: 6 << 10, Headers: 7e6, Connections: 8},
+			Scrape:     proxy.Scrape{Interval: time.Second, Timeout: 2 * time.Second, Path: "/m?x=y"},
+			Usage:      proxy.UsageObserve,
+			ModelNames: proxy.ModelServed,
+			Explain:    proxy.ExplainNever,
 		},
 	}
 	if !reflect.DeepEqual(got, want) {
@@ -139,11 +141,11 @@ func TestErrorsNameLinePathAndRemedy(t *testing.T) {
 	tests := map[string]struct{ file, want string }{
 		"nothing":           {"", `f:1: pools: missing: want at least one pool with the endpoints to serve from`},
 		"only comments":     {"# pools:\n---\n", `f:1: pools: missing: want at least one pool with the endpoints to serve from`},
-		"not a mapping":     {"- a", `f:1: a list: want a mapping of keys (auth, explain, limits, listen, models, normalization, objectives, policies, pools, raise_priority, routes, scrape, services, timeouts, tls, trusted_proxies, usage, waypoint_for)`},
+		"not a mapping":     {"- a", `f:1: a list: want a mapping of keys (auth, explain, limits, listen, model_names, models, normalization, objectives, policies, pools, raise_priority, routes, scrape, services, timeouts, tls, trusted_proxies, usage, waypoint_for)`},
 		"not YAML":          {"pools:\n  - name: a\n endpoints: []\n", `f:2: not YAML: did not find expected key`},
 		"two documents":     {minimal + "---\n" + minimal, `f:2: a second YAML document: want one in a file`},
 		"unknown anchor":    {"pools: *p", `f: not YAML: unknown anchor 'p' referenced`},
-		"unknown key":       {minimal + "timeout: {}", `f:2: timeout: unknown key: did you mean "timeouts"? (keys: auth, explain, limits, listen, models, normalization, objectives, policies, pools, raise_priority, routes, scrape, services, timeouts, tls, trusted_proxies, usage, waypoint_for)`},
+		"unknown key":       {minimal + "timeout: {}", `f:2: timeout: unknown key: did you mean "timeouts"? (keys: auth, explain, limits, listen, model_names, models, normalization, objectives, policies, pools, raise_priority, routes, scrape, services, timeouts, tls, trusted_proxies, usage, waypoint_for)`},
 		"unknown inner key": {minimal + "scrape:\n  # often\n  every: 5s\n", `f:4: scrape.every: unknown key (keys: interval, path, timeout)`},
 		"merge key":         {minimal + "scrape: {<<: {path: /x}}", `f:2: scrape.<<: unknown key (keys: interval, path, timeout)`},
 		"duplicate key":     {minimal + "usage: inject\nusage: observe\n", `f:3: usage: the same key as on line 2`},
@@ -196,6 +198,7 @@ func TestErrorsNameLinePathAndRemedy(t *testing.T) {
 		"body over buffers": {minimal + "limits: {body: 2GiB}", `f:2: limits.body: 2GiB is more than limits.buffers, 1GiB: want no more than all bodies together may have`},
 		"connections":       {minimal + "limits: {connections: many}", `f:2: limits.connections: "many": want a whole number from 0 to 1073741824`},
 		"usage":             {minimal + "usage: injekt", `f:2: usage: "injekt": did you mean "inject"?: want inject or observe`},
+		"model_names":       {minimal + "model_names: mine", `f:2: model_names: "mine": want asked or served`},
 		"explain":           {minimal + "explain: sometimes", `f:2: explain: "sometimes": want on-request, always or never`},
 
 		"no provider":            {minimal + "tls: {}", `f:2: tls: no provider: want one of files, spiffe and istio_ca`},
@@ -413,6 +416,7 @@ func TestValidateJudgesWhatNoFileCanSay(t *testing.T) {
 		"scrape.timeout":        func(c *Config) { c.World.Scrape.Timeout = -1 },
 		"scrape.path":           func(c *Config) { c.World.Scrape.Path = "/a\r\nb" },
 		"usage":                 func(c *Config) { c.World.Usage = "x" },
+		"model_names":           func(c *Config) { c.World.ModelNames = "x" },
 		"explain":               func(c *Config) { c.World.Explain = "x" },
 		"models[0].targets[0].weight": func(c *Config) {
 			c.World.Models = []proxy.Model{{Name: "m", Pool: "a", Targets: []proxy.Target{{Name: "x", Weight: -1}, {Name: "y", Weight: 2}}}}

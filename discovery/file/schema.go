@@ -72,9 +72,10 @@ func (r *reader) config(n *yaml.Node, c *Config) {
 			"timeout":  r.duration(&s.Timeout, minInterval),
 			"path":     textInto(r, &s.Path, "a path such as /metrics"),
 		}),
-		"usage":   textInto(r, &w.Usage, oneOf(usageModes)),
-		"explain": textInto(r, &w.Explain, oneOf(explainModes)),
-		"tls":     r.tls(&c.TLS),
+		"usage":       textInto(r, &w.Usage, oneOf(usageModes)),
+		"model_names": textInto(r, &w.ModelNames, oneOf(modelNames)),
+		"explain":     textInto(r, &w.Explain, oneOf(explainModes)),
+		"tls":         r.tls(&c.TLS),
 		"services": r.list(func(_ int, n *yaml.Node, path string) {
 			w.Services = append(w.Services, r.service(n, path))
 		}),
@@ -160,6 +161,7 @@ func (r *reader) section(fields map[string]field) field {
 // The words a setting can have.
 var (
 	usageModes      = []proxy.UsageMode{proxy.UsageInject, proxy.UsageObserve}
+	modelNames      = []proxy.ModelNames{proxy.ModelAsked, proxy.ModelServed}
 	explainModes    = []proxy.ExplainMode{proxy.ExplainOnRequest, proxy.ExplainAlways, proxy.ExplainNever}
 	normalizations  = []normalize.Mode{normalize.DecodeAndMergeSlashes, normalize.MergeSlashes, normalize.Base, normalize.None}
 	raisePriorities = []proxy.RaisePriority{proxy.RaiseInMesh, proxy.RaiseAnyone, proxy.RaiseNobody}

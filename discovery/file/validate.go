@@ -60,6 +60,7 @@ func (c *Config) check() []problem {
 	word(&k, "normalization", c.World.Access.Normalization, normalizations)
 	word(&k, "raise_priority", c.World.RaisePriority, raisePriorities)
 	word(&k, "usage", c.World.Usage, usageModes)
+	word(&k, "model_names", c.World.ModelNames, modelNames)
 	word(&k, "explain", c.World.Explain, explainModes)
 	return k.problems
 }

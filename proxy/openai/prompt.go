@@ -156,6 +156,7 @@ func (r *Request) restart(at place) {
 	r.spans = r.spans[:headSpans]
 	r.Media = Media{}
 	r.Tokens, r.Prompts = -1, 0
+	r.opening = 0
 }
 
 // add appends body[start:end] to the spans.
@@ -289,6 +290,9 @@ func (r *Request) message() {
 	}
 	for _, m := range r.rest {
 		r.add(m.start, m.end, false)
+	}
+	if r.opening == 0 && role < maxSpans && bytes.Equal(r.spans[role].Data, user) {
+		r.opening = len(r.spans)
 	}
 }
 

@@ -59,6 +59,7 @@ type Request struct {
 	rest                     []span        // members of a message that belong behind its content
 	head                     [headSpans][]byte
 	source                   place // what the prompt was read from
+	opening                  int   // spans through the first message of the user; 0: it has not come
 	hasModel                 bool
 	model                    [2]int // body[model[0]:model[1]] is the value with its quotes, or null, or the text in a form
 	modelErr                 string // why the value is none that can be read
@@ -200,6 +201,21 @@ func (r *Request) end() {
 	if r.Prompts == 0 {
 		r.Prompts = 1
 	}
+}
+
+// Opening is what a conversation begins with and keeps in every turn: the messages
+// through the first that is the user's, or all of the prompt where none is. Tools and
+// documents, which a client may give anew with each turn, and system text that is not
+// among the messages do not belong to it. Whole is false if the body is only the start
+// of one, and ends inside of it.
+func (r *Request) Opening() (spans []prefix.Span, whole bool) {
+	if len(r.spans) < headSpans { // nothing was read
+		return nil, true
+	}
+	if r.opening > 0 {
+		return r.spans[headSpans:r.opening], true
+	}
+	return r.spans[headSpans:], !r.cut
 }
 
 // member reads the value of one member of the body.
