@@ -144,17 +144,16 @@ func (x *Exchange) begin() error {
 	}
 	x.locate()
 	x.passed = x.mirrored || x.serving.guard.Elsewhere
-	trusted := x.serving.guard.Trusts(x.judged.Source)
-	x.takeFields(trusted, trusted || x.passed && !x.mirrored || peerID(x.peer) != "")
+	x.takeFields(x.serving.guard.Trusts(x.judged.Source))
 	x.http2 = isGRPC(x.head) || x.dest != nil && x.dest.http2()
 	return x.spell()
 }
 
 // takeFields reads and removes the fields that speak to the proxy, removes those
 // that must not be passed on, and sees that the request has an id. What a trusted
-// client says of the request's way is kept. What one of the mesh says of how the
-// request is to be served is believed.
-func (x *Exchange) takeFields(trusted, believed bool) {
+// client says of the request's way is kept.
+func (x *Exchange) takeFields(trusted bool) {
+	believed := x.believed()
 	fields := x.head.Fields
 	kept := fields[:0]
 	for _, f := range fields {

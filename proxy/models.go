@@ -122,6 +122,18 @@ func (x *Exchange) conversation() (uint64, error) {
 // flow is whose the request is: by the client's own word, or else by its identity.
 func (x *Exchange) flow() string { return cmp.Or(x.fairness, x.record.Peer, x.record.Principal) }
 
+// believed tells whether what the head says of how the request is to be served counts:
+// by World.RaisePriority, or because another proxy has judged it.
+func (x *Exchange) believed() bool {
+	switch x.serving.world.RaisePriority {
+	case RaiseAnyone:
+		return true
+	case RaiseNobody:
+		return false
+	}
+	return peerID(x.peer) != "" || x.serving.guard.Elsewhere
+}
+
 // takeModelField takes from a field of the head what it says of the model, and tells
 // whether it is one that does. It is for the proxy alone. (The Inference Extension's
 // names, and the newer ones of llm-d.)

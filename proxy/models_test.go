@@ -271,8 +271,8 @@ func TestAnswersNameTheModelThatWasAskedFor(t *testing.T) {
 	}
 }
 
-// What says under which name a request is to be served is believed of the mesh and of
-// trusted proxies, goes by the policies, and is told to no engine.
+// What says under which name a request is to be served is believed of those who may raise
+// priorities, goes by the policies, and is told to no engine.
 func TestModelNamedByAField(t *testing.T) {
 	p := startPod(t, "", mock.Config{Speed: 1000, Loras: []string{"v1", "v2", "secret"}})
 	model := modelOf(p)
@@ -280,29 +280,30 @@ func TestModelNamedByAField(t *testing.T) {
 	nobody := meshConn{peer: &hbone.Peer{Authority: "10.96.0.7:80"}}
 	service := []Service{{Host: "llm", VIPs: []netip.Addr{netip.MustParseAddr("10.96.0.7")}, Ports: []ServicePort{{Port: 80, Protocol: PortHTTP, Pool: "pool"}}}}
 	models := []Model{{Name: "asked", Pool: "pool", Targets: []Target{{"v1", 1}}}}
-	proxies := authz.Config{TrustedProxies: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32")}}
-	policies := authz.Config{TrustedProxies: proxies.TrustedProxies, Policies: []authz.Policy{
+	policies := authz.Config{Policies: []authz.Policy{
 		policy(authz.Deny, authz.Rule{When: []authz.Condition{{Key: "request.model", Values: []string{"secret"}}}}),
 	}}
 	for _, test := range []struct {
 		name   string
+		raise  RaisePriority
 		access authz.Config
 		conn   meshConn
 		field  string
 		says   string
 		want   string // "": it is refused
 	}{
-		{"a stranger", authz.Config{}, meshConn{}, "x-gateway-model-name-rewrite", "v2", "v1"},
-		{"a trusted proxy", proxies, meshConn{}, "X-Gateway-Model-Name-Rewrite", "v2", "v2"},
-		{"the newer name", proxies, meshConn{}, "x-llm-d-model-name-rewrite", "v2", "v2"},
-		{"the mesh", authz.Config{}, mesh, "x-gateway-model-name-rewrite", "v2", "v2"},
-		{"a peer without identity", authz.Config{}, nobody, "x-gateway-model-name-rewrite", "v2", "v1"},
-		{"a name too long", proxies, meshConn{}, "x-gateway-model-name-rewrite", strings.Repeat("v", openai.MaxModel+1), "v1"},
-		{"a model that is denied", policies, meshConn{}, "x-gateway-model-name-rewrite", "secret", ""},
-		{"a model that is not", policies, meshConn{}, "x-gateway-model-name-rewrite", "v2", "v2"},
+		{"a stranger", "", authz.Config{}, meshConn{}, "x-gateway-model-name-rewrite", "v2", "v1"},
+		{"anyone", RaiseAnyone, authz.Config{}, meshConn{}, "X-Gateway-Model-Name-Rewrite", "v2", "v2"},
+		{"the newer name", RaiseAnyone, authz.Config{}, meshConn{}, "x-llm-d-model-name-rewrite", "v2", "v2"},
+		{"the mesh, where nobody may", RaiseNobody, authz.Config{}, mesh, "x-gateway-model-name-rewrite", "v2", "v1"},
+		{"the mesh", "", authz.Config{}, mesh, "x-gateway-model-name-rewrite", "v2", "v2"},
+		{"a peer without identity", "", authz.Config{}, nobody, "x-gateway-model-name-rewrite", "v2", "v1"},
+		{"a name too long", RaiseAnyone, authz.Config{}, meshConn{}, "x-gateway-model-name-rewrite", strings.Repeat("v", openai.MaxModel+1), "v1"},
+		{"a model that is denied", RaiseAnyone, policies, meshConn{}, "x-gateway-model-name-rewrite", "secret", ""},
+		{"a model that is not", RaiseAnyone, policies, meshConn{}, "x-gateway-model-name-rewrite", "v2", "v2"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			s := startServer(t, World{Models: models, Services: service, Access: test.access}, p)
+			s := startServer(t, World{Models: models, Services: service, Access: test.access, RaisePriority: test.raise}, p)
 			model.Store("")
 			var fields http.Header
 			p.SetFaults(mock.Faults{OnRequest: func(r *http.Request, b []byte) {

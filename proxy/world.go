@@ -253,7 +253,8 @@ type Objective struct {
 }
 
 // RaisePriority says whose header may give a request a higher priority than its
-// model has. Anybody may ask for a lower one.
+// model has, or have it served under a name of its own choice. Anybody may ask for a
+// lower one.
 type RaisePriority string
 
 const (
