@@ -1,7 +1,9 @@
 package openai
 
 import (
+	"bytes"
 	"math/rand/v2"
+	"strings"
 	"testing"
 )
 
@@ -62,5 +64,41 @@ func TestStringsScannedInBlocks(t *testing.T) {
 		if got := plain(b, 0); got > first || got+32 <= first {
 			t.Fatalf("%q: plain up to %d, the first special is at %d", b, got, first)
 		}
+	}
+}
+
+// Strings that are scanned with vectors and without end at the same byte, for the same reason.
+func TestVectorsAgree(t *testing.T) {
+	if !vectors {
+		t.Skip("this machine has no vectors that scanString uses")
+	}
+	pieces := []string{`\\`, `\"`, `\n`, `\u00e9`, `\ud83d\ude00`, `\x`, `\`, `"`, "\x1f", "é", "plain text of some length ", strings.Repeat("a", 61), `\\\\\\\\\\\\\\\\\\\\\\\\\\\\\\\\\`}
+	random := rand.New(rand.NewPCG(1, 2))
+	for range 200_000 {
+		var b []byte
+		for n := random.IntN(400); len(b) < n; {
+			p := random.IntN(len(pieces))
+			if 4 < p && p < 9 && random.IntN(20) > 0 { // what ends it is rare
+				p = 10
+			}
+			b = append(b, pieces[p]...)
+		}
+		sameScan(t, b)
+	}
+}
+
+func FuzzVectorsAgree(f *testing.F) {
+	f.Add([]byte(strings.Repeat(`\"`, 100)), uint8(1))
+	f.Add([]byte(strings.Repeat(`x`, 63)+`\`+strings.Repeat(`\`, 70)+`" and more, up to where vectors are of use: 64 bytes behind it and beyond`), uint8(64))
+	f.Fuzz(func(t *testing.T, b []byte, shift uint8) {
+		sameScan(t, append(bytes.Repeat([]byte(" "), int(shift)), b...))
+	})
+}
+
+func sameScan(t *testing.T, b []byte) {
+	end, escaped, bad := scanString(b, 0)
+	wantEnd, wantEscaped, wantBad := scanWords(b, 0)
+	if end != wantEnd || escaped != wantEscaped || bad != wantBad {
+		t.Fatalf("%q: ends at %d, escaped %v, %q; without vectors at %d, %v, %q", b, end, escaped, bad, wantEnd, wantEscaped, wantBad)
 	}
 }
