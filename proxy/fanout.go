@@ -37,8 +37,10 @@ func (x *Exchange) fanOut() (done bool, err error) {
 	}
 	path := string(x.head.Path())
 	switch method := string(x.head.Method); {
-	case method == "GET" && path == "/v1/models":
+	case method == "GET" && path == modelsPath:
 		return true, x.listModels()
+	case method == "GET" && strings.HasPrefix(path, modelsPath+"/"):
+		return true, x.showModel(path[len(modelsPath)+1:])
 	case method == "POST" && (path == "/v1/load_lora_adapter" || path == "/v1/unload_lora_adapter"):
 		return true, x.tellPool()
 	}
@@ -66,64 +68,6 @@ func (x *Exchange) askAll(transports []*upstream.Transport, bound time.Duration)
 	}
 	wg.Wait()
 	return replies
-}
-
-// listModels answers with what the pools serve: the names that are configured,
-// or else all that their endpoints list, each once.
-func (x *Exchange) listModels() error {
-	list := struct {
-		Object string            `json:"object"`
-		Data   []json.RawMessage `json:"data"`
-	}{Object: "list", Data: []json.RawMessage{}}
-	pools := x.meant()
-	if models := x.serving.modelsOf(pools); len(models) > 0 {
-		for _, m := range models {
-			if m.Name == "" {
-				continue // for names that only its users know
-			}
-			entry, err := json.Marshal(map[string]any{"id": m.Name, "object": "model", "created": processStart.Unix(), "owned_by": "fairway"})
-			if err != nil {
-				return err
-			}
-			list.Data = append(list.Data, entry)
-		}
-		return x.answerJSON(list, []message.Field{{Name: []byte("date"), Value: httpDate(time.Now())}, {Name: []byte("content-type"), Value: []byte("application/json")}})
-	}
-
-	var transports []*upstream.Transport
-	for _, p := range pools {
-		transports = append(transports, p.endpoints()...)
-	}
-	replies := x.askAll(transports, fanOutTimeout)
-	if x.gone() {
-		return errGone
-	}
-	seen := make(map[string]bool)
-	var fields []message.Field // of the first that lists: what it says to browsers of other origins (CORS) holds for all
-	for _, r := range replies {
-		var theirs struct {
-			Data []json.RawMessage `json:"data"`
-		}
-		if r.err != nil || r.status != 200 || json.Unmarshal(r.body, &theirs) != nil {
-			continue
-		}
-		if fields == nil {
-			fields = r.fields
-		}
-		for _, entry := range theirs.Data {
-			var named struct {
-				ID string `json:"id"`
-			}
-			if json.Unmarshal(entry, &named) == nil && !seen[named.ID] {
-				seen[named.ID] = true
-				list.Data = append(list.Data, entry)
-			}
-		}
-	}
-	if fields == nil {
-		return x.passFirst(replies)
-	}
-	return x.answerJSON(list, fields)
 }
 
 // tellPool has every endpoint of the pool do the same. The answer is that of

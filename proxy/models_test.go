@@ -369,3 +369,82 @@ func TestLargeTurnsKeepTheirTarget(t *testing.T) {
 		t.Errorf("all conversations went to %v", got)
 	}
 }
+
+// The list of models has the names that may be asked for, with what the engines say of
+// them: adapters with their base model, and how long a prompt may be.
+func TestListOfModels(t *testing.T) {
+	a := startPod(t, "", mock.Config{Speed: 1000, Model: "base", Loras: []string{"v1", "v2", "own"}, MaxModelLen: 4096})
+	b := startPod(t, "", mock.Config{Speed: 1000, Model: "base", Loras: []string{"v1", "late"}, MaxModelLen: 2048})
+	dead := startPod(t, "", quick)
+	dead.Close()
+	names := []Model{
+		{Name: "alias", Pool: "pool", Targets: []Target{{"v1", 80}, {"v2", 20}, {"own", 0}}},
+		{Name: "own", Pool: "pool"},
+		{Name: "the-base", Pool: "pool", Targets: []Target{{"base", 1}}},
+		{Name: "of another pool", Pool: "other", Targets: []Target{{"x", 1}}},
+	}
+	other := []Pool{{Name: "other", Endpoints: []Endpoint{{Address: dead.address}}}}
+	type entry struct {
+		ID, Root string
+		Parent   *string
+		Length   *int `json:"max_model_len"`
+	}
+	for _, test := range []struct {
+		name  string
+		world World
+		pods  []*pod
+		want  string // id<parent:length, in order
+	}{
+		{"no names", World{}, []*pod{dead, a, b}, "base:4096 v1<base v2<base own<base late<base"},
+		{"names", World{Pools: other, Models: names}, []*pod{dead, a, b}, "alias<the-base:4096 own<base the-base:4096 of another pool"},
+		{"names of engines that are down", World{Pools: other, Models: names[:1]}, []*pod{dead}, "alias"},
+		{"names, and all others", World{Models: []Model{names[0], {Pool: "pool"}}}, []*pod{b}, "alias<base:2048 base:2048 v1<base late<base"},
+		{"names, and all others as another", World{Models: []Model{names[0], {Pool: "pool", Targets: []Target{{"base", 1}}}}}, []*pod{b}, "alias<base:2048"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s := startServer(t, test.world, test.pods...)
+			ask := func(path string) *memoryStream {
+				m := post(path, "")
+				m.head.Method = []byte("GET")
+				s.Handle(m)
+				return m
+			}
+			var list struct {
+				Object string
+				Data   []json.RawMessage
+			}
+			m := ask("/v1/models")
+			if err := json.Unmarshal([]byte(m.seen()), &list); err != nil || m.answer.Status != 200 || list.Object != "list" {
+				t.Fatalf("%d %s: %v", m.answer.Status, m.seen(), err)
+			}
+			var got []string
+			for _, raw := range list.Data {
+				var e entry
+				if err := json.Unmarshal(raw, &e); err != nil {
+					t.Fatal(err)
+				}
+				line := e.ID
+				if e.Parent != nil {
+					line += "<" + *e.Parent
+				}
+				if e.Length != nil {
+					line += fmt.Sprint(":", *e.Length)
+				}
+				got = append(got, line)
+				// Each alone, as OpenAI's clients retrieve it.
+				one := ask("/v1/models/" + strings.ReplaceAll(e.ID, " ", "%20"))
+				var same entry
+				if err := json.Unmarshal([]byte(one.seen()), &same); err != nil || one.answer.Status != 200 || same.ID != e.ID || same.Root != e.Root {
+					t.Errorf("%s alone: %d %s", e.ID, one.answer.Status, one.seen())
+				}
+			}
+			if line := strings.Join(got, " "); line != test.want {
+				t.Errorf("lists %s\nwant  %s", line, test.want)
+			}
+			m = ask("/v1/models/v3")
+			if typ, says := refusal(t, m); m.answer.Status != 404 || typ != "fairway_unknown_model" || !strings.Contains(says, "`v3`") {
+				t.Errorf("a model that is not there: %d %s %s", m.answer.Status, typ, says)
+			}
+		})
+	}
+}
