@@ -202,6 +202,7 @@ func (x *Exchange) readBody() error {
 	}
 	x.read.Reset()
 	x.kind = openai.KindOf(x.head.Method, x.head.Path())
+	x.record.Operation = x.kind.Operation()
 	first := int64(wholeSize)
 	if x.mirrors() {
 		first = x.serving.bodyLimit + 1

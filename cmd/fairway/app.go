@@ -36,7 +36,10 @@ type app struct {
 	identity *mtls.Source                // nil: the configuration gives none
 	config   atomic.Pointer[file.Config] // in force
 	stopping atomic.Bool
-	unread   atomic.Bool // the cluster that says what is served has not been read yet
+	world    atomic.Pointer[worldState]     // in force; stored with applying held
+	findings atomic.Pointer[[]kube.Finding] // of the cluster's objects in force; nil: none were read
+	rejected atomic.Int64                   // configurations that could not be used
+	unread   atomic.Bool                    // the cluster that says what is served has not been read yet
 
 	secrets
 
@@ -72,7 +75,7 @@ func newApp(c *file.Config, log, access *slog.Logger, s proxy.Config) (*app, err
 		s.Tunnel = a.dialer.DialContext
 	}
 	a.server = proxy.New(s)
-	a.registry.MustRegister(endpointMetrics{a.server}, serverMetrics{a.server})
+	a.registry.MustRegister(endpointMetrics{a.server}, appMetrics{a})
 	a.scraper = scrape.New(scrape.Config{Now: proxy.Now, Log: log})
 	a.unread.Store(len(c.World.Pools) == 0)
 	if err := a.readSecrets(c); err != nil {
@@ -133,6 +136,11 @@ func (a *app) setWorld(c *file.Config) {
 	world := *c.World
 	world.Access.Keys = a.keys
 	a.server.SetWorld(&world)
+	now := worldState{version: 1, since: time.Now()}
+	if was := a.world.Load(); was != nil {
+		now.version += was.version
+	}
+	a.world.Store(&now)
 }
 
 func (a *app) listen(l file.Listen) error {

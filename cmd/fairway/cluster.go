@@ -83,6 +83,7 @@ func (a *app) followCluster(ctx context.Context, client dynamic.Interface, optio
 // before.
 func (a *app) applyCluster(t *kube.Translation, told map[string]bool) (now map[string]bool) {
 	a.applyObjects(t)
+	a.findings.Store(&t.Findings)
 	a.unread.Store(false)
 	now = make(map[string]bool, len(t.Findings))
 	for _, f := range t.Findings {

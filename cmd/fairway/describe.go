@@ -7,9 +7,7 @@ import (
 	"slices"
 	"strings"
 	"text/tabwriter"
-	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/fairway-proxy/fairway/discovery/file"
@@ -299,6 +297,7 @@ type endpointView struct {
 	CapacityTokens  int     `json:"capacity_tokens"`
 	SecondsPerToken float64 `json:"seconds_per_token"`
 	IndexEntries    int     `json:"index_entries"`
+	IndexBytes      int     `json:"index_bytes"`
 	PromptTokens    uint64  `json:"prompt_tokens"`    // of all requests so far, estimated
 	PredictedHits   uint64  `json:"predicted_hits"`   // of these, believed to be cached when picked
 	ReportedCached  uint64  `json:"reported_cached"`  // tokens that the engine reported as cached
@@ -306,6 +305,7 @@ type endpointView struct {
 	Stretch         float64 `json:"capacity_stretch"` // by how much its cache seems to be larger than it says
 	Credit          float64 `json:"cache_credit"`     // what a token believed to be cached is worth
 	ScrapeAge       float64 `json:"scrape_age_s"`     // −1: never scraped
+	ScrapeFailures  int     `json:"scrape_failures"`  // since the last good one
 	IdleConnections int     `json:"idle_connections"`
 }
 
@@ -321,10 +321,10 @@ func describeEndpoints(s *proxy.Server) []endpointView {
 		v := endpointView{
 			Pool: e.Pool, Address: e.Endpoint.Address(), Ejected: e.Endpoint.Ejected(now),
 			InFlight: l.InFlight, QueuedTokens: l.Queued, Running: scraped(picker.Running), Waiting: scraped(picker.Waiting),
-			KVUsage: l.KV, CapacityTokens: l.Capacity, SecondsPerToken: l.Speed, IndexEntries: l.IndexEntries,
+			KVUsage: l.KV, CapacityTokens: l.Capacity, SecondsPerToken: l.Speed, IndexEntries: l.IndexEntries, IndexBytes: l.IndexBytes,
 			PromptTokens: l.PromptTokens, PredictedHits: l.HitTokens, ReportedCached: l.CachedTokens,
 			Foreign: l.Foreign, Stretch: l.Stretch, Credit: l.Credit,
-			ScrapeAge: -1, IdleConnections: e.Transport.Idle(),
+			ScrapeAge: -1, ScrapeFailures: l.ScrapeFailures, IdleConnections: e.Transport.Idle(),
 		}
 		if l.ScrapeAge >= 0 {
 			v.ScrapeAge = l.ScrapeAge.Seconds()
@@ -332,84 +332,4 @@ func describeEndpoints(s *proxy.Server) []endpointView {
 		views = append(views, v)
 	}
 	return views
-}
-
-// endpointMetrics are the gauges of each endpoint, as the picker uses them.
-type endpointMetrics struct{ server *proxy.Server }
-
-var (
-	endpointLabels = []string{"pool", "endpoint"}
-
-	descInFlight  = prometheus.NewDesc("fairway_endpoint_requests_in_flight", "Requests of this proxy on the endpoint.", endpointLabels, nil)
-	descQueued    = prometheus.NewDesc("fairway_endpoint_queued_tokens", "Uncached prompt tokens sent to the endpoint whose first token has not come.", endpointLabels, nil)
-	descKV        = prometheus.NewDesc("fairway_endpoint_kv_cache_usage_ratio", "Share of the endpoint's KV cache in use, as the picker counts it.", endpointLabels, nil)
-	descEjected   = prometheus.NewDesc("fairway_endpoint_ejected", "1 while the endpoint is out because it takes no connections.", endpointLabels, nil)
-	descScrapeAge = prometheus.NewDesc("fairway_endpoint_scrape_age_seconds", "Age of the endpoint's last good scrape.", endpointLabels, nil)
-	descIndex     = prometheus.NewDesc("fairway_endpoint_index_entries", "Prompt chunks believed to be in the endpoint's cache.", endpointLabels, nil)
-	descSpeed     = prometheus.NewDesc("fairway_endpoint_seconds_per_prompt_token", "Learned time to compute one prompt token.", endpointLabels, nil)
-)
-
-func (m endpointMetrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descInFlight, descQueued, descKV, descEjected, descScrapeAge, descIndex, descSpeed} {
-		ch <- d
-	}
-}
-
-func (m endpointMetrics) Collect(ch chan<- prometheus.Metric) {
-	for _, e := range describeEndpoints(m.server) {
-		gauge := func(d *prometheus.Desc, v float64) {
-			ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, e.Pool, e.Address)
-		}
-		gauge(descInFlight, float64(e.InFlight))
-		gauge(descQueued, float64(e.QueuedTokens))
-		gauge(descKV, e.KVUsage)
-		gauge(descIndex, float64(e.IndexEntries))
-		gauge(descSpeed, e.SecondsPerToken)
-		ejected := 0.0
-		if e.Ejected {
-			ejected = 1
-		}
-		gauge(descEjected, ejected)
-		if e.ScrapeAge >= 0 {
-			gauge(descScrapeAge, e.ScrapeAge)
-		}
-	}
-}
-
-// serverMetrics are the gauges of the proxy as a whole.
-type serverMetrics struct{ server *proxy.Server }
-
-var (
-	descLive     = prometheus.NewDesc("fairway_requests_live", "Requests under way.", nil, nil)
-	descBuffered = prometheus.NewDesc("fairway_request_bodies_bytes", "Memory that request bodies hold.", nil, nil)
-	descUptime   = prometheus.NewDesc("fairway_uptime_seconds", "Time since the process started.", nil, nil)
-)
-
-func (m serverMetrics) Describe(ch chan<- *prometheus.Desc) {
-	ch <- descLive
-	ch <- descBuffered
-	ch <- descUptime
-}
-
-func (m serverMetrics) Collect(ch chan<- prometheus.Metric) {
-	gauge := func(d *prometheus.Desc, v float64) {
-		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v)
-	}
-	gauge(descLive, float64(m.server.Live()))
-	gauge(descBuffered, float64(m.server.Buffered()))
-	gauge(descUptime, proxy.Now().Round(time.Millisecond).Seconds())
-}
-
-// identityMetrics tell until when our certificate is good.
-type identityMetrics struct{ source *mtls.Source }
-
-var descExpiry = prometheus.NewDesc("fairway_certificate_expiry_timestamp_seconds",
-	"When our certificate in the mesh expires, in seconds since 1970; absent while there is none.", []string{"spiffe_id"}, nil)
-
-func (m identityMetrics) Describe(ch chan<- *prometheus.Desc) { ch <- descExpiry }
-
-func (m identityMetrics) Collect(ch chan<- prometheus.Metric) {
-	if expiry := m.source.Expiry(); !expiry.IsZero() {
-		ch <- prometheus.MustNewConstMetric(descExpiry, prometheus.GaugeValue, float64(expiry.Unix()), m.source.ID().String())
-	}
 }

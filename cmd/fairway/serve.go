@@ -139,6 +139,7 @@ func (a *app) reload(c *file.Config, err error, o *serveOptions) {
 		err = o.fit(c)
 	}
 	if err != nil {
+		a.rejected.Add(1)
 		a.log.Error("the configuration cannot be used; the last good one stays in force", "error", err)
 		return
 	}

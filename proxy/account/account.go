@@ -11,8 +11,6 @@ import (
 	"cmp"
 	"context"
 	"log/slog"
-	"strconv"
-	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -24,15 +22,17 @@ const Unknown = -1
 // Record is what there is to tell of one exchange. Strings are "" and counts
 // Unknown (where -1 is possible) when there is nothing to tell.
 type Record struct {
-	ID       string
-	Method   string
-	Path     string
-	Model    string // as the client named it
-	Pool     string
-	Endpoint string // the last one tried
-	Remote   string
-	Peer     string // the SPIFFE ID of the tunnel's other end
-	Service  string // the Service, or the pod, that the tunnel was for
+	ID     string
+	Method string
+	Path   string
+	// Operation is OpenTelemetry's gen_ai.operation.name; empty for what is none.
+	Operation string
+	Model     string // as the client named it
+	Pool      string
+	Endpoint  string // the last one tried
+	Remote    string
+	Peer      string // the SPIFFE ID of the tunnel's other end
+	Service   string // the Service, or the pod, that the tunnel was for
 
 	Principal    string // whose the request is: a token's issuer and subject, or the name of a key
 	Policy       string // that denied it; "default" when no ALLOW policy matched
@@ -89,10 +89,6 @@ const (
 	UpstreamAborted = "upstream_aborted" // the engine gave it up, as vLLM does when it is told to end
 )
 
-// maxModels bounds the values of the model label; further names count as
-// "other".
-const maxModels = 256
-
 // Config says what is told, and to whom. Its zero value works.
 type Config struct {
 	// Access is the access log; nil: there is none.
@@ -109,81 +105,23 @@ type Recorder struct {
 	replica  string
 	receipts receipts
 
-	requests  *prometheus.CounterVec
-	duration  *prometheus.HistogramVec
-	ttft      *prometheus.HistogramVec
-	tokens    *prometheus.CounterVec
-	predicted *prometheus.CounterVec
-	retries   *prometheus.CounterVec
-
-	tcpConnections *prometheus.CounterVec
-	tcpBytes       *prometheus.CounterVec
-
-	mu     sync.Mutex
-	models map[string]bool // names that have a label value of their own
+	metrics *metrics
 }
 
 // New registers the metrics.
 func New(reg prometheus.Registerer, c Config) *Recorder {
-	seconds := prometheus.ExponentialBuckets(0.005, 2, 16) // 5 ms to 164 s
-	r := &Recorder{
+	return &Recorder{
 		log:      c.Access,
 		replica:  c.Replica,
 		receipts: receipts{slots: make([]slot, max(cmp.Or(c.Receipts, DefaultReceipts), 0))},
-		models:   make(map[string]bool),
-		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "fairway_requests_total",
-			Help: "Requests ended, by pool, model, status code and reason (empty: answered in full).",
-		}, []string{"pool", "model", "code", "reason"}),
-		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "fairway_request_duration_seconds", Buckets: seconds,
-			Help: "Time from a request's head to the end of its answer.",
-		}, []string{"pool"}),
-		ttft: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "fairway_time_to_first_token_seconds", Buckets: seconds,
-			Help: "Time from a streaming request's head to its first token.",
-		}, []string{"pool"}),
-		tokens: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "fairway_tokens_total",
-			Help: "Tokens as the engines counted them: prompt (all), cached (those of the prompt found in the prefix cache), completion.",
-		}, []string{"pool", "kind"}),
-		predicted: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "fairway_predicted_tokens_total",
-			Help: "Tokens as the picker estimated them: prompt, cached.",
-		}, []string{"pool", "kind"}),
-		retries: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "fairway_retries_total",
-			Help: "Further endpoints tried for requests whose first one failed before it answered.",
-		}, []string{"pool"}),
+		metrics:  newMetrics(reg),
 	}
-	r.tcpConnections = prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "fairway_tcp_connections_total",
-		Help: "Connections passed on unread that have ended, by pool and reason (empty: both sides ended them).",
-	}, []string{"pool", "reason"})
-	r.tcpBytes = prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "fairway_tcp_bytes_total",
-		Help: "Bytes passed on unread: received from clients, sent to clients.",
-	}, []string{"pool", "direction"})
-	reg.MustRegister(r.tcpConnections, r.tcpBytes, r.requests, r.duration, r.ttft, r.tokens, r.predicted, r.retries)
-	return r
 }
 
 // Done counts and logs one exchange, and keeps its receipt. It holds nothing of rec.
 func (r *Recorder) Done(rec *Record) {
 	r.receipts.add(rec)
-	r.requests.WithLabelValues(rec.Pool, r.modelLabel(rec), strconv.Itoa(rec.Status), rec.Reason).Inc()
-	r.duration.WithLabelValues(rec.Pool).Observe(rec.Duration.Seconds())
-	if rec.TTFT > 0 {
-		r.ttft.WithLabelValues(rec.Pool).Observe(rec.TTFT.Seconds())
-	}
-	r.addTokens(r.tokens, rec.Pool, "prompt", rec.PromptTokens)
-	r.addTokens(r.tokens, rec.Pool, "cached", rec.CachedTokens)
-	r.addTokens(r.tokens, rec.Pool, "completion", rec.CompletionTokens)
-	r.addTokens(r.predicted, rec.Pool, "prompt", rec.PredictedTokens)
-	r.addTokens(r.predicted, rec.Pool, "cached", rec.PredictedHit)
-	if rec.Retries > 0 {
-		r.retries.WithLabelValues(rec.Pool).Add(float64(rec.Retries))
-	}
+	r.metrics.done(rec)
 	if r.log != nil {
 		r.line(rec)
 	}
@@ -191,9 +129,7 @@ func (r *Recorder) Done(rec *Record) {
 
 // DoneTCP counts and logs a connection that was passed on unread.
 func (r *Recorder) DoneTCP(rec *Record) {
-	r.tcpConnections.WithLabelValues(rec.Pool, rec.Reason).Inc()
-	r.tcpBytes.WithLabelValues(rec.Pool, "received").Add(float64(rec.BytesIn))
-	r.tcpBytes.WithLabelValues(rec.Pool, "sent").Add(float64(rec.BytesOut))
+	r.metrics.doneTCP(rec)
 	if r.log == nil {
 		return
 	}
@@ -238,29 +174,6 @@ func appendPolicy(attrs []slog.Attr, rec *Record) []slog.Attr {
 }
 
 func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
-
-func (r *Recorder) addTokens(v *prometheus.CounterVec, pool, kind string, n int) {
-	if n > 0 {
-		v.WithLabelValues(pool, kind).Add(float64(n))
-	}
-}
-
-// modelLabel bounds the label: only a name that an engine answered to gets one.
-func (r *Recorder) modelLabel(rec *Record) string {
-	if rec.Model == "" {
-		return ""
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.models[rec.Model] {
-		return rec.Model
-	}
-	if rec.Status/100 == 2 && len(r.models) < maxModels {
-		r.models[rec.Model] = true
-		return rec.Model
-	}
-	return "other"
-}
 
 // line writes the access log's line. Text of prompts or answers never stands
 // in it; field names are Envoy's where it has one.

@@ -46,10 +46,10 @@ func series(t testing.TB, reg *prometheus.Registry) map[string]float64 {
 	return all
 }
 
-// without gives the series but for the buckets of histograms.
+// without gives the series but for the buckets of histograms, and what is 0.
 func without(all map[string]float64) map[string]float64 {
 	all = maps.Clone(all)
-	maps.DeleteFunc(all, func(name string, _ float64) bool { return strings.Contains(name, "_bucket{") })
+	maps.DeleteFunc(all, func(name string, v float64) bool { return strings.Contains(name, "_bucket{") || v == 0 })
 	return all
 }
 
@@ -62,6 +62,13 @@ func untold(model string, status int) *Record {
 	}
 }
 
+// left is a record of a client that went away.
+func left(pool string, status int, endpoint string) *Record {
+	rec := untold("m", status)
+	rec.Pool, rec.Reason, rec.Endpoint = pool, ClientGone, endpoint
+	return rec
+}
+
 func TestMetrics(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	r := New(reg, Config{})
@@ -72,7 +79,9 @@ func TestMetrics(t *testing.T) {
 		{
 			Pool: "a", Model: "m", Status: 200, Streamed: true, Retries: 2,
 			Duration: 1500 * time.Millisecond, TTFT: 250 * time.Millisecond,
-			PromptTokens: 100, CachedTokens: 60, CompletionTokens: 7, PredictedTokens: 90, PredictedHit: 64,
+			PromptTokens: 100, CachedTokens: 60, CompletionTokens: 6, PredictedTokens: 90, PredictedHit: 64,
+			Operation: "chat",
+			Pick:      Pick{At: 125 * time.Millisecond, Queued: 62500 * time.Microsecond, PredictedTTFT: 100 * time.Millisecond, DecidedBy: "cache"},
 		},
 		{
 			Pool: "a", Model: "m", Status: 200, Retries: 1, Duration: 500 * time.Millisecond,
@@ -87,7 +96,8 @@ func TestMetrics(t *testing.T) {
 			Pool: "b", Status: 429, Reason: "rate_limited", Duration: 125 * time.Millisecond,
 			PromptTokens: Unknown, CachedTokens: Unknown, CompletionTokens: Unknown, PredictedTokens: Unknown, PredictedHit: Unknown,
 		},
-		untold("m", 499),
+		left("p", 499, ""),
+		left("a", 200, "10.0.0.1:8000"),
 	} {
 		r.Done(rec)
 	}
@@ -96,34 +106,52 @@ func TestMetrics(t *testing.T) {
 		`fairway_requests_total{code="200",model="m",pool="a",reason=""}`:             2,
 		`fairway_requests_total{code="200",model="m",pool="a",reason="upstream_cut"}`: 1,
 		`fairway_requests_total{code="429",model="",pool="b",reason="rate_limited"}`:  1,
-		`fairway_requests_total{code="499",model="m",pool="p",reason=""}`:             1,
-		`fairway_request_duration_seconds_count{pool="a"}`:                            3,
-		`fairway_request_duration_seconds_sum{pool="a"}`:                              4,
+		`fairway_requests_total{code="499",model="m",pool="p",reason="client_gone"}`:  1,
+		`fairway_requests_total{code="200",model="m",pool="a",reason="client_gone"}`:  1,
+		`fairway_request_duration_seconds_count{pool="a"}`:                            4,
+		`fairway_request_duration_seconds_sum{pool="a"}`:                              5,
 		`fairway_request_duration_seconds_count{pool="b"}`:                            1,
 		`fairway_request_duration_seconds_sum{pool="b"}`:                              0.125,
 		`fairway_request_duration_seconds_count{pool="p"}`:                            1,
 		`fairway_request_duration_seconds_sum{pool="p"}`:                              1,
-		`fairway_time_to_first_token_seconds_count{pool="a"}`:                         2,
-		`fairway_time_to_first_token_seconds_sum{pool="a"}`:                           1,
-		`fairway_tokens_total{kind="prompt",pool="a"}`:                                110,
-		`fairway_tokens_total{kind="cached",pool="a"}`:                                60,
-		`fairway_tokens_total{kind="completion",pool="a"}`:                            10,
-		`fairway_predicted_tokens_total{kind="prompt",pool="a"}`:                      110,
-		`fairway_predicted_tokens_total{kind="cached",pool="a"}`:                      64,
-		`fairway_retries_total{pool="a"}`:                                             3,
+		`fairway_time_to_first_token_seconds_count{model="m",pool="a"}`:               2,
+		`fairway_time_to_first_token_seconds_sum{model="m",pool="a"}`:                 1,
+		`fairway_time_per_output_token_seconds_count{model="m",pool="a"}`:             1,
+		`fairway_time_per_output_token_seconds_sum{model="m",pool="a"}`:               0.25,
+		`fairway_hit_prediction_error_tokens_count{pool="a"}`:                         2,
+		`fairway_hit_prediction_error_tokens_sum{pool="a"}`:                           4,
+		`fairway_ttft_prediction_ratio_count{pool="a"}`:                               1,
+		`fairway_ttft_prediction_ratio_sum{pool="a"}`:                                 1.25,
+		`fairway_queue_seconds_count{pool="a"}`:                                       1,
+		`fairway_queue_seconds_sum{pool="a"}`:                                         0.0625,
+		`fairway_picks_total{decided_by="cache",pool="a"}`:                            1,
+		`fairway_clients_gone_total{phase="streaming",pool="a"}`:                      1,
+		`fairway_clients_gone_total{phase="queued",pool="p"}`:                         1,
+		`gen_ai_server_request_duration_seconds_count{error_type="",gen_ai_operation_name="chat",gen_ai_provider_name="vllm",gen_ai_request_model="m"}`: 1,
+		`gen_ai_server_request_duration_seconds_sum{error_type="",gen_ai_operation_name="chat",gen_ai_provider_name="vllm",gen_ai_request_model="m"}`:   1.5,
+		`gen_ai_server_time_to_first_token_seconds_count{gen_ai_operation_name="chat",gen_ai_provider_name="vllm",gen_ai_request_model="m"}`:            1,
+		`gen_ai_server_time_to_first_token_seconds_sum{gen_ai_operation_name="chat",gen_ai_provider_name="vllm",gen_ai_request_model="m"}`:              0.25,
+		`gen_ai_server_time_per_output_token_seconds_count{gen_ai_operation_name="chat",gen_ai_provider_name="vllm",gen_ai_request_model="m"}`:          1,
+		`gen_ai_server_time_per_output_token_seconds_sum{gen_ai_operation_name="chat",gen_ai_provider_name="vllm",gen_ai_request_model="m"}`:            0.25,
+		`fairway_tokens_total{kind="prompt",model="m",pool="a"}`:                                                                                        110,
+		`fairway_tokens_total{kind="cached",model="m",pool="a"}`:                                                                                        60,
+		`fairway_tokens_total{kind="completion",model="m",pool="a"}`:                                                                                    9,
+		`fairway_predicted_tokens_total{kind="prompt",model="m",pool="a"}`:                                                                              110,
+		`fairway_predicted_tokens_total{kind="cached",model="m",pool="a"}`:                                                                              64,
+		`fairway_retries_total{pool="a"}`: 3,
 	}
 	if got := without(all); !maps.Equal(got, want) {
 		t.Errorf("got\n%s\nwant\n%s", page(got), page(want))
 	}
 	for name, want := range map[string]float64{
-		`fairway_request_duration_seconds_bucket{pool="a",le="0.32"}`:     0,
-		`fairway_request_duration_seconds_bucket{pool="a",le="0.64"}`:     1,
-		`fairway_request_duration_seconds_bucket{pool="a",le="1.28"}`:     1,
-		`fairway_request_duration_seconds_bucket{pool="a",le="2.56"}`:     3,
-		`fairway_request_duration_seconds_bucket{pool="a",le="163.84"}`:   3,
-		`fairway_time_to_first_token_seconds_bucket{pool="a",le="0.005"}`: 0,
-		`fairway_time_to_first_token_seconds_bucket{pool="a",le="0.32"}`:  1,
-		`fairway_time_to_first_token_seconds_bucket{pool="a",le="+Inf"}`:  2,
+		`fairway_request_duration_seconds_bucket{pool="a",le="0.32"}`:               0,
+		`fairway_request_duration_seconds_bucket{pool="a",le="0.64"}`:               1,
+		`fairway_request_duration_seconds_bucket{pool="a",le="1.28"}`:               2,
+		`fairway_request_duration_seconds_bucket{pool="a",le="2.56"}`:               4,
+		`fairway_request_duration_seconds_bucket{pool="a",le="163.84"}`:             4,
+		`fairway_time_to_first_token_seconds_bucket{model="m",pool="a",le="0.005"}`: 0,
+		`fairway_time_to_first_token_seconds_bucket{model="m",pool="a",le="0.32"}`:  1,
+		`fairway_time_to_first_token_seconds_bucket{model="m",pool="a",le="+Inf"}`:  2,
 	} {
 		if got, ok := all[name]; !ok || got != want {
 			t.Errorf("%s is %v (there: %v), want %v", name, got, ok, want)
@@ -138,6 +166,16 @@ func page(all map[string]float64) string {
 		fmt.Fprintln(&b, name, all[name])
 	}
 	return b.String()
+}
+
+// tokens are the prompt tokens of the-pool, whatever the model.
+func tokens(all map[string]float64) (n float64) {
+	for name, v := range all {
+		if strings.HasPrefix(name, `fairway_tokens_total{kind="prompt",`) && strings.HasSuffix(name, `pool="the-pool"}`) {
+			n += v
+		}
+	}
+	return n
 }
 
 // models are the values of the model label, with the requests of each.
@@ -213,8 +251,8 @@ func TestModelLabelIsBounded(t *testing.T) {
 	if n := models(t, reg)["model-0"]; n != 2 {
 		t.Errorf("model-0 counts %v", n)
 	}
-	if len(r.models) != maxModels {
-		t.Errorf("%d names are held", len(r.models))
+	if len(r.metrics.models) != maxModels {
+		t.Errorf("%d names are held", len(r.metrics.models))
 	}
 }
 
@@ -300,8 +338,9 @@ func TestAccessLog(t *testing.T) {
 // text is what is named here, and the line holds no text but those, each in the
 // field of its name. Whoever adds one has to say here that it is no such text.
 func TestAccessLogHoldsNoPrompt(t *testing.T) {
-	fieldOf := map[string]string{
-		"ID": "request_id", "Method": "method", "Path": "path", "Model": "model", "Pool": "upstream_cluster",
+	fieldOf := map[string]string{ // "": it is not logged
+		"Operation": "",
+		"ID":        "request_id", "Method": "method", "Path": "path", "Model": "model", "Pool": "upstream_cluster",
 		"Endpoint": "upstream_host", "Remote": "downstream_remote_address", "Reason": "response_code_details",
 		"Principal": "principal", "Policy": "denied_by", "DryRunPolicy": "dry_run_denied_by",
 		"Peer": "downstream_peer_uri_san", "Service": "destination_service",
@@ -327,6 +366,9 @@ func TestAccessLogHoldsNoPrompt(t *testing.T) {
 	}
 	got := logged(t, &rec)
 	for name, field := range fieldOf {
+		if field == "" {
+			continue
+		}
 		if got[field] != "text of "+name {
 			t.Errorf("%s is %v", field, got[field])
 		}
@@ -384,7 +426,7 @@ func TestConcurrency(t *testing.T) {
 	if sum != workers*each || len(got) != maxModels+1 {
 		t.Errorf("%v requests of %d models", sum, len(got))
 	}
-	if n := series(t, reg)[`fairway_tokens_total{kind="prompt",pool="the-pool"}`]; n != 11*workers*each {
+	if n := tokens(series(t, reg)); n != 11*workers*each {
 		t.Errorf("%v prompt tokens", n)
 	}
 	for d, lines := json.NewDecoder(&out), 0; ; lines++ {

@@ -83,6 +83,20 @@ func (k Kind) Generates() bool {
 	return k == Chat || k == Completions || k == Responses || k == Messages
 }
 
+// Operation is OpenTelemetry's word for what is asked for (gen_ai.operation.name of the
+// semantic conventions for generative AI), empty where it has none.
+func (k Kind) Operation() string {
+	switch k {
+	case Chat, Responses, Messages:
+		return "chat"
+	case Completions:
+		return "text_completion"
+	case Embeddings:
+		return "embeddings"
+	}
+	return ""
+}
+
 // Form tells whether the body is a form; see [Request.ReadForm].
 func (k Kind) Form() bool { return k == Transcription || k == Translation }
 

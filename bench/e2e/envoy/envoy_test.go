@@ -86,7 +86,7 @@ func TestConversation(t *testing.T) {
 				history = append(history, message{"assistant", strings.Repeat("Because. ", 30)})
 			}
 			for kind, most := range map[string]float64{"prompt": 1, "cached": 0.7} {
-				got := metric(t, "http://"+p.metrics+"/metrics", fmt.Sprintf(`fairway_tokens_total{kind=%q,pool="default"}`, kind))
+				got := metric(t, "http://"+p.metrics+"/metrics", fmt.Sprintf(`fairway_tokens_total{kind=%q,model="m",pool="default"}`, kind))
 				var want float64
 				for _, e := range engines {
 					if kind == "prompt" {
