@@ -15,10 +15,10 @@ const (
 	// ChunkSize, then octaveChunks of twice the size, as many of twice that size, and so on. What is lost of a shared
 	// prefix is 1/octaveChunks of it at most.
 	evenChunks   = 2 * octaveChunks
-	octaveChunks = 64
+	octaveChunks = 32
 
 	// MaxChunks bounds a chain: 4 MiB of prompt, about a million tokens. What lies beyond is counted and not hashed.
-	MaxChunks = evenChunks + 7*octaveChunks
+	MaxChunks = evenChunks + 8*octaveChunks
 
 	// A span ends in a byte that no UTF-8 text contains, so that ["ab","c"] and ["a","bc"] differ, and text never
 	// looks like media.

@@ -46,7 +46,7 @@ func reference(seed uint64, spans []Span) (chain []uint64, digest uint64) {
 		stream = append(append(stream, s.Data...), textEnd)
 	}
 	h, at := seed, 0
-	size := func() int { return 256 << bits.Len(uint(at>>15)) } // 256 bytes up to 32 KiB, 512 up to 64 KiB …
+	size := func() int { return 256 << bits.Len(uint(at>>14)) } // 256 bytes up to 16 KiB, 512 up to 32 KiB …
 	for len(stream) >= size() && at < 4<<20 {
 		n := size()
 		h = Link(h, xxhash.Sum64(stream[:n]))
@@ -61,7 +61,7 @@ func reference(seed uint64, spans []Span) (chain []uint64, digest uint64) {
 }
 
 func TestOffset(t *testing.T) {
-	for i, want := range map[int]int{0: 0, 1: 256, 127: 127 * 256, 128: 32 << 10, 129: 32<<10 + 512, 192: 64 << 10, 193: 64<<10 + 1024, MaxChunks: 4 << 20} {
+	for i, want := range map[int]int{0: 0, 1: 256, 63: 63 * 256, 64: 16 << 10, 65: 16<<10 + 512, 96: 32 << 10, 97: 32<<10 + 1024, MaxChunks: 4 << 20} {
 		if got := Offset(i); got != want {
 			t.Errorf("chunk %d begins at %d, want %d", i, got, want)
 		}

@@ -241,36 +241,45 @@ func (x *Index) release(chain []uint64, h Hold, touch func(state uint64, i int) 
 	}
 }
 
-// find returns the slot that holds key, or -1. The writer's lock is held.
+// find returns the slot that holds key, or -1. The writer's lock is held. Which slot it is cannot be predicted: it compares
+// all of them, without branches.
 func (b *bucket) find(key uint64) int {
+	var hits uint
 	for i := range b.keys {
-		if b.keys[i].Load() == key {
-			return i
-		}
+		differ := b.keys[i].Load() ^ key
+		hits |= uint((differ|-differ)>>63^1) << i
 	}
-	return -1
+	if hits == 0 {
+		return -1
+	}
+	return bits.TrailingZeros(hits)
 }
 
 // take gives key an empty slot, or that of the oldest chunk that is not pinned, whose age it returns, or returns -1. The
 // writer's lock is held.
 func (x *Index) take(b *bucket, key, clock, state uint64) (victim int, oldest int64) {
-	victim, oldest = -1, math.MinInt64
-	for i := range b.keys {
-		if b.keys[i].Load() == 0 {
-			victim, oldest = i, math.MaxInt64
-			x.entries.Add(1)
-			break
+	if victim = b.find(0); victim >= 0 {
+		oldest = math.MaxInt64
+		x.entries.Add(1)
+	} else {
+		const pinned = math.MinInt64
+		best := int64(pinned)
+		for i := range b.states {
+			s := b.states[i].Load()
+			v := age(s, clock)<<3 | int64(i) // bucketSlots is 8
+			if s&maxPins != 0 {
+				v = pinned
+			}
+			best = max(best, v)
 		}
-		s := b.states[i].Load()
-		if a := age(s, clock); s&maxPins == 0 && a > oldest {
-			victim, oldest = i, a
+		if best == pinned {
+			return -1, pinned
 		}
-	}
-	if victim >= 0 {
+		victim, oldest = int(best&(bucketSlots-1)), best>>3
 		b.keys[victim].Store(0)
-		b.states[victim].Store(state)
-		b.keys[victim].Store(key)
 	}
+	b.states[victim].Store(state)
+	b.keys[victim].Store(key)
 	return victim, oldest
 }
 

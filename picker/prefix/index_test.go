@@ -525,3 +525,20 @@ func BenchmarkPinKeep(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkRotate pins and keeps prompts that come again only when the table has lost most of them: every chunk takes the
+// slot of an old one.
+func BenchmarkRotate(b *testing.B) {
+	var x Index
+	prompts := make([][]uint64, 256)
+	for i := range prompts {
+		prompts[i] = numbered(uint64(i), 186)
+	}
+	b.ReportAllocs()
+	clock := uint64(0)
+	for b.Loop() {
+		c := prompts[clock%256]
+		clock++
+		x.Keep(c, x.Pin(c, clock, wide, step), clock, step)
+	}
+}
