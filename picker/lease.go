@@ -135,7 +135,7 @@ func (l *Lease) learn() {
 	e.promptTokens.Add(uint64(l.prompt))
 	e.hitTokens.Add(uint64(l.believed))
 	e.agedTokens.Add(uint64(l.lost))
-	if u.prompt > 0 && u.prompt <= maxTokens {
+	if u.prompt > 0 && u.prompt <= maxTokens && l.extra <= u.prompt/8 { // what media take is a rough estimate
 		e.pool.learnText(l.model, l.bytes, u.prompt-clampTokens(l.extra))
 	}
 	if u.cached < 0 || u.cached > maxTokens {

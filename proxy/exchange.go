@@ -259,7 +259,7 @@ func (x *Exchange) route() error {
 	x.chain, x.want.Hash, x.want.Bytes = prefix.AppendChain(x.chain[:0], seed, x.read.Spans)
 	x.want.Chain = x.chain
 	x.want.Candidates = &x.weighed
-	x.want.Tokens = x.read.MediaTokens()
+	x.want.Tokens = x.read.MediaTokens
 	if x.read.Tokens >= 0 { // the prompt's bytes are token ids
 		x.want.Tokens += x.read.Tokens
 		x.want.Bytes = 0

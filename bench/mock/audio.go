@@ -17,7 +17,7 @@ import (
 
 const (
 	audioRate    = 32_000 // bytes of a second of audio: 16 bits, 16 kHz, one channel
-	audioTokens  = 50     // that a second is worth
+	clipTokens   = 50     // that a second is worth
 	maxClip      = 1500   // tokens of the longest clip: Whisper's 30 s
 	maxFormParts = 100    // fields of a form that are read
 )
@@ -32,7 +32,7 @@ func (u *upload) seconds() int { return max(1, (u.size+audioRate-1)/audioRate) }
 
 // tokens are what the audio is worth to the engine. Its content decides on them, so that the same audio is found in the cache.
 func (u *upload) tokens() []uint32 {
-	t := make([]uint32, min(u.seconds()*audioTokens, maxClip))
+	t := make([]uint32, min(u.seconds()*clipTokens, maxClip))
 	for i := range t {
 		t[i] = uint32((u.hash + uint64(i)) * 0x9E3779B97F4A7C15 >> 33)
 	}

@@ -5,14 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"strconv"
-
-	"github.com/cespare/xxhash/v2"
 )
 
 var errCut = errors.New("mock: stream cut by a fault")
-
-// imageTokens is what an image is worth.
-const imageTokens = 256
 
 // chatMessage is one message of a conversation.
 type chatMessage struct {
@@ -110,12 +105,7 @@ func tokenizeContent(t []uint32, raw json.RawMessage) []uint32 {
 			t = tokenize(t, text)
 			continue
 		}
-		whole, _ := json.Marshal(p)
-		h := xxhash.Sum64(whole)
-		t = append(t, tokenImage)
-		for i := range uint64(imageTokens - 1) {
-			t = append(t, uint32((h+i)*0x9E3779B97F4A7C15>>33))
-		}
+		t = tokenizeMedium(t, p)
 	}
 	return t
 }

@@ -97,7 +97,7 @@ func TestMessageToolCalls(t *testing.T) {
 		m := c.message(`"max_tokens":500,"messages":[{"role":"user","content":"hi"},{"role":"assistant","content":[{"type":"text","text":"Let me see."},` +
 			`{"type":"tool_use","id":"x","name":"weather","input":{"city":"a"}}]},{"role":"user","content":[{"type":"tool_result","tool_use_id":"x","content":"rain"},` +
 			`{"type":"text","text":"Well?"}]}],"tools":[{"name":"weather"}],"tool_choice":{"type":"none"}`)
-		if *m.StopReason != "end_turn" || m.Content[0].Type != "text" || m.Usage.Input+*m.Usage.Creation > imageTokens {
+		if *m.StopReason != "end_turn" || m.Content[0].Type != "text" || m.Usage.Input+*m.Usage.Creation > linkedImage {
 			t.Errorf("%+v", m.Usage)
 		}
 	})

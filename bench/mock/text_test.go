@@ -71,7 +71,7 @@ func TestMessageContent(t *testing.T) {
 		t.Error("a string and a part of text differ")
 	}
 	a, b := text(`[{"type":"image_url","image_url":{"url":"a"}}]`), text(`[{"type":"image_url","image_url":{"url":"b"}}]`)
-	if len(a) != imageTokens || slices.Equal(a, b) {
+	if len(a) != linkedImage || slices.Equal(a, b) {
 		t.Error("images are not told apart")
 	}
 	if len(text("null")) != 0 || len(text("")) != 0 {

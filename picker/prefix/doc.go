@@ -6,6 +6,7 @@
 //
 //	spans   "You are…" | "What is…" | <image> | …         raw bytes in the request's body, never copied
 //	stream  You are…\xff What is…\xff hash8\xfe …         separators keep ["ab","c"] apart from ["a","bc"]
+//	                                                     a medium is as long as text of so many tokens
 //	chunks  [   256   ][   256   ][   256   ][ rest ]     the rest has no hash
 //	chain   h0 = Link(seed, xx(c0))   h1 = Link(h0, xx(c1))   h2 = Link(h1, xx(c2))
 //

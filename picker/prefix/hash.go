@@ -25,8 +25,14 @@ const (
 	textEnd  = 0xFF
 	mediaEnd = 0xFE
 
+	// A medium stands for textBytes in the stream for each of its tokens, of which no more than maxMedium count.
+	textBytes = 4
+	maxMedium = 1 << 16
+
 	multiplier = 0x9E3779B97F4A7C15 // 2^64 over the golden ratio, odd
 )
+
+var zeros [ChunkSize]byte
 
 // A Span is one piece of a prompt, in the order in which the pod's chat template lays them out.
 type Span struct {
@@ -35,6 +41,9 @@ type Span struct {
 	// Media says that Data is an image, a sound or a reference to one. It enters the stream as the 8 bytes of its
 	// hash, whatever its size: a pod's cache knows it by its content and counts other tokens for it than bytes.
 	Media bool
+	// Tokens is what a medium takes in the pod's cache, an estimate. In the stream it stands for as much as text of so
+	// many tokens would, so that what follows it is as far from the beginning as it is for the pod.
+	Tokens int
 }
 
 // Seed is where a chain starts: prompts under different seeds share nothing, as in the pod's own cache. The parts are
@@ -68,6 +77,9 @@ func AppendChain(dst []uint64, seed uint64, spans []Span) (chain []uint64, diges
 			binary.LittleEndian.PutUint64(media[:], xxhash.Sum64(s.Data))
 			media[8] = mediaEnd
 			c.write(media[:])
+			for filler := min(s.Tokens, maxMedium)*textBytes - len(media); filler > 0 && c.room > 0; filler -= ChunkSize {
+				c.write(zeros[:min(filler, ChunkSize)])
+			}
 			continue
 		}
 		text += len(s.Data)

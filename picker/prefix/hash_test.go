@@ -232,3 +232,14 @@ func BenchmarkAppendChain(b *testing.B) {
 		})
 	}
 }
+
+// A medium is as long in the stream as text of so many tokens, and bounded.
+func TestMediaTakeTheirTokens(t *testing.T) {
+	for tokens, want := range map[int]int{0: 9, 1: 9, 64: ChunkSize, 1000: 4000, 1 << 30: maxMedium * textBytes} {
+		image := []Span{{Data: []byte("image"), Media: true, Tokens: tokens}}
+		chain, _, text := AppendChain(nil, 1, image)
+		if Offset(len(chain)) > want || Offset(len(chain)+1) <= want || text != 0 {
+			t.Errorf("%d tokens: %d chunks of %d bytes, %d of text; want %d", tokens, len(chain), Offset(len(chain)), text, want)
+		}
+	}
+}

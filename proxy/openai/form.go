@@ -80,10 +80,13 @@ func (r *Request) addForm(data []byte, media bool) {
 	if len(data) == 0 {
 		return
 	}
-	r.spans = append(r.spans, prefix.Span{Data: data, Media: media})
+	span := prefix.Span{Data: data, Media: media}
 	if media {
 		r.Audios++
+		span.Tokens = content64{text: data, plain: true, size: len(data)}.tokens(audioMedium)
+		r.MediaTokens += span.Tokens
 	}
+	r.spans = append(r.spans, span)
 }
 
 // formModel takes the field that stands here for the model's.

@@ -276,6 +276,17 @@ func (r *Request) message() {
 			r.spans = r.spans[:min(role+1, len(r.spans))]
 			r.Media = before
 			r.content(0)
+		case "output": // of a tool, among the items of responses
+			switch s.peek() {
+			case '[':
+				r.content(0)
+			case '{':
+				r.part(0)
+			default:
+				r.other()
+			}
+		case "result": // of an image's generation there
+			r.medium(imageMedium)
 		default:
 			r.other()
 		}
@@ -343,13 +354,17 @@ func (r *Request) part(nesting int) {
 		return
 	}
 	s.open()
-	said := -1 // the span of its text
+	said := -1             // the span of its text
+	referred := fileMedium // what a file's id is of
 	for key, ok := s.member(); ok; key, ok = s.member() {
 		start := s.key
 		switch string(key) {
-		case "type", "cache_control":
-			// The type shows in the other keys; cache_control moves from part to part
-			// between the turns of one conversation.
+		case "type":
+			if string(s.word()) == "input_image" {
+				referred = imageMedium
+			}
+		case "cache_control":
+			// It moves from part to part between the turns of one conversation.
 			s.skip()
 		case "text":
 			n := len(r.spans)
@@ -360,11 +375,15 @@ func (r *Request) part(nesting int) {
 				said = n
 			}
 		case "image_url", "image", "input_image", "image_pil", "image_embeds", "source":
-			r.Images += r.medium()
+			r.medium(imageMedium)
 		case "input_audio", "audio_url", "audio", "audio_embeds":
-			r.Audios += r.medium()
+			r.medium(audioMedium)
 		case "video_url", "video", "input_video":
-			r.Videos += r.medium()
+			r.medium(videoMedium)
+		case "file", "file_data", "file_url":
+			r.medium(fileMedium)
+		case "file_id":
+			r.medium(referred)
 		case "content":
 			if nesting < maxNesting {
 				r.content(nesting + 1)
@@ -381,47 +400,4 @@ func (r *Request) part(nesting int) {
 			}
 		}
 	}
-}
-
-// medium adds a medium: a string, or an object's url or data; otherwise the value
-// raw. It gives how many there are: null is none.
-func (r *Request) medium() int {
-	s := &r.scan
-	switch s.peek() {
-	case 'n':
-		s.skip()
-		return 0
-	case '"':
-		t := s.str()
-		if s.failed() {
-			return 0
-		}
-		r.add(t.start, t.end, true)
-		return 1
-	}
-	start := s.pos
-	if s.peek() != '{' {
-		if s.skip(); s.failed() {
-			return 0
-		}
-		r.add(start, s.pos, true)
-		return 1
-	}
-	var found text
-	s.open()
-	for key, ok := s.member(); ok; key, ok = s.member() {
-		if k := string(key); (k == "url" || k == "data" || k == "file_id") && s.peek() == '"' {
-			found = s.str()
-			continue
-		}
-		s.skip()
-	}
-	if s.failed() {
-		return 0
-	}
-	if found.end == 0 {
-		found.start, found.end = start, s.pos
-	}
-	r.add(found.start, found.end, true)
-	return 1
 }

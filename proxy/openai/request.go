@@ -84,31 +84,8 @@ const (
 	maxNesting = 4
 )
 
-// Media is how many media a prompt has.
-type Media struct{ Images, Audios, Videos int }
-
 // span is a range of the body.
 type span struct{ start, end int }
-
-// Tokens that a medium is taken for when all that is known is its kind: bytes say
-// nothing, being compressed or only a URL. A model's own figures differ by a factor
-// of two or three either way; the answer's usage corrects them.
-const (
-	// ImageTokens: 1024×1024 at high detail as OpenAI counts it, 85 + 4 tiles of
-	// 170 (platform.openai.com, "Images and vision"). LLaVA-1.5 takes 576, Gemma 3
-	// 256, Qwen2.5-VL about 1,300 for that picture.
-	ImageTokens = 765
-	// AudioTokens: one window of 30 s at 25 tokens a second (Qwen2-Audio's report).
-	AudioTokens = 750
-	// VideoTokens: the 32 frames that vLLM samples by default (VideoMediaIO,
-	// num_frames), 144 tokens each (LLaVA-NeXT-Video).
-	VideoTokens = 4608
-)
-
-// MediaTokens estimates the tokens that the media of the prompt take.
-func (m Media) MediaTokens() int {
-	return m.Images*ImageTokens + m.Audios*AudioTokens + m.Videos*VideoTokens
-}
 
 // Reset forgets the body, so that a Request kept for later holds on to none of it,
 // nor to more than a few kilobytes.

@@ -191,8 +191,8 @@ func TestSizeOfPrompt(t *testing.T) {
 		if r.TextBytes != tt.text || r.Tokens != tt.tokens || r.Prompts != tt.prompts || r.Images != tt.images || r.Audios != tt.audios || r.Videos != tt.videos {
 			t.Errorf("%s: %d bytes, %d tokens, %d prompts, media %+v", tt.name, r.TextBytes, r.Tokens, r.Prompts, r.Media)
 		}
-		if want := tt.images*ImageTokens + tt.audios*AudioTokens + tt.videos*VideoTokens; r.MediaTokens() != want {
-			t.Errorf("%s: media of %d tokens", tt.name, r.MediaTokens())
+		if want := tt.images*ImageTokens + tt.audios*AudioTokens + tt.videos*VideoTokens; r.MediaTokens != want {
+			t.Errorf("%s: media of %d tokens", tt.name, r.MediaTokens)
 		}
 	}
 }
