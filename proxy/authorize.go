@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"strconv"
 
+	"github.com/fairway-proxy/fairway/proxy/account"
 	"github.com/fairway-proxy/fairway/proxy/authz"
 	"github.com/fairway-proxy/fairway/proxy/hbone"
 )
@@ -14,23 +15,13 @@ import (
 // Who may do what: judged from the head as soon as it is there, and once more when
 // the body has come, if the model matters or the policies have changed meanwhile.
 
-// guard compiles who may do what. What cannot be understood is denied, and told.
-func (s *Server) guard(access *authz.Config) *authz.Guard {
-	g, findings := authz.Compile(access, &s.keySets)
-	s.keySets.Keep(access)
-	for _, f := range findings {
-		s.log.Error("a policy cannot be understood: what it is about is denied", "policy", access.NameOf(f), "at", f.Path, "finding", f.Text)
-	}
-	return g
-}
-
 // spell gives the target the one spelling by which it is judged, routed and sent on.
 func (x *Exchange) spell() error {
 	x.record.Path = string(x.head.Path())
 	if x.passed {
 		return nil
 	}
-	target, err := x.serving.guard.Normalization.Target(x.spelled, x.head.Target)
+	target, err := x.guard.Normalization.Target(x.spelled, x.head.Target)
 	if err != nil {
 		return errBadRequest(sentence(err))
 	}
@@ -46,7 +37,7 @@ func (x *Exchange) authorize() error {
 	if x.passed {
 		return nil
 	}
-	g, r := x.serving.guard, &x.judged
+	g, r := x.guard, &x.judged
 	r.Remote = g.Remote(r.Source, x.head.Fields)
 	r.Head = x.head
 	if err := g.Authenticate(x.ctx, r); err != nil {
@@ -70,7 +61,10 @@ func (x *Exchange) authorize() error {
 // are in force by now. From here on it belongs to their World.
 func (x *Exchange) authorizeModel() error {
 	x.serving = x.server.serving.Load()
-	g, r := x.serving.guard, &x.judged
+	if err := x.arrive(); err != nil {
+		return err
+	}
+	g, r := x.guard, &x.judged
 	if x.passed || g == x.judge && !r.ModelPending {
 		return nil
 	}
@@ -86,19 +80,26 @@ func (x *Exchange) authorizeModel() error {
 func (x *Exchange) permit(g *authz.Guard) error {
 	d := g.Judge(&x.judged)
 	x.judge = g
-	x.record.Audited = d.Audited
-	if d.DryRunDenied {
-		x.record.DryRunPolicy = cmp.Or(d.DryRunPolicy, byDefault)
-	}
+	note(&x.record, d)
 	if !d.Denied {
 		return nil
 	}
-	x.record.Policy = cmp.Or(d.Policy, byDefault)
 	what := "make this request"
 	if len(x.judged.Model) > 0 {
 		what = "make this request of this model"
 	}
 	return errForbidden(what)
+}
+
+// note keeps in a record what policies say.
+func note(rec *account.Record, d authz.Decision) {
+	rec.AuditPolicy, rec.DryRun = d.AuditPolicy, d.DryRun
+	if d.DryRunDenied {
+		rec.DryRunPolicy = cmp.Or(d.DryRunPolicy, byDefault)
+	}
+	if d.Denied {
+		rec.Policy = cmp.Or(d.Policy, byDefault)
+	}
 }
 
 // locate says to the policies where the request comes from and where it was going.
@@ -131,14 +132,18 @@ func place(r *authz.Request, p *hbone.Peer, remote, local net.Addr) {
 	}
 }
 
-// denies tells whether policies deny a connection that is not HTTP, and by which of
-// them.
-func (s *Server) denies(p *hbone.Peer, c net.Conn) (policy string, denied bool) {
+// admit tells whether the policies of a destination let a connection that is not HTTP
+// in, and keeps what they say in its record.
+func (d *destination) admit(rec *account.Record, p *hbone.Peer, c net.Conn) bool {
 	var r authz.Request
 	place(&r, p, c.RemoteAddr(), c.LocalAddr())
 	r.Remote = r.Source
-	d := s.serving.Load().guard.JudgeConn(&r)
-	return cmp.Or(d.Policy, byDefault), d.Denied
+	decision := d.guard.JudgeConn(&r)
+	note(rec, decision)
+	if decision.Denied {
+		rec.Reason = typeForbidden
+	}
+	return !decision.Denied
 }
 
 // byDefault stands for the policy where no ALLOW policy matched.

@@ -27,6 +27,7 @@ func (e *Error) Error() string { return e.Message }
 const (
 	typeBuffersSpent = "fairway_buffers_spent"
 	typeForbidden    = "fairway_forbidden"
+	typeNotReady     = "fairway_not_ready"
 )
 
 func errBodyTooLarge(limit int64) *Error {
@@ -64,9 +65,8 @@ func errNotOurs(authority string) *Error {
 		Message: fmt.Sprintf("%s is no address of a Service or pod that this waypoint is for.", authority)}
 }
 
-func errDenied(host, by string) *Error {
-	return &Error{Status: 403, Type: "fairway_denied",
-		Message: fmt.Sprintf("Every request to %s is refused: %s is for it, and this version does not evaluate it.", host, by)}
+func errWithheld(why string) *Error {
+	return &Error{Status: 503, Type: typeNotReady, RetryAfter: time.Second, Message: "Nothing is let in for the moment: " + why + "."}
 }
 
 func errNoEndpoint(pool string) *Error {

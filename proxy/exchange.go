@@ -30,6 +30,7 @@ type Exchange struct {
 	judged  authz.Request   // what policies are asked about it
 	asked   message.Request // its head as they know it, before a route changed it
 	spelled []byte          // memory for its target
+	guard   *authz.Guard    // who may do what there, in the World it belongs to
 	judge   *authz.Guard    // the last that let it pass
 	passed  bool            // judged before it came here: a copy, or by a proxy that asks for an endpoint
 
@@ -135,7 +136,7 @@ func (x *Exchange) serve() error {
 func (x *Exchange) begin() error {
 	x.serving = x.server.serving.Load()
 	if x.serving == nil {
-		return &Error{Status: 503, Type: "fairway_not_ready", RetryAfter: time.Second, Message: "No configuration is in force yet."}
+		return &Error{Status: 503, Type: typeNotReady, RetryAfter: time.Second, Message: "No configuration is in force yet."}
 	}
 	x.head = x.stream.Head()
 	x.ctx = x.stream.Context()
@@ -143,8 +144,8 @@ func (x *Exchange) begin() error {
 		return err
 	}
 	x.locate()
-	x.passed = x.mirrored || x.serving.guard.Elsewhere
-	x.takeFields(x.serving.guard.Trusts(x.judged.Source))
+	x.passed = x.mirrored || x.guard.Elsewhere
+	x.takeFields(x.guard.Trusts(x.judged.Source))
 	x.http2 = isGRPC(x.head) || x.dest != nil && x.dest.http2()
 	return x.spell()
 }

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/fairway-proxy/fairway/proxy/authz"
 	"github.com/fairway-proxy/fairway/proxy/hbone"
 	"github.com/fairway-proxy/fairway/proxy/route"
 	"github.com/fairway-proxy/fairway/proxy/sock"
@@ -23,17 +24,18 @@ type destination struct {
 	pool     *pool        // nil: the models say which
 	routes   *route.Table // nil: all to the pool
 	pod      string       // the one endpoint of the pool that is meant; empty: any
-	denied   string       // why everything is refused; empty: it is not
+	guard    *authz.Guard
 }
 
 // destinations are what the tunnels of a World may lead to, by authority.
-func destinations(w *World, pools map[string]*pool) map[string]*destination {
+func destinations(w *World, pools map[string]*pool, guards *authz.Compiler) map[string]*destination {
 	all := make(map[string]*destination)
 	if f := w.WaypointFor; f == ForWorkloads || f == ForAll {
+		guard := guards.Guard(&w.Gateway)
 		for i := range w.Pools {
 			for _, e := range w.Pools[i].Endpoints {
 				if a, err := netip.ParseAddrPort(e.Address); err == nil {
-					all[a.String()] = &destination{host: e.Address, protocol: PortAuto, pool: pools[w.Pools[i].Name], pod: e.Address}
+					all[a.String()] = &destination{host: e.Address, protocol: PortAuto, pool: pools[w.Pools[i].Name], pod: e.Address, guard: guard}
 				}
 			}
 		}
@@ -43,8 +45,9 @@ func destinations(w *World, pools map[string]*pool) map[string]*destination {
 	}
 	for i := range w.Services {
 		v := &w.Services[i]
+		guard := guards.Guard(&v.Access)
 		for _, p := range v.Ports {
-			d := &destination{host: v.Host, protocol: or(p.Protocol, PortAuto), pool: pools[p.Pool], denied: v.Denied}
+			d := &destination{host: v.Host, protocol: or(p.Protocol, PortAuto), pool: pools[p.Pool], guard: guard}
 			if len(p.Routes) > 0 {
 				d.routes = route.Compile(p.Routes)
 			}
@@ -125,13 +128,8 @@ func (s *Server) Admit(p *hbone.Peer) error {
 // serveTunnel serves what is inside a tunnel, or a connection that a ztunnel has
 // unwrapped.
 func (s *Server) serveTunnel(c net.Conn, p *hbone.Peer) {
-	v := s.serving.Load()
-	var d *destination
-	if v != nil {
-		d = v.destination(p)
-	}
-	if d == nil { // of a sandwich, which asks nobody; or it has gone in this moment
-		s.log.Warn("a connection to what is not ours", "authority", p.Authority, "peer", p.ID.String())
+	d := s.destination(p)
+	if d == nil {
 		c.Close()
 		return
 	}
@@ -143,37 +141,54 @@ func (s *Server) serveTunnel(c net.Conn, p *hbone.Peer) {
 			conn.Close()
 			return
 		}
-	}
-	if protocol == PortTCP {
-		if d.denied != "" {
-			s.log.Warn("a connection to what is refused", "authority", p.Authority, "peer", p.ID.String(), "because_of", d.denied)
-			conn.Reset()
+		if d = s.destination(p); d == nil { // that took a while
+			conn.Close()
 			return
 		}
+	}
+	if protocol == PortTCP {
 		s.serveTCP(conn, p, d)
 		return
 	}
 	s.http1.ServeConn(context.Background(), conn)
 }
 
+// destination finds where a tunnel leads, and tells the log if that is nowhere: of a
+// sandwich, which asks nobody, or because it has gone in this moment.
+func (s *Server) destination(p *hbone.Peer) *destination {
+	if v := s.serving.Load(); v != nil {
+		if d := v.destination(p); d != nil {
+			return d
+		}
+	}
+	s.log.Warn("a connection to what is not ours", "authority", p.Authority, "peer", p.ID.String())
+	return nil
+}
+
 // http2 tells whether endpoints behind it are asked in HTTP/2.
 func (d *destination) http2() bool { return d.protocol == PortH2C || d.protocol == PortGRPC }
 
-// enter finds the tunnel that the request came through, if it did, and where it leads
-// in the World that is in force now.
+// enter finds the tunnel that the request came through, if it did.
 func (x *Exchange) enter() error {
-	peer, ok := hbone.PeerOf(x.stream.Conn())
-	if !ok {
-		return nil
+	if peer, ok := hbone.PeerOf(x.stream.Conn()); ok {
+		x.peer = peer
+		x.record.Peer, x.record.Remote = peerID(peer), remoteOf(x.stream.Conn(), peer)
 	}
-	x.peer = peer
-	x.record.Peer, x.record.Remote = peerID(peer), remoteOf(x.stream.Conn(), peer)
-	if x.dest = x.serving.destination(peer); x.dest == nil {
-		return errNotOurs(peer.Authority)
+	return x.arrive()
+}
+
+// arrive finds where the request is for in the World that it belongs to, and who may
+// do what there.
+func (x *Exchange) arrive() error {
+	x.guard = x.serving.guard
+	if x.peer != nil {
+		if x.dest = x.serving.destination(x.peer); x.dest == nil {
+			return errNotOurs(x.peer.Authority)
+		}
+		x.record.Service, x.guard = x.dest.host, x.dest.guard
 	}
-	x.record.Service = x.dest.host
-	if x.dest.denied != "" {
-		return errDenied(x.dest.host, x.dest.denied)
+	if x.guard.Withheld != "" && !x.mirrored {
+		return errWithheld(x.guard.Withheld)
 	}
 	return nil
 }

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/fairway-proxy/fairway/bench/mock"
+	"github.com/fairway-proxy/fairway/proxy/authz"
 	"github.com/fairway-proxy/fairway/proxy/hbone"
 	"github.com/fairway-proxy/fairway/proxy/message"
 	"github.com/fairway-proxy/fairway/proxy/route"
@@ -470,7 +471,7 @@ func TestRoutesOfAServicePort(t *testing.T) {
 			{Port: 80, Protocol: PortHTTP, Pool: "b", Routes: []route.Route{{Rules: []route.Rule{{Matches: under("/v1"), Backends: to("a")}}}}},
 			{Port: 81, Protocol: PortHTTP, Pool: "b"},
 		}},
-		{Host: "secret.default.svc.cluster.local", VIPs: []netip.Addr{netip.MustParseAddr("10.96.0.8")}, Denied: "AuthorizationPolicy default/p",
+		{Host: "secret.default.svc.cluster.local", VIPs: []netip.Addr{netip.MustParseAddr("10.96.0.8")}, Access: authz.Scope{Withheld: "its policies are not known"},
 			Ports: []ServicePort{{Port: 80, Protocol: PortHTTP, Pool: "b"}}},
 	}
 	s.SetWorld(&w)
@@ -484,7 +485,7 @@ func TestRoutesOfAServicePort(t *testing.T) {
 		{"10.96.0.7:80", "/v2/chat/completions", 404, nil, "fairway_no_route"},
 		{"10.96.0.7:80", "/plain", 404, nil, "fairway_no_route"},
 		{"10.96.0.7:81", "/v1/chat/completions", 200, b, ""},
-		{"10.96.0.8:80", "/v1/chat/completions", 403, nil, "fairway_denied"},
+		{"10.96.0.8:80", "/v1/chat/completions", 503, nil, "fairway_not_ready"},
 		{"10.96.0.9:80", "/v1/chat/completions", 404, nil, "fairway_no_route"},
 	} {
 		before := map[*pod]int{a: int(a.Stats().Received), b: int(b.Stats().Received)}

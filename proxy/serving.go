@@ -32,7 +32,7 @@ type serving struct {
 	// known lists the model names, for the error that names them: of each pool
 	// that has models, and under "" all.
 	known map[string]string
-	guard *authz.Guard
+	guard *authz.Guard // of what is for no Service
 
 	bodyLimit  int64
 	usage      UsageMode
@@ -93,9 +93,10 @@ func (s *Server) SetWorld(w *World) {
 	for in, all := range names {
 		next.known[in] = knownModels(all)
 	}
-	next.guard = s.guard(&w.Access)
-
-	next.ports = destinations(w, pools)
+	guards := authz.NewCompiler(&w.Access, &s.keySets)
+	next.guard = guards.Guard(&w.Gateway)
+	next.ports = destinations(w, pools, guards)
+	guards.Finish()
 
 	s.serving.Store(next)
 	for name, p := range s.pools {

@@ -185,8 +185,13 @@ func (s *Server) serveTCP(client *sock.Conn, peer *hbone.Peer, d *destination) {
 		rec.Duration = time.Since(rec.Start)
 		s.account.DoneTCP(&rec)
 	}()
-	if policy, denied := s.denies(peer, client); denied {
-		rec.Reason, rec.Policy = typeForbidden, policy
+	if d.guard.Withheld != "" {
+		s.log.Warn("a connection is refused for the moment", "id", rec.ID, "service", d.host, "why", d.guard.Withheld)
+		rec.Reason = typeNotReady
+		client.Reset()
+		return
+	}
+	if !d.admit(&rec, peer, client) {
 		client.Reset()
 		return
 	}

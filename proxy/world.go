@@ -35,8 +35,11 @@ type World struct {
 	// WaypointFor says for whose addresses tunnels are taken; empty: ForServices.
 	WaypointFor WaypointFor
 
-	// Access is who may do what.
+	// Access is who may do what, whatever it is for.
 	Access authz.Config
+	// Gateway is who may do what, besides, with what is for no Service: what comes by
+	// the plain listener, or is for a pod.
+	Gateway authz.Scope
 
 	// Pickers says whether pools that have a Picker get it; empty: HonourPickers.
 	Pickers PickerChoice
@@ -156,9 +159,8 @@ type Service struct {
 	// VIPs are its virtual addresses.
 	VIPs  []netip.Addr
 	Ports []ServicePort
-	// Denied says why everything that is for it is refused, empty if it is not: the
-	// object that asks for more than can be told.
-	Denied string
+	// Access is who may do what with it, besides what is in World.Access.
+	Access authz.Scope
 }
 
 // ServicePort is where connections to one port of a Service go.

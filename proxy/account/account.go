@@ -36,8 +36,9 @@ type Record struct {
 
 	Principal    string // whose the request is: a token's issuer and subject, or the name of a key
 	Policy       string // that denied it; "default" when no ALLOW policy matched
+	DryRun       bool   // there are policies that are judged and not enforced
 	DryRunPolicy string // that would deny it, were dry runs enforced; likewise
-	Audited      bool   // an AUDIT policy matched
+	AuditPolicy  string // an AUDIT policy that matched
 
 	Status int
 	// Reason is the word for what went wrong: the type of our error answer,
@@ -105,7 +106,8 @@ type Recorder struct {
 	replica  string
 	receipts receipts
 
-	metrics *metrics
+	metrics  *metrics
+	policies *policyMetrics
 }
 
 // New registers the metrics.
@@ -115,6 +117,7 @@ func New(reg prometheus.Registerer, c Config) *Recorder {
 		replica:  c.Replica,
 		receipts: receipts{slots: make([]slot, max(cmp.Or(c.Receipts, DefaultReceipts), 0))},
 		metrics:  newMetrics(reg),
+		policies: newPolicyMetrics(reg),
 	}
 }
 
@@ -122,6 +125,7 @@ func New(reg prometheus.Registerer, c Config) *Recorder {
 func (r *Recorder) Done(rec *Record) {
 	r.receipts.add(rec)
 	r.metrics.done(rec)
+	r.policies.count(rec)
 	if r.log != nil {
 		r.line(rec)
 	}
@@ -130,6 +134,7 @@ func (r *Recorder) Done(rec *Record) {
 // DoneTCP counts and logs a connection that was passed on unread.
 func (r *Recorder) DoneTCP(rec *Record) {
 	r.metrics.doneTCP(rec)
+	r.policies.count(rec)
 	if r.log == nil {
 		return
 	}
@@ -161,14 +166,11 @@ func appendMesh(attrs []slog.Attr, rec *Record) []slog.Attr {
 // appendPolicy adds whose the request is, and what policies say of it.
 func appendPolicy(attrs []slog.Attr, rec *Record) []slog.Attr {
 	for _, s := range []struct{ name, value string }{
-		{"principal", rec.Principal}, {"denied_by", rec.Policy}, {"dry_run_denied_by", rec.DryRunPolicy},
+		{"principal", rec.Principal}, {"denied_by", rec.Policy}, {"dry_run_denied_by", rec.DryRunPolicy}, {"audited_by", rec.AuditPolicy},
 	} {
 		if s.value != "" {
 			attrs = append(attrs, slog.String(s.name, s.value))
 		}
-	}
-	if rec.Audited {
-		attrs = append(attrs, slog.Bool("audited", true))
 	}
 	return attrs
 }

@@ -342,7 +342,7 @@ func TestAccessLogHoldsNoPrompt(t *testing.T) {
 		"Operation": "",
 		"ID":        "request_id", "Method": "method", "Path": "path", "Model": "model", "Pool": "upstream_cluster",
 		"Endpoint": "upstream_host", "Remote": "downstream_remote_address", "Reason": "response_code_details",
-		"Principal": "principal", "Policy": "denied_by", "DryRunPolicy": "dry_run_denied_by",
+		"Principal": "principal", "Policy": "denied_by", "DryRunPolicy": "dry_run_denied_by", "AuditPolicy": "audited_by",
 		"Peer": "downstream_peer_uri_san", "Service": "destination_service",
 	}
 	var rec Record

@@ -14,80 +14,164 @@ import (
 // trustdomain/bundle.go).
 const defaultTrustDomain = "cluster.local"
 
-// compiler makes rules of one policy and collects what is wrong with it.
+// Scope is what is declared for one destination, beside what a Config says for all.
+// Scopes share what several of them have: it is compiled once.
+type Scope struct {
+	Policies []*Policy
+	Tokens   []*TokenRule
+	// Withheld says why nothing is let in for the moment; empty: what may come in is
+	// known.
+	Withheld string
+}
+
+// Compiler makes the Guards of one Config, one for each Scope. It is used by one
+// goroutine.
+type Compiler struct {
+	sets  *KeySets
+	rules compiler
+
+	policies map[*Policy]*compiled
+	tokens   map[*TokenRule]*tokenRule
+	whole    *Guard          // of what is for all
+	fetched  map[string]bool // URLs of key sets
+}
+
+// NewCompiler makes a Compiler. Key sets that are fetched come from sets, which must
+// not be nil if there are any.
+func NewCompiler(c *Config, sets *KeySets) *Compiler {
+	m := &Compiler{
+		sets: sets, rules: newCompiler(c), whole: newGuard(c),
+		policies: make(map[*Policy]*compiled), tokens: make(map[*TokenRule]*tokenRule), fetched: make(map[string]bool),
+	}
+	for i := range c.Policies {
+		m.whole.policies.add(m.policy(&c.Policies[i]))
+	}
+	for i := range c.Tokens {
+		m.whole.addTokens(m.token(&c.Tokens[i]))
+	}
+	return m
+}
+
+// Guard makes the Guard of what is for all and of s, of which nil has nothing. What
+// cannot be understood it denies.
+func (m *Compiler) Guard(s *Scope) *Guard {
+	if s == nil || len(s.Policies)+len(s.Tokens) == 0 && s.Withheld == "" {
+		return m.whole
+	}
+	g := m.whole.clone()
+	g.Withheld = s.Withheld
+	for _, p := range s.Policies {
+		g.policies.add(m.policy(p))
+	}
+	for _, t := range s.Tokens {
+		g.addTokens(m.token(t))
+	}
+	return g
+}
+
+// Finish forgets the key sets that none of the Guards made so far has.
+func (m *Compiler) Finish() { m.sets.keep(m.fetched) }
+
+func (m *Compiler) policy(p *Policy) *compiled {
+	known := m.policies[p]
+	if known == nil {
+		known = m.rules.compile(0, p)
+		m.policies[p] = known
+	}
+	return known
+}
+
+func (m *Compiler) token(r *TokenRule) *tokenRule {
+	known := m.tokens[r]
+	if known == nil {
+		known = newTokenRule(r, m.sets)
+		m.tokens[r] = known
+		m.fetched[r.JWKSURI] = true
+	}
+	return known
+}
+
+// compiler makes rules of policies and collects what is wrong with them.
 type compiler struct {
 	trustDomains  []string // ours, then its aliases
 	normalization normalize.Mode
 	findings      []Finding
 
-	policy  int
-	at      string // the path of what is read, without the field
-	space   string // the policy's namespace
-	bad     bool   // something in the rule cannot be understood
-	http    bool   // something in the rule is about HTTP
-	model   bool   // something in any rule is about the model
-	narrows bool   // the policy allows: what is unclear matches nothing
+	policy int
+	at     string // the path of what is read, without the field
+	space  string // the policy's namespace
+	action Action
+	bad    bool // something in the rule cannot be understood
+	http   bool // something in the rule is about HTTP
+	model  bool // something in any rule of the policy is about the model
+}
+
+func newCompiler(c *Config) compiler {
+	return compiler{trustDomains: c.TrustDomains, normalization: c.Normalization}
 }
 
 func (c *compiler) find(path, format string, args ...any) {
 	c.findings = append(c.findings, Finding{c.policy, path, fmt.Sprintf(format, args...)})
 }
 
-// policies sorts policies by what they do.
-func (c *compiler) policies(all []Policy) *evaluator {
-	e := new(evaluator)
-	for i := range all {
-		p := &all[i]
-		c.policy, c.space = i, p.Namespace
-		http, conn := &e.http, &e.conn
-		switch action := p.Action; action {
-		case Allow, "":
-			put(c, p, &http.allow, &conn.allow, &http.dryAllow, &conn.dryAllow)
-		case Deny:
-			put(c, p, &http.deny, &conn.deny, &http.dryDeny, &conn.dryDeny)
-		case Audit:
-			put(c, p, &http.audit, &conn.audit, nil, nil)
-		default:
-			if action == Custom {
-				c.find("action", "CUSTOM is not supported: what the policy matches is denied")
-			} else {
-				c.find("action", "%q is no action: want ALLOW, DENY, AUDIT or CUSTOM; what the policy matches is denied", action)
-			}
-			put(c, p, &http.custom, &conn.custom, nil, nil)
-		}
-	}
-	e.readsModel = c.model
-	return e
+// compiled is a policy made ready to judge by.
+type compiled struct {
+	kind       kind
+	http, conn policy
+	model      bool // it is about the model
 }
 
-// put compiles p and adds it to the lists that it belongs to. A dry run without a
-// list of its own is nothing.
-func put(c *compiler, p *Policy, http, conn, dryHTTP, dryConn *[]policy) {
-	c.narrows = p.Action == Allow || p.Action == ""
-	onHTTP, onConn := policy{name: p.name()}, policy{name: p.name()}
+// compile makes the policy that is the i-th for findings ready.
+func (c *compiler) compile(i int, p *Policy) *compiled {
+	c.policy, c.space, c.action, c.model = i, p.Namespace, p.Action, false
+	var to kind
+	switch p.Action {
+	case Allow, "":
+		c.action, to = Allow, kindAllow
+	case Deny:
+		to = kindDeny
+	case Audit:
+		to = kindAudit
+	case Custom:
+		to = kindCustom
+		if p.Provider == "" {
+			c.find("provider", "missing: want the name of an external authorizer; what the policy matches is denied")
+		}
+	default:
+		c.find("action", "%q is no action: want ALLOW, DENY, AUDIT or CUSTOM; what the policy matches is denied", p.Action)
+		to = kindDeny
+	}
+	if p.DryRun {
+		switch to {
+		case kindAllow:
+			to = kindDryAllow
+		case kindDeny:
+			to = kindDryDeny
+		default:
+			c.find("metadata.annotations", "a dry run of %s is nothing", p.Action)
+			to = noKind
+		}
+	}
+	out := &compiled{kind: to, http: policy{name: p.name(), provider: p.Provider}, conn: policy{name: p.name(), provider: p.Provider}}
 	for i := range p.Rules {
 		c.at, c.bad, c.http = fmt.Sprintf("rules[%d]", i), false, false
 		r := c.rule(&p.Rules[i])
-		if c.narrows && c.bad {
+		if c.action == Allow && c.bad {
 			continue // it allows nothing
 		}
-		onHTTP.rules = append(onHTTP.rules, r)
+		out.http.rules = append(out.http.rules, r)
 		// On a connection that is not HTTP, a rule that allows by HTTP allows nothing,
 		// and any other goes by the rest (istio/api, authorization_policy.proto: "For a
 		// DENY rule, missing attributes are treated as matches").
-		if !c.http || !c.narrows {
-			onConn.rules = append(onConn.rules, r.withoutHTTP())
+		if !c.http || c.action != Allow {
+			out.conn.rules = append(out.conn.rules, r.withoutHTTP())
 		}
 	}
-	if len(p.Rules) == 0 && p.Action != Allow && p.Action != "" {
+	if len(p.Rules) == 0 && c.action != Allow {
 		c.find("rules", "missing: the policy never matches; an empty rule, {}, matches always")
 	}
-	if p.DryRun {
-		http, conn = dryHTTP, dryConn
-	}
-	if http != nil {
-		*http, *conn = append(*http, onHTTP), append(*conn, onConn)
-	}
+	out.model = c.model
+	return out
 }
 
 func (r rule) withoutHTTP() rule {
@@ -125,6 +209,10 @@ func (c *compiler) rule(r *Rule) (out rule) {
 		))
 		if s.isEmpty() {
 			c.fail("", "empty: want one of its fields")
+		}
+		if c.action == Custom && len(s.RequestPrincipals)+len(s.NotRequestPrincipals) > 0 {
+			c.fail("requestPrincipals", "CUSTOM policies come before tokens are looked at, and cannot go by them")
+			out.from[i] = nil // any source
 		}
 		if len(s.ServiceAccounts)+len(s.NotServiceAccounts) > 0 && len(s.Principals)+len(s.NotPrincipals)+len(s.Namespaces)+len(s.NotNamespaces) > 0 {
 			c.fail("serviceAccounts", "cannot stand beside principals or namespaces")
@@ -178,6 +266,11 @@ func (c *compiler) condition(w *Condition) *check {
 	key := w.Key
 	if len(w.Values)+len(w.NotValues) == 0 {
 		c.fail("", "no values: want values or notValues")
+		return nil
+	}
+	if c.action == Custom && strings.HasPrefix(key, "request.auth.") {
+		c.http = true
+		c.fail("key", "CUSTOM policies come before tokens are looked at, and cannot go by them")
 		return nil
 	}
 	simple := map[string]attribute{

@@ -8,6 +8,13 @@ import (
 	"github.com/fairway-proxy/fairway/proxy/normalize"
 )
 
+func (r *Rule) key() string {
+	if len(r.When) == 0 {
+		return ""
+	}
+	return r.When[0].Key
+}
+
 // What cannot be understood is found, allows nothing, and denies what the rest of its
 // rule matches.
 func TestUnclearPolicies(t *testing.T) {
@@ -63,6 +70,9 @@ func TestUnclearPolicies(t *testing.T) {
 			r := request(t, "GET / port=80 src=192.0.2.1 peer=cluster.local/ns/foo/sa/a h.y=1")
 			tt.rule.To = append(tt.rule.To, to(Operation{Ports: list("80")}).To...)
 			for _, action := range []Action{Allow, "", Deny, Custom, "LOG"} {
+				if action == Custom && strings.HasPrefix(tt.rule.key(), "request.auth.") {
+					continue // of that it understands nothing
+				}
 				g, findings := Compile(&Config{Policies: rules(action, tt.rule)}, nil)
 				found := false
 				for _, f := range findings {
@@ -71,11 +81,11 @@ func TestUnclearPolicies(t *testing.T) {
 				if !found {
 					t.Errorf("%s: %v", action, findings)
 				}
-				if d := g.Judge(r); !d.Denied {
+				if d := g.Judge(r); !d.Denied && len(g.Asks(nil, r)) == 0 {
 					t.Errorf("%s: %+v", action, d)
 				}
 				r.Head = nil
-				if d := g.JudgeConn(r); !d.Denied {
+				if d := g.JudgeConn(r); !d.Denied && len(g.AsksConn(nil, r)) == 0 {
 					t.Errorf("%s on a connection: %+v", action, d)
 				}
 				r = request(t, "GET / port=80 src=192.0.2.1 peer=cluster.local/ns/foo/sa/a h.y=1")
@@ -88,15 +98,13 @@ func TestUnclearPolicies(t *testing.T) {
 	}
 }
 
-func TestCustomAndUnknownActionsDeny(t *testing.T) {
-	for _, action := range []Action{Custom, "allow"} {
-		g, findings := Compile(&Config{Policies: rules(action, to(Operation{Paths: list("/a")}))}, nil)
-		if len(findings) != 1 || findings[0].Path != "action" {
-			t.Errorf("%s: %v", action, findings)
-		}
-		if !g.Judge(request(t, "GET /a")).Denied || g.Judge(request(t, "GET /b")).Denied {
-			t.Errorf("%s denies what it does not match, or does not what it does", action)
-		}
+func TestUnknownActionsDeny(t *testing.T) {
+	g, findings := Compile(&Config{Policies: rules("allow", to(Operation{Paths: list("/a")}))}, nil)
+	if len(findings) != 1 || findings[0].Path != "action" {
+		t.Error(findings)
+	}
+	if !g.Judge(request(t, "GET /a")).Denied || g.Judge(request(t, "GET /b")).Denied {
+		t.Error("it denies what it does not match, or does not what it does")
 	}
 	if _, findings := Compile(&Config{Policies: rules(Deny)}, nil); len(findings) != 1 {
 		t.Errorf("a DENY without rules: %v", findings)
@@ -112,16 +120,118 @@ func TestDecisionNames(t *testing.T) {
 	}
 	g, _ := Compile(&Config{Policies: both(policies, dry)}, nil)
 	for line, want := range map[string]Decision{
-		"GET /":      {},
-		"GET /deny":  {Denied: true, Policy: "foo/deny"},
-		"GET /none":  {Denied: true},
-		"GET /audit": {Audited: true},
-		"GET /dry":   {DryRunDenied: true, DryRunPolicy: "foo/dry"},
-		"GET /dry2":  {DryRunDenied: true},
+		"GET /":      {DryRun: true},
+		"GET /deny":  {DryRun: true, Denied: true, Policy: "foo/deny"},
+		"GET /none":  {DryRun: true, Denied: true},
+		"GET /audit": {DryRun: true, AuditPolicy: "foo/audit"},
+		"GET /dry":   {DryRun: true, DryRunDenied: true, DryRunPolicy: "foo/dry"},
+		"GET /dry2":  {DryRun: true, DryRunDenied: true},
 	} {
 		if d := g.Judge(request(t, line)); d != want {
 			t.Errorf("%s: %+v, want %+v", line, d, want)
 		}
+	}
+}
+
+// CUSTOM policies say who is to be asked, once whichever of them says so.
+func TestAsks(t *testing.T) {
+	ask := func(provider string, r Rule) Policy {
+		return Policy{Namespace: "foo", Name: "ask-" + provider, Action: Custom, Provider: provider, Rules: []Rule{r}}
+	}
+	model := Rule{To: to(Operation{Paths: list("/m*")}).To, When: when("request.model", "secret").When}
+	dry := ask("dry", Rule{})
+	dry.DryRun = true
+	c := &Config{Policies: []Policy{
+		ask("a", to(Operation{Paths: list("/a*")})), ask("b", to(Operation{Paths: list("*b")})), ask("a", to(Operation{Paths: list("/x", "/ab")})),
+		ask("m", model), ask("c", from(Source{Principals: list("cluster.local/ns/foo/sa/a")})), dry,
+	}}
+	g, _ := Compile(c, nil)
+	for line, want := range map[string]string{
+		"GET /":                                  "",
+		"GET /a":                                 "a",
+		"GET /ab":                                "a b",
+		"GET /b":                                 "b",
+		"GET /x":                                 "a",
+		"POST /m model=secret":                   "m",
+		"POST /m model=open":                     "",
+		"GET / peer=cluster.local/ns/foo/sa/a":   "c",
+		"TCP peer=cluster.local/ns/foo/sa/other": "a b", // what is about HTTP alone counts as matching
+	} {
+		r := request(t, line)
+		all := g.AsksConn
+		if r.Head != nil {
+			all = g.Asks
+			r.ModelPending = true
+			for _, a := range g.Asks(nil, r) {
+				if a.Provider == "m" {
+					t.Errorf("%s: asked before the model is known", line)
+				}
+			}
+			r.ModelPending = false
+		}
+		var got []string
+		for _, a := range all(nil, r) {
+			if a.Policy != "foo/ask-"+a.Provider {
+				t.Errorf("%s: %v", line, a)
+			}
+			if got = append(got, a.Provider); a.Provider == "m" && r.Head == nil {
+				got = got[:len(got)-1]
+			}
+		}
+		if s := strings.Join(got, " "); s != want {
+			t.Errorf("%s: %q, want %q", line, s, want)
+		}
+		if g.Judge(request(t, "GET /a")).Denied {
+			t.Error("CUSTOM denies by itself")
+		}
+	}
+	for _, tt := range []struct {
+		rule Rule
+		path string
+	}{
+		{from(Source{RequestPrincipals: list("*")}), "rules[0].from[0].source.requestPrincipals"},
+		{when("request.auth.claims[a]", "b"), "rules[0].when[0].key"},
+		{when("request.auth.principal", "b"), "rules[0].when[0].key"},
+	} {
+		g, findings := Compile(&Config{Policies: []Policy{ask("a", tt.rule)}}, nil)
+		if len(findings) != 1 || findings[0].Path != tt.path || len(g.Asks(nil, request(t, "GET /"))) != 1 {
+			t.Errorf("%+v: %v", tt.rule, findings)
+		}
+	}
+	if findings := (&Config{Policies: []Policy{ask("", Rule{})}}).Check(); len(findings) != 1 || findings[0].Path != "provider" {
+		t.Error(findings)
+	}
+}
+
+// What several Scopes have is compiled once, and one Scope's are none of another's.
+func TestScopes(t *testing.T) {
+	path := func(name string, action Action, path string) *Policy {
+		return &Policy{Namespace: "foo", Name: name, Action: action, Rules: []Rule{to(Operation{Paths: list(path)})}}
+	}
+	gateway, one, other := path("gateway", Deny, "/g"), path("one", Deny, "/1"), path("other", Allow, "/2")
+	m := NewCompiler(&Config{Policies: []Policy{*path("all", Deny, "/all")}}, nil)
+	guards := map[string]*Guard{
+		"none": m.Guard(nil), "empty": m.Guard(&Scope{}),
+		"one": m.Guard(&Scope{Policies: []*Policy{gateway, one}}), "other": m.Guard(&Scope{Policies: []*Policy{gateway, other}}),
+		"withheld": m.Guard(&Scope{Withheld: "for now"}),
+	}
+	for name, want := range map[string]string{"none": "/all", "empty": "/all", "one": "/all /g /1", "other": "/all /g /1 /3", "withheld": "/all"} {
+		var denied []string
+		for _, path := range list("/all", "/g", "/1", "/2", "/3") {
+			if guards[name].Judge(request(t, "GET "+path)).Denied {
+				denied = append(denied, path)
+			}
+		}
+		if got := strings.Join(denied, " "); got != want {
+			t.Errorf("%s denies %s, want %s", name, got, want)
+		}
+	}
+	if guards["none"] != guards["empty"] || guards["withheld"].Withheld != "for now" {
+		t.Error("a Scope without anything has a Guard of its own, or one that is withheld has not")
+	}
+	a, b := guards["one"].policies.http[kindDeny], guards["other"].policies.http[kindDeny]
+	if len(a) != 3 || len(b) != 2 || &a[1].rules[0] != &b[1].rules[0] || len(m.policies) != 4 {
+		t.Error("a policy of two Scopes is compiled twice")
 	}
 }
 

@@ -8,15 +8,36 @@ type evaluator struct {
 	readsModel bool // some policy is about the model
 }
 
-// lists are policies by what they do, in the order they are judged in.
-type lists struct {
-	custom, audit, deny, allow []policy
-	dryDeny, dryAllow          []policy
-}
+// lists are policies by what they do.
+type lists [noKind][]policy
+
+// kind says which of lists a policy is in.
+type kind uint8
+
+const (
+	kindCustom kind = iota
+	kindAudit
+	kindDeny
+	kindAllow
+	kindDryDeny
+	kindDryAllow
+	noKind // it never counts
+)
 
 type policy struct {
-	name  string // "namespace/name"
-	rules []rule
+	name     string // "namespace/name"
+	provider string // of CUSTOM
+	rules    []rule
+}
+
+// add adds a policy to the list that it belongs to.
+func (e *evaluator) add(c *compiled) {
+	if c.kind == noKind {
+		return
+	}
+	e.http[c.kind] = append(e.http[c.kind], c.http)
+	e.conn[c.kind] = append(e.conn[c.kind], c.conn)
+	e.readsModel = e.readsModel || c.model
 }
 
 // rule matches when each of its groups has an alternative all of whose checks hold.
@@ -68,31 +89,53 @@ const (
 
 // Decision is what policies make of a request.
 type Decision struct {
-	// Denied says that the request must not pass; Policy is the one that its DENY
-	// or CUSTOM rule belongs to, empty if no ALLOW matched.
+	// Denied says that the request must not pass; Policy is the one whose DENY rule
+	// matched, empty if no ALLOW did.
 	Denied bool
 	Policy string
-	// Audited says that an AUDIT policy matched.
-	Audited bool
-	// DryRunDenied says that the dry-run policies, were they enforced, would deny
-	// the request; DryRunPolicy as Policy.
-	DryRunDenied bool
-	DryRunPolicy string
+	// AuditPolicy is an AUDIT policy that matched, empty for none.
+	AuditPolicy string
+	// DryRun says that there are dry-run policies, and DryRunDenied that these, were
+	// they enforced, would deny the request; DryRunPolicy as Policy.
+	DryRun, DryRunDenied bool
+	DryRunPolicy         string
 }
 
-// judge goes through lists in Istio's order: CUSTOM, AUDIT, DENY, ALLOW.
+// judge goes through lists in Istio's order, after CUSTOM: AUDIT, DENY, ALLOW.
 func (l *lists) judge(r *Request) (d Decision) {
-	if len(l.audit) > 0 && !r.ModelPending {
-		_, d.Audited = first(l.audit, r, false)
+	d.Policy, d.Denied = denies(l[kindDeny], l[kindAllow], r)
+	if r.ModelPending {
+		return d // what follows is only told of, and once
 	}
-	d.Policy, d.Denied = first(l.custom, r, false)
-	if !d.Denied {
-		d.Policy, d.Denied = denies(l.deny, l.allow, r)
-	}
-	if len(l.dryDeny)+len(l.dryAllow) > 0 && !r.ModelPending {
-		d.DryRunPolicy, d.DryRunDenied = denies(l.dryDeny, l.dryAllow, r)
+	d.AuditPolicy, _ = first(l[kindAudit], r, false)
+	if d.DryRun = len(l[kindDryDeny])+len(l[kindDryAllow]) > 0; d.DryRun {
+		d.DryRunPolicy, d.DryRunDenied = denies(l[kindDryDeny], l[kindDryAllow], r)
 	}
 	return d
+}
+
+// Asked is an external authorizer that has to be asked about a request, and the CUSTOM
+// policy that wants it.
+type Asked struct{ Provider, Policy string }
+
+// asks appends to all who has to be asked, each provider once.
+func (l *lists) asks(all []Asked, r *Request) []Asked {
+	for i := range l[kindCustom] {
+		p := &l[kindCustom][i]
+		if !wasAsked(all, p.provider) && p.matches(r, false) {
+			all = append(all, Asked{p.provider, p.name})
+		}
+	}
+	return all
+}
+
+func wasAsked(all []Asked, provider string) bool {
+	for i := range all {
+		if all[i].Provider == provider {
+			return true
+		}
+	}
+	return false
 }
 
 func denies(deny, allow []policy, r *Request) (name string, denied bool) {
@@ -110,14 +153,20 @@ func denies(deny, allow []policy, r *Request) (name string, denied bool) {
 // yet is taken to be as pending says.
 func first(policies []policy, r *Request, pending bool) (name string, ok bool) {
 	for i := range policies {
-		p := &policies[i]
-		for j := range p.rules {
-			if p.rules[j].matches(r, pending) {
-				return p.name, true
-			}
+		if p := &policies[i]; p.matches(r, pending) {
+			return p.name, true
 		}
 	}
 	return "", false
+}
+
+func (p *policy) matches(r *Request, pending bool) bool {
+	for i := range p.rules {
+		if p.rules[i].matches(r, pending) {
+			return true
+		}
+	}
+	return false
 }
 
 func (u *rule) matches(r *Request, pending bool) bool {

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/fairway-proxy/fairway/proxy/message"
@@ -45,13 +46,15 @@ type Key struct {
 // KeyIssuer stands for the issuer in the principal of an API key, "key/<name>".
 const KeyIssuer = "key"
 
-// Guard judges by a Config. It is safe for concurrent use.
+// Guard judges by a Config and a Scope. It is safe for concurrent use.
 type Guard struct {
 	Normalization normalize.Mode
 	Elsewhere     bool
+	// Withheld says why nothing is to be let in for the moment, as in its Scope.
+	Withheld string
 
-	policies *evaluator
-	tokens   []tokenRule
+	policies evaluator
+	tokens   []*tokenRule
 	keys     map[[sha256.Size]byte]*Identity
 	hasKeys  bool
 	required bool
@@ -59,25 +62,46 @@ type Guard struct {
 	trusted  []netip.Prefix
 }
 
-// Compile makes a Guard, and tells what of c cannot be understood: that much the Guard
-// denies. Key sets that are fetched come from sets, which must not be nil if there are
-// any.
+// Compile makes the Guard of a Config without Scopes, and tells what of c cannot be
+// understood.
 func Compile(c *Config, sets *KeySets) (*Guard, []Finding) {
+	g := NewCompiler(c, sets).Guard(nil)
+	return g, c.Check()
+}
+
+// newGuard makes the Guard of a Config without policies and tokens.
+func newGuard(c *Config) *Guard {
 	g := &Guard{Normalization: c.Normalization, Elsewhere: c.Elsewhere, hasKeys: c.HasKeys, required: c.Required, trusted: c.TrustedProxies}
-	var findings []Finding
-	g.policies, findings = c.compile()
-	for i := range c.Tokens {
-		g.tokens = append(g.tokens, newTokenRule(&c.Tokens[i], sets))
-		g.outputs = append(g.outputs, g.tokens[i].outputs()...)
-	}
 	if len(c.Keys) > 0 {
 		g.keys = make(map[[sha256.Size]byte]*Identity, len(c.Keys))
 	}
 	for _, k := range c.Keys {
 		g.keys[k.Sum] = newIdentity(KeyIssuer, k.Name, nil)
 	}
-	return g, findings
+	return g
 }
+
+// clone makes another that can be added to.
+func (g *Guard) clone() *Guard {
+	c := *g
+	for i := range c.policies.http {
+		c.policies.http[i], c.policies.conn[i] = slices.Clip(c.policies.http[i]), slices.Clip(c.policies.conn[i])
+	}
+	c.tokens, c.outputs = slices.Clip(c.tokens), slices.Clip(c.outputs)
+	return &c
+}
+
+func (g *Guard) addTokens(t *tokenRule) {
+	g.tokens = append(g.tokens, t)
+	g.outputs = append(g.outputs, t.outputs()...)
+}
+
+// Asks appends to all who has to be asked about a request before its Identity is
+// settled, each provider once: what hangs on a model that is pending comes later.
+func (g *Guard) Asks(all []Asked, r *Request) []Asked { return g.policies.http.asks(all, r) }
+
+// AsksConn does so for a connection that is not HTTP.
+func (g *Guard) AsksConn(all []Asked, r *Request) []Asked { return g.policies.conn.asks(all, r) }
 
 // Judge says what the policies make of a request whose Identity is settled.
 func (g *Guard) Judge(r *Request) Decision { return g.policies.http.judge(r) }
@@ -222,14 +246,11 @@ func (c *Config) NameOf(f Finding) string {
 
 // Check tells what of c cannot be understood, without making a Guard.
 func (c *Config) Check() []Finding {
-	_, findings := c.compile()
-	return findings
-}
-
-func (c *Config) compile() (*evaluator, []Finding) {
-	compiler := compiler{trustDomains: c.TrustDomains, normalization: c.Normalization}
-	policies := compiler.policies(c.Policies)
+	compiler := newCompiler(c)
+	for i := range c.Policies {
+		compiler.compile(i, &c.Policies[i])
+	}
 	compiler.policy = -1
 	compiler.tokens(c.Tokens)
-	return policies, compiler.findings
+	return compiler.findings
 }

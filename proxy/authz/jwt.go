@@ -126,8 +126,8 @@ type keySource interface {
 	find(ctx context.Context, id string) ([]jose.JSONWebKey, error)
 }
 
-func newTokenRule(r *TokenRule, sets *KeySets) tokenRule {
-	t := tokenRule{TokenRule: *r, spaced: append([]string{"scope", "permission"}, r.SpaceDelimitedClaims...)}
+func newTokenRule(r *TokenRule, sets *KeySets) *tokenRule {
+	t := &tokenRule{TokenRule: *r, spaced: append([]string{"scope", "permission"}, r.SpaceDelimitedClaims...)}
 	if len(t.FromHeaders)+len(t.FromParams)+len(t.FromCookies) == 0 {
 		t.FromHeaders = []TokenHeader{{"Authorization", "Bearer "}}
 		t.FromParams = []string{"access_token"}
@@ -191,7 +191,7 @@ func withID(keys []jose.JSONWebKey, id string) (found []jose.JSONWebKey) {
 func (g *Guard) verify(ctx context.Context, r *Request) (found bool, err error) {
 	now := time.Now()
 	for i := range g.tokens {
-		t := &g.tokens[i]
+		t := g.tokens[i]
 		token := t.token(r.Head)
 		if token == "" {
 			continue
@@ -215,7 +215,7 @@ func (g *Guard) verify(ctx context.Context, r *Request) (found bool, err error) 
 // forwarded. Cookies stay: they hold more than that.
 func (g *Guard) takeTokens(head *message.Request) {
 	for i := range g.tokens {
-		t := &g.tokens[i]
+		t := g.tokens[i]
 		if t.ForwardOriginalToken {
 			continue
 		}

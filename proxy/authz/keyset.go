@@ -94,11 +94,10 @@ func (s *KeySets) get(url string, timeout time.Duration) *keySet {
 	return k
 }
 
-// Keep forgets the sets that c does not name.
-func (s *KeySets) Keep(c *Config) {
-	named := make(map[string]bool)
-	for _, t := range c.Tokens {
-		named[t.JWKSURI] = true
+// keep forgets the sets whose URLs are not named.
+func (s *KeySets) keep(named map[string]bool) {
+	if s == nil {
+		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
