@@ -1,8 +1,11 @@
 package proxy
 
 import (
+	"bytes"
 	"crypto/sha256"
+	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -10,10 +13,12 @@ import (
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/fairway-proxy/fairway/bench/mock"
 	"github.com/fairway-proxy/fairway/proxy/account"
 	"github.com/fairway-proxy/fairway/proxy/authz"
+	"github.com/fairway-proxy/fairway/proxy/hbone"
 	"github.com/fairway-proxy/fairway/proxy/message"
 	"github.com/fairway-proxy/fairway/proxy/route"
 )
@@ -271,5 +276,91 @@ func TestAuthorizeAllocs(t *testing.T) {
 	without, with := allocs(World{}), allocs(w)
 	if with > without {
 		t.Errorf("%v allocations, %v without policies", with, without)
+	}
+}
+
+// meshListener gives connections the peers that a mesh would know, in turn.
+type meshListener struct {
+	net.Listener
+	peers chan *hbone.Peer
+}
+
+func (l meshListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return meshConn{c, <-l.peers}, nil
+}
+
+// Policies of a Service judge what is for it, HTTP or not, and nothing else.
+func TestPoliciesOfAService(t *testing.T) {
+	p := startPod(t, "", quick)
+	echo := listenTCP(t, func(c *net.TCPConn) { io.Copy(c, c) })
+	from := func(action authz.Action, r authz.Rule, namespace string) *authz.Policy {
+		r.From = []authz.Source{{Namespaces: []string{namespace}}}
+		return &authz.Policy{Namespace: "a", Name: strings.ToLower(string(action)) + "-" + namespace, Action: action, Rules: []authz.Rule{r}}
+	}
+	gateway := from(authz.Deny, authz.Rule{}, "evil")
+	service := func(ip string, s authz.Scope) Service {
+		return Service{Host: ip + ".default.svc.cluster.local", VIPs: []netip.Addr{netip.MustParseAddr(ip)}, Access: s, Ports: []ServicePort{
+			{Port: 80, Protocol: PortHTTP, Pool: "pool"}, {Port: 90, Protocol: PortTCP, Pool: "tcp"}}}
+	}
+	var log bytes.Buffer
+	s := New(Config{Account: account.New(prometheus.NewRegistry(), account.Config{Access: slog.New(slog.NewTextHandler(&log, nil))}), Log: slog.New(slog.DiscardHandler)})
+	s.SetWorld(&World{
+		Pools:   []Pool{{Name: "pool", Endpoints: []Endpoint{{Address: p.address}}}, {Name: "tcp", Endpoints: []Endpoint{{Address: echo}}}},
+		Gateway: authz.Scope{Policies: []*authz.Policy{from(authz.Deny, authz.Rule{}, "")}},
+		Services: []Service{
+			service("10.0.0.1", authz.Scope{Policies: []*authz.Policy{gateway, from(authz.Allow, authz.Rule{}, "good")}}),
+			service("10.0.0.2", authz.Scope{Policies: []*authz.Policy{gateway, from(authz.Allow, authz.Rule{To: []authz.Operation{{Paths: []string{"/v1/chat/completions"}}}}, "good")}}),
+			service("10.0.0.3", authz.Scope{Withheld: "for now"}),
+			service("10.0.0.4", authz.Scope{}),
+		},
+	})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ml := meshListener{l, make(chan *hbone.Peer, 1)}
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(ml) }()
+	for _, tt := range []struct {
+		ip, namespace string
+		status        int
+		tcp           bool
+	}{
+		{"10.0.0.1", "good", 200, true}, {"10.0.0.1", "evil", 403, false}, {"10.0.0.1", "other", 403, false},
+		{"10.0.0.2", "good", 200, false}, {"10.0.0.2", "evil", 403, false}, // what allows by HTTP allows no connection without
+		{"10.0.0.3", "good", 503, false},
+		{"10.0.0.4", "good", 200, true}, {"10.0.0.4", "evil", 200, true},
+	} {
+		peer := func(port uint16) *hbone.Peer {
+			to := netip.AddrPortFrom(netip.MustParseAddr(tt.ip), port)
+			return &hbone.Peer{Authority: to.String(), Destination: to, ID: spiffeid.RequireFromString("spiffe://cluster.local/ns/" + tt.namespace + "/sa/x")}
+		}
+		m := post("/v1/chat/completions", chat(false, 1, "hi"))
+		m.conn = meshConn{peer: peer(80)}
+		if s.Handle(m); m.answer.Status != tt.status {
+			t.Errorf("%+v: %d %s", tt, m.answer.Status, m.seen())
+		}
+		ml.peers <- peer(90)
+		c, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Write([]byte("hello"))
+		c.(*net.TCPConn).CloseWrite()
+		if got, _ := io.ReadAll(c); (string(got) == "hello") != tt.tcp {
+			t.Errorf("%+v: %q over TCP", tt, got)
+		}
+		c.Close()
+	}
+	s.Shutdown(t.Context())
+	<-served
+	for _, want := range []string{"denied_by=a/deny-evil", "denied_by=default", "response_code_details=fairway_not_ready"} {
+		if !strings.Contains(log.String(), want) {
+			t.Errorf("no line says %s: %s", want, &log)
+		}
 	}
 }

@@ -115,6 +115,7 @@ func (a *app) putInForce() {
 	if t := a.objects; t != nil {
 		both, w := *c, *c.World
 		w.Pools, w.Models, w.Routes, w.Services = t.World.Pools, t.World.Models, t.World.Routes, t.World.Services
+		w.Gateway = t.World.Gateway
 		both.World = &w
 		c = &both
 	}

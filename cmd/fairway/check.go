@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -13,6 +14,7 @@ import (
 	"github.com/fairway-proxy/fairway/cmd/internal/cli"
 	"github.com/fairway-proxy/fairway/discovery/file"
 	"github.com/fairway-proxy/fairway/discovery/kube"
+	"github.com/fairway-proxy/fairway/proxy/authz"
 )
 
 func newCheck() *cobra.Command {
@@ -109,8 +111,8 @@ type serviceView struct {
 	Service  string      `json:"service"` // namespace/name:port
 	Bound    bool        `json:"bound"`   // to a waypoint of Fairway
 	Protocol string      `json:"protocol"`
-	Denied   string      `json:"denied,omitempty"`
-	Pool     string      `json:"pool"` // where it goes without routes
+	Policies []string    `json:"policies"` // AuthorizationPolicies, namespace/name
+	Pool     string      `json:"pool"`     // where it goes without routes
 	Routes   []routeView `json:"routes"`
 }
 
@@ -133,12 +135,21 @@ func describeManifests(m *kube.Manifests, t *kube.Translation) manifestsView {
 	for _, s := range t.Services {
 		for _, p := range s.Ports {
 			v.Services = append(v.Services, serviceView{
-				Service: fmt.Sprintf("%s:%d", s.Key, p.Port), Bound: s.Bound, Protocol: string(p.Protocol), Denied: s.Denied, Pool: p.Pool, Routes: describeRoutes(p.Routes),
+				Service: fmt.Sprintf("%s:%d", s.Key, p.Port), Bound: s.Bound, Protocol: string(p.Protocol), Policies: describePolicies(s.Access), Pool: p.Pool, Routes: describeRoutes(p.Routes),
 			})
 		}
 	}
 	v.OK = len(v.Errors) == 0
 	return v
+}
+
+// describePolicies names the policies of a destination.
+func describePolicies(s authz.Scope) []string {
+	names := []string{}
+	for _, p := range s.Policies {
+		names = append(names, p.Namespace+"/"+p.Name)
+	}
+	return names
 }
 
 func writeManifests(out io.Writer, v manifestsView) error {
@@ -147,14 +158,14 @@ func writeManifests(out io.Writer, v manifestsView) error {
 		writeRules(w, "ROUTE", v.Routes)
 	}
 	for _, s := range v.Services {
-		switch {
-		case s.Denied != "":
-			fmt.Fprintf(w, "SERVICE %s\tall requests are refused: %s\n\n", s.Service, s.Denied)
-		case len(s.Routes) == 0:
-			fmt.Fprintf(w, "SERVICE %s\tto its own endpoints\n\n", s.Service)
-		default:
-			writeRules(w, "SERVICE "+s.Service, s.Routes)
+		if len(s.Policies) > 0 {
+			fmt.Fprintf(w, "SERVICE %s\tjudged by %s\n", s.Service, strings.Join(s.Policies, ", "))
 		}
+		if len(s.Routes) == 0 {
+			fmt.Fprintf(w, "SERVICE %s\tto its own endpoints\n\n", s.Service)
+			continue
+		}
+		writeRules(w, "SERVICE "+s.Service, s.Routes)
 	}
 	writeModels(w, v.Models, v.Pools)
 	fmt.Fprintln(w, "POOL\tENDPOINTS")

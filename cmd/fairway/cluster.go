@@ -42,7 +42,7 @@ func (o *serveOptions) clusterConfig() (*file.Watcher, *file.Config, error) {
 
 // options are what the flags and the configuration say of a cluster.
 func (o *serveOptions) options(c *file.Config) kube.Options {
-	out := kube.Options{Gateway: o.gateway, ClusterDomain: o.clusterDomain}
+	out := kube.Options{Gateway: o.gateway, ClusterDomain: o.clusterDomain, RootNamespace: o.rootNamespace, Providers: []string{}}
 	if c.TLS != nil {
 		out.TrustDomain = o.trustDomain
 	}

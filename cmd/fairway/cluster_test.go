@@ -105,6 +105,14 @@ func (s *apiServer) put(t *testing.T, resource, text string) {
 	}
 }
 
+// kubeconfig writes a file that names it.
+func (s *apiServer) kubeconfig(t *testing.T) string {
+	name := filepath.Join(t.TempDir(), "kubeconfig")
+	writeFile(t, name, fmt.Sprintf(`{apiVersion: v1, kind: Config, current-context: c, contexts: [{name: c, context: {cluster: c}}],
+		clusters: [{name: c, cluster: {server: %q}}]}`, s.URL))
+	return name
+}
+
 // The announcement's objects, read from an API server, serve requests; what changes
 // there, or in the settings beside them, is in force soon after.
 func TestServeFromACluster(t *testing.T) {
@@ -125,14 +133,11 @@ func TestServeFromACluster(t *testing.T) {
 	}
 	s.put(t, "pods", pod("False"))
 
-	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
-	writeFile(t, kubeconfig, fmt.Sprintf(`{apiVersion: v1, kind: Config, current-context: c, contexts: [{name: c, context: {cluster: c}}],
-		clusters: [{name: c, cluster: {server: %q}}]}`, s.URL))
 	addresses := freeAddresses(t, 2)
 	settings := filepath.Join(t.TempDir(), "settings.yaml")
 	listen := fmt.Sprintf("listen: {http: %q, hbone: \"\"}\n", addresses[0])
 	writeFile(t, settings, listen)
-	r := serve(t, "--kubernetes", "--kubeconfig", kubeconfig, "--config", settings, "--metrics", addresses[1], "--admin", "127.0.0.1:0")
+	r := serve(t, "--kubernetes", "--kubeconfig", s.kubeconfig(t), "--config", settings, "--metrics", addresses[1], "--admin", "127.0.0.1:0")
 	ask := func() int {
 		resp, err := http.Post("http://"+addresses[0]+"/v1/chat/completions", "application/json",
 			strings.NewReader(`{"model":"customer-support","messages":[{"role":"user","content":"hi"}],"max_tokens":1}`))
@@ -159,6 +164,49 @@ func TestServeFromACluster(t *testing.T) {
 	s.put(t, "inferencemodels", model(100))
 	writeFile(t, settings, listen)
 	waitFor(t, "the pod serves again", func() bool { return ask() == 200 })
+	r.stop()
+	if code := <-r.code; code != 0 {
+		t.Errorf("exit code %d: %s", code, r.stderr)
+	}
+	http.DefaultClient.CloseIdleConnections()
+}
+
+// Policies of a cluster are in force soon after they are there, and one that cannot be
+// read denies.
+func TestServePoliciesFromACluster(t *testing.T) {
+	engine := startPod(t, "", mock.Config{Speed: 100, Model: "m"})
+	_, port, _ := net.SplitHostPort(engine.address)
+	s := startAPIServer(t)
+	s.put(t, "inferencepools", `{"apiVersion":"inference.networking.x-k8s.io/v1alpha2","kind":"InferencePool","metadata":{"name":"p","namespace":"ai"},
+		"spec":{"targetPortNumber":`+port+`,"selector":{"app":"x"}}}`)
+	s.put(t, "pods", `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"p","namespace":"ai","uid":"u1","labels":{"app":"x"}},
+		"status":{"podIP":"127.0.0.1","phase":"Running","conditions":[{"type":"Ready","status":"True"}]}}`)
+	s.put(t, "gateways", `{"apiVersion":"gateway.networking.k8s.io/v1","kind":"Gateway","metadata":{"name":"w","namespace":"ai","uid":"g1"},"spec":{"gatewayClassName":"fairway-waypoint"}}`)
+	policy := func(rules string) string {
+		return `{"apiVersion":"security.istio.io/v1","kind":"AuthorizationPolicy","metadata":{"name":"a","namespace":"ai"},
+			"spec":{"targetRefs":[{"group":"gateway.networking.k8s.io","kind":"Gateway","name":"w"}],"action":"DENY","rules":[` + rules + `]}}`
+	}
+	s.put(t, "authorizationpolicies", policy(`{"to":[{"operation":{"paths":["/version"]}}]}`))
+	addresses := freeAddresses(t, 2)
+	r := serve(t, "--kubernetes", "--kubeconfig", s.kubeconfig(t), "--listen", addresses[0], "--metrics", addresses[1], "--admin", "127.0.0.1:0")
+	waitFor(t, "readiness", func() bool { status, _ := get("http://" + addresses[1] + "/healthz/ready"); return status == 200 })
+	asks := func(path string, want int) func() bool {
+		return func() bool { status, _ := get("http://" + addresses[0] + path); return status == want }
+	}
+	if !asks("/version", 403)() {
+		t.Error("the policy that was there is not in force as soon as it is ready")
+	}
+	waitFor(t, "the pod serves", asks("/health", 200))
+	s.put(t, "authorizationpolicies", policy(`{"to":[{"operation":{"paths":["/health"]}}]}`))
+	waitFor(t, "the changed policy", asks("/health", 403))
+	if !asks("/version", 200)() {
+		t.Error("the policy that was is still in force")
+	}
+	s.put(t, "authorizationpolicies", policy(`{"form":[]}`))
+	waitFor(t, "the policy that cannot be read", asks("/version", 403))
+	waitFor(t, "the line that says why", func() bool {
+		return strings.Contains(r.stderr.String(), "unknown field") && strings.Contains(r.stderr.String(), "denied_by=ai/a")
+	})
 	r.stop()
 	if code := <-r.code; code != 0 {
 		t.Errorf("exit code %d: %s", code, r.stderr)

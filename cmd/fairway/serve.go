@@ -42,6 +42,8 @@ of a cluster say, and follows them.`,
 	cmd.Flags().BoolVar(&o.kubernetes, "kubernetes", false, "serve what InferencePools, InferenceModels and HTTPRoutes of a cluster say")
 	cmd.Flags().StringVar(&o.gateway, "gateway", "", "the one Gateway to serve, `namespace/name` (default: all of Fairway's classes)")
 	cmd.Flags().StringVar(&o.trustDomain, "trust-domain", "cluster.local", "the mesh's trust `domain`, with --kubernetes")
+	cmd.Flags().StringArrayVar(&o.trustDomainAliases, "trust-domain-alias", nil, "another `domain` that policies mean by ours, with --kubernetes; once for each")
+	cmd.Flags().StringVar(&o.rootNamespace, "root-namespace", kube.DefaultRootNamespace, "the `namespace` of policies for a GatewayClass, with --kubernetes")
 	cmd.Flags().StringVar(&o.clusterDomain, "cluster-domain", kube.DefaultClusterDomain, "the `domain` of the cluster's names, with --kubernetes")
 	cmd.Flags().StringVar(&o.kubeconfig, "kubeconfig", "", "the `file` that names the API server (default: that of the cluster this runs in, or the one kubectl would ask)")
 	return cmd
@@ -66,6 +68,8 @@ type serveOptions struct {
 	kubeconfig             string
 	gateway                string
 	trustDomain            string
+	trustDomainAliases     []string
+	rootNamespace          string
 	clusterDomain          string
 	level                  string
 	noAccessLog            bool
@@ -197,6 +201,9 @@ func (o *serveOptions) override(c *file.Config) {
 		if f.flag != "" {
 			*f.to = f.flag
 		}
+	}
+	if o.kubernetes {
+		c.World.Access.TrustDomains = append([]string{o.trustDomain}, o.trustDomainAliases...)
 	}
 }
 

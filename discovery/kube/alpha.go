@@ -64,25 +64,3 @@ type PoolRef struct {
 	Kind  string `json:"kind,omitempty"`
 	Name  string `json:"name"`
 }
-
-// Policy is an AuthorizationPolicy or RequestAuthentication of security.istio.io,
-// of which only what it is for is read.
-type Policy struct {
-	metav1.TypeMeta   `json:",inline"`
-	metav1.ObjectMeta `json:"metadata"`
-
-	Spec PolicySpec `json:"spec"`
-}
-
-// PolicySpec names what a policy is for.
-type PolicySpec struct {
-	TargetRef  *PolicyTarget  `json:"targetRef,omitempty"`
-	TargetRefs []PolicyTarget `json:"targetRefs,omitempty"`
-}
-
-// PolicyTarget is a Service, a Gateway or a GatewayClass.
-type PolicyTarget struct {
-	Group string `json:"group,omitempty"`
-	Kind  string `json:"kind"`
-	Name  string `json:"name"`
-}

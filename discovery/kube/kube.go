@@ -57,6 +57,12 @@ type Options struct {
 	// Gateway is the one that this process serves, "namespace/name"; empty: all of
 	// our classes.
 	Gateway string
+	// RootNamespace is where policies for a GatewayClass are; empty:
+	// DefaultRootNamespace.
+	RootNamespace string
+	// Providers are the names of the external authorizers that there are; nil: they are
+	// not known.
+	Providers []string
 }
 
 // DefaultClusterDomain is the domain of a cluster's names unless it was given
@@ -73,6 +79,8 @@ type Translation struct {
 	// bound, in the order of their keys.
 	Services []Service
 	Findings []Finding
+
+	claims []string // of the Gateways of ours
 }
 
 // Service is a Service that a waypoint stands, or could stand, in front of.
@@ -80,6 +88,7 @@ type Service struct {
 	Key string // "namespace/name"
 	// Bound tells whether it uses a waypoint of ours.
 	Bound bool
+	claim string // of a Service that is bound, and its Gateway
 	proxy.Service
 }
 

@@ -1,21 +1,41 @@
 package kube
 
 import (
+	"cmp"
 	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"go.uber.org/goleak"
 
+	"github.com/fairway-proxy/fairway/proxy/authz"
 	"github.com/fairway-proxy/fairway/proxy/route"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var update = flag.Bool("update", false, "write the .want files anew")
+
+// showScope writes the policies of a destination.
+func showScope(s authz.Scope) (says string) {
+	for _, p := range s.Policies {
+		says += fmt.Sprintf(", %s by %s/%s", cmp.Or(p.Action, authz.Allow), p.Namespace, p.Name)
+		if p.DryRun {
+			says += " (dry run)"
+		}
+	}
+	for _, r := range s.Tokens {
+		says += ", tokens of " + r.Issuer
+	}
+	if s.Withheld != "" {
+		says += ", withheld: " + s.Withheld
+	}
+	return says
+}
 
 // show writes what a translation says, a thing a line.
 func show(m *Manifests, t *Translation) string {
@@ -48,15 +68,16 @@ func show(m *Manifests, t *Translation) string {
 		line("%s", strings.TrimRight(fmt.Sprintf("model %s of %s, %s: %s", model.Name, model.Pool, model.Criticality, strings.Join(to, ", ")), " "))
 	}
 	routes("", t.World.Routes)
+	if says := showScope(t.World.Gateway); says != "" {
+		line("gateway%s", strings.TrimPrefix(says, ","))
+	}
 	for _, s := range t.Services {
 		for _, p := range s.Ports {
 			says := ""
 			if s.Bound {
 				says += ", bound"
 			}
-			if s.Denied != "" {
-				says += ", denied by " + s.Denied
-			}
+			says += showScope(s.Access)
 			says += fmt.Sprintf(", port %d %s:", p.Port, p.Protocol)
 			if len(p.Routes) == 0 {
 				says += " pool " + p.Pool
@@ -98,7 +119,7 @@ func TestTranslate(t *testing.T) {
 			}
 			var m Manifests
 			m.Add(filepath.Base(name), data)
-			got := show(&m, Translate(&m.Objects, Options{TrustDomain: "cluster.local"}))
+			got := show(&m, Translate(&m.Objects, Options{TrustDomain: "cluster.local", Providers: []string{}}))
 			wanted := strings.TrimSuffix(name, ".yaml") + ".want"
 			if *update {
 				if err := os.WriteFile(wanted, []byte(got), 0o644); err != nil {
@@ -119,30 +140,30 @@ func TestTranslate(t *testing.T) {
 
 // The order in which objects come makes no difference.
 func TestTranslateOrder(t *testing.T) {
-	var forth, back Manifests
-	for _, name := range []string{"pools.yaml", "routes.yaml", "bound.yaml", "waypoint.yaml"} {
-		data, err := os.ReadFile("testdata/" + name)
-		if err != nil {
-			t.Fatal(err)
+	for _, files := range [][]string{{"pools.yaml", "routes.yaml", "bound.yaml", "waypoint.yaml"}, {"policies.yaml"}} {
+		type document struct{ name, text string }
+		var all []document
+		for _, name := range files {
+			data, err := os.ReadFile("testdata/" + name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, text := range strings.Split(string(data), "\n---\n") {
+				all = append(all, document{name, text})
+			}
 		}
-		documents := strings.Split(string(data), "\n---\n")
-		for i := range documents {
-			forth.Add(name, []byte(documents[i]))
+		translated := func() string {
+			var m Manifests
+			for _, d := range all {
+				m.Add(d.name, []byte(d.text))
+			}
+			return show(&m, Translate(&m.Objects, Options{}))
 		}
-	}
-	for _, name := range []string{"waypoint.yaml", "bound.yaml", "routes.yaml", "pools.yaml"} {
-		data, err := os.ReadFile("testdata/" + name)
-		if err != nil {
-			t.Fatal(err)
+		forth := translated()
+		slices.Reverse(all)
+		if back := translated(); forth != back {
+			t.Errorf("got\n%s\nand in another order\n%s", forth, back)
 		}
-		documents := strings.Split(string(data), "\n---\n")
-		for i := range documents {
-			back.Add(name, []byte(documents[len(documents)-1-i]))
-		}
-	}
-	a, b := Translate(&forth.Objects, Options{}), Translate(&back.Objects, Options{})
-	if x, y := show(&forth, a), show(&back, b); x != y {
-		t.Errorf("got\n%s\nand in another order\n%s", x, y)
 	}
 }
 
@@ -207,7 +228,7 @@ func FuzzManifests(f *testing.F) {
 				t.Errorf("a problem without its place: %s", p)
 			}
 		}
-		show(&m, Translate(&m.Objects, Options{TrustDomain: "cluster.local"}))
+		show(&m, Translate(&m.Objects, Options{TrustDomain: "cluster.local", Providers: []string{}}))
 		IsManifest(data)
 	})
 }

@@ -182,9 +182,6 @@ func into[T any](list *[]*T) func(*Manifests, string, *yaml.Node) {
 		}
 		object := new(T)
 		unknown, err := strict.UnmarshalStrict(raw, object)
-		if _, lax := any(object).(*Policy); lax {
-			unknown = nil // only part of it is read
-		}
 		if err != nil {
 			m.problem(file, lineOf(n, pathIn(err.Error())), "%s: %v", id, err)
 			return

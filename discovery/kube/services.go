@@ -26,8 +26,18 @@ const (
 	portHBONE     gatewayv1.PortNumber   = 15008
 )
 
-// waypoints finds the Services that are bound to a waypoint that we serve.
+// waypoints finds the Services that are bound to a waypoint that we serve, and who may
+// do what with them.
 func (t *translator) waypoints() {
+	var gateways []*gatewayv1.Gateway
+	for _, g := range sorted(t.objects.Gateways, func(g *gatewayv1.Gateway) *metav1.ObjectMeta { return &g.ObjectMeta }) {
+		if t.serves(g) {
+			gateways = append(gateways, g)
+			t.out.claims = append(t.out.claims, claim(nil, g))
+		}
+	}
+	t.out.World.Gateway = t.gatewayScope(gateways)
+	misled := make(map[string]bool) // namespaces of Services that are bound
 	for _, s := range sorted(t.objects.Services, func(s *corev1.Service) *metav1.ObjectMeta { return &s.ObjectMeta }) {
 		g := t.gateways[waypointOf(s, t.namespaces[namespace(&s.ObjectMeta)])]
 		if g == nil || !t.serves(g) || !servesServices(t.waypointFor(g)) {
@@ -40,16 +50,33 @@ func (t *translator) waypoints() {
 		}
 		out := t.service(s)
 		out.Bound = true
-		out.Denied = t.denied(s, g)
+		out.Access = t.scope(s, g)
+		out.claim = claim(s, g)
+		misled[namespace(&s.ObjectMeta)] = true
 	}
+	t.misled(misled)
+}
+
+// claim names what policies can be for: a Service, if there is one, and its Gateway, in
+// the life that they have now. One that is made anew is another.
+func claim(s *corev1.Service, g *gatewayv1.Gateway) string {
+	c := key(&g.ObjectMeta) + " " + string(g.UID) + " " + string(g.Spec.GatewayClassName)
+	if s != nil {
+		c += "\n" + key(&s.ObjectMeta) + " " + string(s.UID)
+	}
+	return c
 }
 
 // ours tells whether a Gateway is of a class of ours.
 func (t *translator) ours(g *gatewayv1.Gateway) bool {
-	if c := t.classes[string(g.Spec.GatewayClassName)]; c != nil {
+	return t.ourClass(string(g.Spec.GatewayClassName))
+}
+
+func (t *translator) ourClass(name string) bool {
+	if c := t.classes[name]; c != nil {
 		return c.Spec.ControllerName == ControllerName
 	}
-	return g.Spec.GatewayClassName == ClassName
+	return name == ClassName
 }
 
 // serves tells whether a Gateway is one that this process serves.
@@ -100,28 +127,6 @@ func waypointOf(s *corev1.Service, ofNamespace map[string]string) string {
 			in = namespace(&s.ObjectMeta)
 		}
 		return in + "/" + name
-	}
-	return ""
-}
-
-// denied says why all requests to a Service have to be refused: a policy is for
-// it or for its waypoint, and this version evaluates none.
-func (t *translator) denied(s *corev1.Service, g *gatewayv1.Gateway) string {
-	for _, p := range sorted(t.objects.Policies, func(p *Policy) *metav1.ObjectMeta { return &p.ObjectMeta }) {
-		targets := p.Spec.TargetRefs
-		if p.Spec.TargetRef != nil {
-			targets = append(slices.Clone(targets), *p.Spec.TargetRef)
-		}
-		for _, target := range targets {
-			in := namespace(&p.ObjectMeta)
-			if target.Kind == "Service" && in+"/"+target.Name == key(&s.ObjectMeta) ||
-				target.Kind == "Gateway" && in+"/"+target.Name == key(&g.ObjectMeta) ||
-				target.Kind == "GatewayClass" && target.Name == string(g.Spec.GatewayClassName) {
-				about := object{p.Kind, &p.ObjectMeta}
-				t.find(about.finding("spec.targetRefs", "", "policies are not evaluated by this version: every request to Service %s is refused", key(&s.ObjectMeta)))
-				return p.Kind + " " + key(&p.ObjectMeta)
-			}
-		}
 	}
 	return ""
 }

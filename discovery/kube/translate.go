@@ -31,6 +31,7 @@ func Translate(o *Objects, options Options) *Translation {
 		slices:     make(map[string][]*discoveryv1.EndpointSlice),
 		pods:       make(map[string][]*corev1.Pod),
 		byUID:      make(map[types.UID]*corev1.Pod, len(o.Pods)),
+		bound:      make(map[*Policy]bool),
 	}
 	for _, c := range o.Classes {
 		t.classes[c.Name] = c
@@ -56,15 +57,22 @@ func Translate(o *Objects, options Options) *Translation {
 	}
 	t.inferencePools()
 	t.models()
+	t.indexPolicies()
 	t.waypoints()
 	t.routes()
-	for _, s := range t.out.Services {
-		if s.Bound {
-			t.out.World.Services = append(t.out.World.Services, s.Service)
-		}
-	}
+	t.out.World.Services = bound(t.out.Services)
 	slices.SortFunc(t.out.World.Pools, func(a, b proxy.Pool) int { return cmp.Compare(a.Name, b.Name) })
 	return &t.out
+}
+
+// bound are the Services that a World has.
+func bound(all []Service) (services []proxy.Service) {
+	for _, s := range all {
+		if s.Bound {
+			services = append(services, s.Service)
+		}
+	}
+	return services
 }
 
 // translator is a translation under way.
@@ -79,6 +87,8 @@ type translator struct {
 	pods       map[string][]*corev1.Pod                // by namespace
 	byUID      map[types.UID]*corev1.Pod
 	pools      map[string]bool // names of those made so far
+	policies   policyIndex
+	bound      map[*Policy]bool // those that are for something of ours
 
 	out Translation
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"reflect"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,8 +30,8 @@ const DefaultSettle = 20 * time.Millisecond
 
 // Watcher keeps the objects of a cluster, and tells what each change of them
 // means. Kinds that the API server does not know, or does not let us see, count as
-// having no objects until it does. While the API server cannot be reached, what
-// was last known stays.
+// having no objects until it does; but without sight of the policies nothing is let in.
+// While the API server cannot be reached, what was last known stays.
 type Watcher struct {
 	Client dynamic.Interface
 	Log    *slog.Logger
@@ -41,15 +42,18 @@ type Watcher struct {
 
 // resource is a kind of object that is watched.
 type resource struct {
-	schema.GroupVersionResource
-	convert func(*unstructured.Unstructured) (any, error)
-	collect func(*Objects, []any)
+	name     string                        // for people
+	versions []schema.GroupVersionResource // the first that the API server knows counts
+	guards   bool                          // objects say who may do what: none of them may be missed
+	convert  func(*unstructured.Unstructured) (any, error)
+	collect  func(*Objects, []any)
 }
 
 // kind makes a resource of the objects that list gives the place of.
 func kind[T any](group, version, name string, list func(*Objects) *[]*T) resource {
 	return resource{
-		GroupVersionResource: schema.GroupVersionResource{Group: group, Version: version, Resource: name},
+		name:     strings.TrimSuffix(name+"."+group, "."),
+		versions: []schema.GroupVersionResource{{Group: group, Version: version, Resource: name}},
 		convert: func(u *unstructured.Unstructured) (any, error) {
 			o := new(T)
 			if err := runtime.DefaultUnstructuredConverter.FromUnstructured(u.Object, o); err != nil {
@@ -66,6 +70,16 @@ func kind[T any](group, version, name string, list func(*Objects) *[]*T) resourc
 			}
 		},
 	}
+}
+
+// policyKind makes a resource of policies of Istio: v1, or v1beta1 where that is all
+// there is.
+func policyKind(name string) resource {
+	r := kind("security.istio.io", "v1", name, func(o *Objects) *[]*Policy { return &o.Policies })
+	beta := r.versions[0]
+	beta.Version = "v1beta1"
+	r.versions, r.guards = append(r.versions, beta), true
+	return r
 }
 
 // slim drops from an object what is large and not read.
@@ -97,13 +111,14 @@ var resources = []resource{
 	kind("discovery.k8s.io", "v1", "endpointslices", func(o *Objects) *[]*discoveryv1.EndpointSlice { return &o.Slices }),
 	kind("", "v1", "pods", func(o *Objects) *[]*corev1.Pod { return &o.Pods }),
 	kind("", "v1", "namespaces", func(o *Objects) *[]*corev1.Namespace { return &o.Namespaces }),
-	kind("security.istio.io", "v1", "authorizationpolicies", func(o *Objects) *[]*Policy { return &o.Policies }),
-	kind("security.istio.io", "v1", "requestauthentications", func(o *Objects) *[]*Policy { return &o.Policies }),
+	policyKind("authorizationpolicies"),
+	policyKind("requestauthentications"),
 }
 
 // feed keeps the objects of one kind.
 type feed struct {
 	resource
+	clients  []dynamic.ResourceInterface // one for each version
 	informer cache.SharedIndexInformer
 	absent   atomic.Bool // the API server does not know the kind
 	hidden   atomic.Bool // it did not let us see the objects
@@ -143,20 +158,26 @@ func (w *Watcher) Run(ctx context.Context, apply func(*Translation)) error {
 		})
 	}
 	var last *Translation
+	ledger := ledger{known: make(map[string]bool), results: make(chan round)}
 	for {
 		select {
 		case <-changed:
+			if !settle(ctx, w.Settle) {
+				return nil
+			}
+		case r := <-ledger.results:
+			ledger.take(r)
 		case <-ctx.Done():
 			return nil
 		}
-		if !settle(ctx, w.Settle) {
-			return nil
+		o := gather(feeds)
+		if o == nil {
+			continue
 		}
-		if o := gather(feeds); o != nil {
-			if t := Translate(o, w.Options); last == nil || !reflect.DeepEqual(t, last) {
-				apply(t)
-				last = t
-			}
+		t := Translate(o, w.Options)
+		if ledger.withhold(ctx, w, feeds, t) && (last == nil || !reflect.DeepEqual(t, last)) {
+			apply(t)
+			last = t
 		}
 	}
 }
@@ -166,14 +187,7 @@ func settle(ctx context.Context, d time.Duration) bool {
 	if d == 0 {
 		d = DefaultSettle
 	}
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
+	return sleep(ctx, d)
 }
 
 // gather gives all objects, nil as long as some are not known yet.
@@ -194,12 +208,16 @@ func gather(feeds []*feed) *Objects {
 
 // feed makes an informer of a kind, which tells of each change.
 func (w *Watcher) feed(r resource, tell func()) (*feed, error) {
-	client := w.Client.Resource(r.GroupVersionResource)
 	f := &feed{resource: r}
+	for _, v := range r.versions {
+		f.clients = append(f.clients, w.Client.Resource(v))
+	}
 	f.informer = cache.NewSharedIndexInformer(cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
-		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return client.List(ctx, o) },
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			return had(f, func(c dynamic.ResourceInterface) (runtime.Object, error) { return c.List(ctx, o) })
+		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-			return client.Watch(ctx, o)
+			return had(f, func(c dynamic.ResourceInterface) (watch.Interface, error) { return c.Watch(ctx, o) })
 		},
 	}, w.Client), &unstructured.Unstructured{}, 0, cache.Indexers{})
 	if err := f.informer.SetTransform(func(o any) (any, error) {
@@ -222,14 +240,30 @@ func (w *Watcher) feed(r resource, tell func()) (*feed, error) {
 	}); err != nil {
 		return nil, err
 	}
-	seen := func() {
-		f.absent.Store(false)
-		tell()
-	}
 	_, err := f.informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc: func(any) { seen() }, UpdateFunc: func(any, any) { seen() }, DeleteFunc: func(any) { seen() },
+		AddFunc: func(any) { tell() }, UpdateFunc: func(any, any) { tell() }, DeleteFunc: func(any) { tell() },
 	})
 	return f, err
+}
+
+// had asks for the objects that are kept.
+func had[T any](f *feed, ask func(dynamic.ResourceInterface) (T, error)) (T, error) {
+	answer, err := inVersion(f, ask)
+	if err == nil {
+		f.absent.Store(false)
+		f.hidden.Store(false)
+	}
+	return answer, err
+}
+
+// inVersion asks in the first version that the API server knows.
+func inVersion[T any](f *feed, ask func(dynamic.ResourceInterface) (T, error)) (answer T, err error) {
+	for _, c := range f.clients {
+		if answer, err = ask(c); !apierrors.IsNotFound(err) {
+			break
+		}
+	}
+	return answer, err
 }
 
 // failed notes why the objects could not be had. It is tried again and again.
@@ -237,13 +271,13 @@ func (f *feed) failed(log *slog.Logger, err error) {
 	switch {
 	case apierrors.IsNotFound(err):
 		if !f.absent.Swap(true) {
-			log.Info("the API server does not know this kind", "resource", f.GroupVersionResource.String())
+			log.Info("the API server does not know this kind", "resource", f.name)
 		}
 	case apierrors.IsForbidden(err):
 		if !f.hidden.Swap(true) {
-			log.Warn("the API server does not let us see these objects", "resource", f.GroupVersionResource.String(), "error", err)
+			log.Warn("the API server does not let us see these objects", "resource", f.name, "error", err)
 		}
 	default:
-		log.Debug("watching broke off; it is begun anew", "resource", f.GroupVersionResource.String(), "error", fmt.Sprint(err))
+		log.Debug("watching broke off; it is begun anew", "resource", f.name, "error", fmt.Sprint(err))
 	}
 }

@@ -21,9 +21,12 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/dynamic/fake"
 	clienttesting "k8s.io/client-go/testing"
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
+
+	"github.com/fairway-proxy/fairway/proxy"
 )
 
 // cluster is an API server in memory that holds the objects of a file.
@@ -35,9 +38,12 @@ func cluster(t *testing.T, name string) *fake.FakeDynamicClient {
 	}
 	lists := make(map[schema.GroupVersionResource]string)
 	for _, r := range resources {
-		lists[r.GroupVersionResource] = r.Resource + "List"
+		for _, v := range r.versions {
+			lists[v] = v.Resource + "List"
+		}
 	}
 	var objects []runtime.Object
+	var gateways []*unstructured.Unstructured
 	for _, doc := range strings.Split(string(data), "\n---\n") {
 		var o map[string]any
 		if err := yaml.Unmarshal([]byte(doc), &o); err != nil {
@@ -51,12 +57,24 @@ func cluster(t *testing.T, name string) *fake.FakeDynamicClient {
 		if err := u.UnmarshalJSON(raw); err != nil {
 			t.Fatal(err)
 		}
-		objects = append(objects, u)
+		if u.GetKind() == "Gateway" {
+			gateways = append(gateways, u) // of which the fake would make gatewaies
+		} else {
+			objects = append(objects, u)
+		}
 	}
-	return fake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), lists, objects...)
+	client := fake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), lists, objects...)
+	for _, g := range gateways {
+		if err := client.Tracker().Create(gatewayResource, g, g.GetNamespace()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return client
 }
 
 var (
+	gatewayResource = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "gateways"}
+
 	podResource   = schema.GroupVersionResource{Version: "v1", Resource: "pods"}
 	modelResource = schema.GroupVersionResource{Group: alphaGroup, Version: "v1alpha2", Resource: "inferencemodels"}
 )
@@ -211,6 +229,183 @@ func BenchmarkTranslate(b *testing.B) {
 					b.Fatal(len(t.World.Pools))
 				}
 			}
+		})
+	}
+}
+
+var (
+	serviceResource = schema.GroupVersionResource{Version: "v1", Resource: "services"}
+	policyResource  = schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: "authorizationpolicies"}
+	betaResource    = schema.GroupVersionResource{Group: "security.istio.io", Version: "v1beta1", Resource: "authorizationpolicies"}
+)
+
+// parsed makes an object from its text in JSON.
+func parsed(t *testing.T, text string) *unstructured.Unstructured {
+	t.Helper()
+	u := new(unstructured.Unstructured)
+	if err := u.UnmarshalJSON([]byte(text)); err != nil {
+		t.Fatal(err)
+	}
+	return u
+}
+
+// create makes an object in the cluster.
+func create(t *testing.T, client *fake.FakeDynamicClient, r schema.GroupVersionResource, text string) {
+	t.Helper()
+	o := parsed(t, text)
+	if _, err := client.Resource(r).Namespace(o.GetNamespace()).Create(t.Context(), o, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+const (
+	newService = `{"apiVersion":"v1","kind":"Service","metadata":{"name":"new","namespace":"a"},"spec":{"clusterIP":"10.0.0.9","ports":[{"port":80,"name":"http"}]}}`
+	newPolicy  = `{"apiVersion":"security.istio.io/v1","kind":"AuthorizationPolicy","metadata":{"name":"new","namespace":"a"},"spec":{"targetRefs":[{"kind":"Service","name":"new"}],"action":"DENY","rules":[{}]}}`
+)
+
+// service finds a Service of a World, nil for none.
+func service(t *Translation, host string) *proxy.Service {
+	for i := range t.World.Services {
+		if strings.HasPrefix(t.World.Services[i].Host, host) {
+			return &t.World.Services[i]
+		}
+	}
+	return nil
+}
+
+// state says how the new Service stands: "", withheld, open or guarded.
+func state(t *Translation) string {
+	switch s := service(t, "new."); {
+	case s == nil:
+		return ""
+	case s.Access.Withheld != "":
+		return "withheld"
+	case len(s.Access.Policies) == 0:
+		return "open"
+	}
+	return "guarded"
+}
+
+// However late the watch brings a policy that was there before a Service, the Service
+// lets nothing in before it.
+func TestServicesWaitForTheirPolicies(t *testing.T) {
+	for _, behind := range []bool{false, true} {
+		t.Run(fmt.Sprint("policies behind: ", behind), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				client := cluster(t, "testdata/bound.yaml")
+				late := watch.NewRaceFreeFake()
+				client.PrependWatchReactor("authorizationpolicies", func(clienttesting.Action) (bool, watch.Interface, error) { return behind, late, nil })
+				last, _ := watched(t, client)
+				pause()
+				if tr := last.Load(); tr == nil || service(tr, "by-label").Access.Withheld != "" || len(service(tr, "by-label").Access.Policies) != 1 {
+					t.Fatalf("%+v", last.Load())
+				}
+				create(t, client, policyResource, newPolicy)
+				create(t, client, serviceResource, newService)
+				for range 1000 {
+					time.Sleep(time.Millisecond)
+					synctest.Wait()
+					if s := state(last.Load()); s == "open" {
+						t.Fatal("the Service is open while its policy is not known")
+					} else if s == "guarded" && behind {
+						t.Fatal("the policy is known before it came")
+					}
+				}
+				if want := map[bool]string{false: "guarded", true: "withheld"}[behind]; state(last.Load()) != want {
+					t.Fatalf("%q, want %q", state(last.Load()), want)
+				}
+				if service(last.Load(), "by-label").Access.Withheld != "" {
+					t.Error("a Service whose policies are known is withheld")
+				}
+				if behind {
+					late.Add(parsed(t, newPolicy))
+					time.Sleep(10 * time.Second)
+					synctest.Wait()
+					if s := state(last.Load()); s != "guarded" {
+						t.Errorf("%q after the policy came", s)
+					}
+				}
+			})
+		})
+	}
+}
+
+// The other way round: a policy that comes after its Service is in force at once.
+func TestPolicyAfterItsService(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client := cluster(t, "testdata/bound.yaml")
+		last, _ := watched(t, client)
+		create(t, client, serviceResource, newService)
+		pause()
+		if s := state(last.Load()); s != "open" {
+			t.Fatalf("%q", s)
+		}
+		create(t, client, policyResource, newPolicy)
+		time.Sleep(DefaultSettle)
+		synctest.Wait()
+		if s := state(last.Load()); s != "guarded" {
+			t.Errorf("%q", s)
+		}
+		// A Service that is made anew is new.
+		services := client.Resource(serviceResource).Namespace("a")
+		if err := services.Delete(t.Context(), "new", metav1.DeleteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		pause()
+		client.PrependReactor("list", "authorizationpolicies", func(clienttesting.Action) (bool, runtime.Object, error) {
+			return true, nil, errors.New("connection refused")
+		})
+		create(t, client, serviceResource, newService)
+		pause()
+		if s := state(last.Load()); s != "withheld" {
+			t.Errorf("%q", s)
+		}
+	})
+}
+
+// Where policies may not be seen, nothing is let in; where their kind is not known there
+// are none; and v1beta1 does where there is no v1.
+func TestPoliciesThatCannotBeSeen(t *testing.T) {
+	for name, tt := range map[string]struct {
+		refusal     error
+		beta        bool
+		first, then string
+	}{
+		"hidden":  {apierrors.NewForbidden(policyResource.GroupResource(), "", errors.New("RBAC")), false, "withheld", "guarded"},
+		"unknown": {apierrors.NewNotFound(policyResource.GroupResource(), ""), false, "open", "guarded"},
+		"v1beta1": {apierrors.NewNotFound(policyResource.GroupResource(), ""), true, "guarded", "guarded"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				client := cluster(t, "testdata/bound.yaml")
+				var known atomic.Bool
+				refuse := func(a clienttesting.Action) bool {
+					return !known.Load() && (!tt.beta || a.GetResource().Version == "v1")
+				}
+				client.PrependReactor("list", "authorizationpolicies", func(a clienttesting.Action) (bool, runtime.Object, error) { return refuse(a), nil, tt.refusal })
+				client.PrependWatchReactor("authorizationpolicies", func(a clienttesting.Action) (bool, watch.Interface, error) { return refuse(a), nil, tt.refusal })
+				if tt.beta {
+					create(t, client, betaResource, strings.Replace(newPolicy, "/v1", "/v1beta1", 1))
+				} else {
+					create(t, client, policyResource, newPolicy)
+				}
+				create(t, client, serviceResource, newService)
+				last, _ := watched(t, client)
+				time.Sleep(time.Minute)
+				synctest.Wait()
+				if s := state(last.Load()); s != tt.first {
+					t.Fatalf("%q, want %q", s, tt.first)
+				}
+				if tt.beta {
+					return
+				}
+				known.Store(true)
+				time.Sleep(2 * time.Minute) // it is asked for ever more rarely
+				synctest.Wait()
+				if s := state(last.Load()); s != tt.then {
+					t.Errorf("%q, want %q", s, tt.then)
+				}
+			})
 		})
 	}
 }

@@ -21,36 +21,43 @@ import (
 // (istio/api security/v1beta1, request_authentication.proto).
 type TokenRule struct {
 	// Issuer must be the token's iss; empty: any.
-	Issuer string
+	Issuer string `json:"issuer"`
 	// Audiences: the token must be for one of them; none: for anybody.
-	Audiences []string
+	Audiences []string `json:"audiences"`
 	// JWKS is the issuer's key set, JWKSURI where to fetch it; JWKS wins.
-	JWKS, JWKSURI string
+	JWKS    string `json:"jwks"`
+	JWKSURI string `json:"jwksUri"`
 	// Where the token is. Nothing of the three: a Bearer in Authorization, or the
 	// parameter access_token.
-	FromHeaders []TokenHeader
-	FromParams  []string
-	FromCookies []string
+	FromHeaders []TokenHeader `json:"fromHeaders"`
+	FromParams  []string      `json:"fromParams"`
+	FromCookies []string      `json:"fromCookies"`
 	// ForwardOriginalToken leaves the token in the request.
-	ForwardOriginalToken bool
+	ForwardOriginalToken bool `json:"forwardOriginalToken"`
 	// OutputPayloadToHeader is the field to put the token's payload into, as it is in
 	// the token (base64url).
-	OutputPayloadToHeader string
+	OutputPayloadToHeader string `json:"outputPayloadToHeader"`
 	// OutputClaimToHeaders are the fields to put claims into: strings, numbers and
 	// booleans.
-	OutputClaimToHeaders []ClaimHeader
+	OutputClaimToHeaders []ClaimHeader `json:"outputClaimToHeaders"`
 	// SpaceDelimitedClaims are lists written as one string, besides scope and
 	// permission.
-	SpaceDelimitedClaims []string
+	SpaceDelimitedClaims []string `json:"spaceDelimitedClaims"`
 	// Timeout of fetching the key set; zero: 5 s.
-	Timeout time.Duration
+	Timeout time.Duration `json:"-"` // the API writes it otherwise
 }
 
 // TokenHeader is a field that a token may be in, behind Prefix.
-type TokenHeader struct{ Name, Prefix string }
+type TokenHeader struct {
+	Name   string `json:"name"`
+	Prefix string `json:"prefix"`
+}
 
 // ClaimHeader puts a claim, its path written with points, into a field.
-type ClaimHeader struct{ Header, Claim string }
+type ClaimHeader struct {
+	Header string `json:"header"`
+	Claim  string `json:"claim"`
+}
 
 // TokenError says why a token is no good. Unavailable says that it is not the token's
 // fault: the issuer's keys cannot be had.

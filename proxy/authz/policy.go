@@ -39,24 +39,37 @@ type Rule struct {
 	When []Condition
 }
 
+// Source, Operation and Condition have the names of Istio's API in JSON.
+
 // Source is who sends a request. Its fields must all match; one of a field's
 // values is enough, and none of a Not field's may.
 type Source struct {
-	Principals, NotPrincipals               []string // "<trust domain>/ns/<namespace>/sa/<service account>"
-	RequestPrincipals, NotRequestPrincipals []string // "<iss>/<sub>"
-	Namespaces, NotNamespaces               []string
-	ServiceAccounts, NotServiceAccounts     []string // "<service account>" or "<namespace>/<service account>", literally
-	TrustDomains, NotTrustDomains           []string
-	IPBlocks, NotIPBlocks                   []string // addresses or CIDRs
-	RemoteIPBlocks, NotRemoteIPBlocks       []string // addresses or CIDRs
+	Principals           []string `json:"principals"` // "<trust domain>/ns/<namespace>/sa/<service account>"
+	NotPrincipals        []string `json:"notPrincipals"`
+	RequestPrincipals    []string `json:"requestPrincipals"` // "<iss>/<sub>"
+	NotRequestPrincipals []string `json:"notRequestPrincipals"`
+	Namespaces           []string `json:"namespaces"`
+	NotNamespaces        []string `json:"notNamespaces"`
+	ServiceAccounts      []string `json:"serviceAccounts"` // "<service account>" or "<namespace>/<service account>", literally
+	NotServiceAccounts   []string `json:"notServiceAccounts"`
+	TrustDomains         []string `json:"trustDomains"`
+	NotTrustDomains      []string `json:"notTrustDomains"`
+	IPBlocks             []string `json:"ipBlocks"` // addresses or CIDRs
+	NotIPBlocks          []string `json:"notIpBlocks"`
+	RemoteIPBlocks       []string `json:"remoteIpBlocks"` // addresses or CIDRs
+	NotRemoteIPBlocks    []string `json:"notRemoteIpBlocks"`
 }
 
 // Operation is what a request does; its fields are as those of a Source.
 type Operation struct {
-	Hosts, NotHosts     []string // whatever their case, with the port if the request names one
-	Ports, NotPorts     []string
-	Methods, NotMethods []string
-	Paths, NotPaths     []string // without the query; {*} stands for one segment, {**} for any number
+	Hosts      []string `json:"hosts"` // whatever their case, with the port if the request names one
+	NotHosts   []string `json:"notHosts"`
+	Ports      []string `json:"ports"`
+	NotPorts   []string `json:"notPorts"`
+	Methods    []string `json:"methods"`
+	NotMethods []string `json:"notMethods"`
+	Paths      []string `json:"paths"` // without the query; {*} stands for one segment, {**} for any number
+	NotPaths   []string `json:"notPaths"`
 }
 
 // Condition is about an attribute named by Key. Those of Istio are listed in its
@@ -64,8 +77,9 @@ type Operation struct {
 // that the request names; experimental.envoy.filters.fairway[model] is another name of
 // it, which Istio's own validation lets pass.
 type Condition struct {
-	Key               string
-	Values, NotValues []string
+	Key       string   `json:"key"`
+	Values    []string `json:"values"`
+	NotValues []string `json:"notValues"`
 }
 
 // Finding is something in a Config that cannot be understood, or never matches.
