@@ -134,7 +134,7 @@ func TestAccessErrors(t *testing.T) {
 		"policies: [{action: DENY, rules: [{}]}]":                            `f:2: policies[0].name: missing: want a name`,
 		"policies: [{name: a}, {name: a}]":                                   `f:2: policies[1].name: "a" is the name of policies[0] as well`,
 		"policies: [{name: a, action: deny, rules: [{}]}]":                   `f:2: policies[0].action: "deny" is no action: want ALLOW, DENY, AUDIT or CUSTOM; what the policy matches is denied`,
-		"policies: [{name: a, action: CUSTOM, rules: [{}]}]":                 `f:2: policies[0].action: CUSTOM is not supported: what the policy matches is denied`,
+		"policies: [{name: a, action: CUSTOM, rules: [{}]}]":                 `f:2: policies[0].provider: missing: want the name of an external authorizer; what the policy matches is denied`,
 		"policies: [{name: a, rules: [{when: [{key: x, values: [y]}]}]}]":    `f:2: policies[0].rules[0].when[0].key: unknown attribute "x"`,
 		"policies: [{name: a, rules: [{to: [{operation: {ports: [80]}}]}]}]": `f:2: policies[0].rules[0].to[0].operation.ports[0]: "80" is a number: want a value (text, in quotes)`,
 		"policies: [{name: a, rules: [{from: [{source: {}}]}]}]":             `f:2: policies[0].rules[0].from[0].source: empty: want one of its fields`,
