@@ -22,10 +22,12 @@ func TestAnnouncement(t *testing.T) {
 	theCluster.apply(t, "{apiVersion: v1, kind: Namespace, metadata: {name: ai-workloads}}")
 	theCluster.apply(t, string(manifest))
 	const v1, v2 = "llama-3-8b-customer-v1", "llama-3-8b-customer-v2"
-	var pods []*pod
+	var witnesses []*witness
 	for i := range 3 {
-		pods = append(pods, startPod(t, &pod{namespace: "ai-workloads", name: fmt.Sprint("llama-", i), labels: "{app: llama-server, version: v1}",
-			args: []string{"--model", "llama-3-8b", "--lora", v1, "--lora", v2, "--max-loras", "2", "--speed", "1000"}}))
+		p := &pod{namespace: "ai-workloads", name: fmt.Sprint("llama-", i), labels: "{app: llama-server, version: v1}",
+			args: []string{"--model", "llama-3-8b", "--lora", v1, "--lora", v2, "--max-loras", "2", "--speed", "1000"}}
+		witnesses = append(witnesses, startWitness(t, p))
+		startPod(t, p)
 	}
 	// One that the pool does not select.
 	startPod(t, &pod{namespace: "ai-workloads", name: "other", labels: "{app: llama-server, version: v2}", args: []string{"--model", "other"}})
@@ -36,8 +38,6 @@ func TestAnnouncement(t *testing.T) {
 	system := strings.Repeat("You help the customers of a company with their orders. ", 40)
 
 	const conversations = 10_000
-	counts := make(map[string]int) // by the model that the engine says it answered by
-	var mu sync.Mutex
 	var next, failed atomic.Int64
 	var workers sync.WaitGroup
 	for range 16 {
@@ -52,11 +52,7 @@ func TestAnnouncement(t *testing.T) {
 					if failed.Add(1) < 5 {
 						t.Errorf("conversation %d: %v, %d %s", i, err, a.status, a.body)
 					}
-					continue
 				}
-				mu.Lock()
-				counts[a.model]++
-				mu.Unlock()
 			}
 		})
 	}
@@ -64,19 +60,25 @@ func TestAnnouncement(t *testing.T) {
 	if failed.Load() > 0 {
 		t.Fatalf("%d requests failed", failed.Load())
 	}
-	for _, p := range pods {
-		if served := p.metric(t, "vllm:request_success_total"); served < conversations/20 {
-			t.Errorf("pod %s served %v requests of %d", p.name, served, conversations)
+	asked := make(map[string]int)
+	for i, w := range witnesses {
+		served := 0
+		for model, n := range w.counts() {
+			asked[model] += n
+			served += n
+		}
+		if served < conversations/20 {
+			t.Errorf("pod %d served %d requests of %d", i, served, conversations)
 		}
 	}
 	chi := 0.0
 	for model, share := range map[string]float64{v1: 0.8, v2: 0.2} {
 		want := share * conversations
-		chi += math.Pow(float64(counts[model])-want, 2) / want
+		chi += math.Pow(float64(asked[model])-want, 2) / want
 	}
-	t.Logf("80 to 20 over %d conversations: %v, χ² = %.2f (1 degree of freedom)", conversations, counts, chi)
+	t.Logf("80 to 20 over %d conversations: %v, χ² = %.2f (1 degree of freedom)", conversations, asked, chi)
 	if chi > 23.9 { // p = 10⁻⁶
-		t.Errorf("%v is not a split of 80 to 20: χ² = %.1f", counts, chi)
+		t.Errorf("%v is not a split of 80 to 20: χ² = %.1f", asked, chi)
 	}
 	if a, err := post(client, url, chat("unknown", "s", "u")); err != nil || a.status != 404 {
 		t.Errorf("a model that nobody declared: %v, %d", err, a.status)

@@ -349,6 +349,41 @@ func (c *cluster) remove(t *testing.T, o *unstructured.Unstructured) {
 	}
 }
 
+// finalize ends a namespace that is being deleted, as the controller of namespaces does when nothing is left in it.
+func (c *cluster) finalize(t *testing.T, name string) {
+	t.Helper()
+	namespaces := c.resource(namespaceNamed(name))
+	o, err := namespaces.Get(context.Background(), name, metav1.GetOptions{})
+	if err == nil && o.GetDeletionTimestamp() != nil {
+		unstructured.RemoveNestedField(o.Object, "spec", "finalizers")
+		_, err = namespaces.Update(context.Background(), o, metav1.UpdateOptions{}, "finalize")
+	}
+	if err != nil && !apierrors.IsNotFound(err) {
+		t.Error(err)
+	}
+}
+
+// object gives one as it is now.
+func (c *cluster) object(t *testing.T, apiVersion, kind, namespace, name string) *unstructured.Unstructured {
+	t.Helper()
+	o := &unstructured.Unstructured{Object: map[string]any{"apiVersion": apiVersion, "kind": kind, "metadata": map[string]any{"namespace": namespace, "name": name}}}
+	o, err := c.resource(o).Get(t.Context(), name, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return o
+}
+
+// mustParse reads one manifest.
+func mustParse(t *testing.T, text string) *unstructured.Unstructured {
+	t.Helper()
+	objects, err := parse(text)
+	if err != nil || len(objects) != 1 {
+		t.Fatalf("%d objects, %v in %s", len(objects), err, text)
+	}
+	return objects[0]
+}
+
 // kubeconfig is a file with a token of a ServiceAccount.
 func (c *cluster) kubeconfig(t *testing.T, namespace, account string) string {
 	t.Helper()

@@ -22,24 +22,29 @@ command -v etcd >/dev/null || skip "it needs etcd (Debian: etcd-server)"
 here=bench/e2e/kube
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/fairway-e2e
 
-# program MODULE PACKAGE...: sets built to a folder with the commands of a nested module, named after what makes them.
+# program MODULE FLAGS PACKAGE...: sets built to a folder with the commands of a nested module, linked with FLAGS; it is named
+# after what makes them.
 program() {
-	local module=$1
-	shift
-	built=$cache/$module-$({ cat "$here/$module/go.mod" "$here/$module/go.sum" && go version; } | sha256sum | cut -c 1-12)
+	local module=$1 flags="-s -w $2"
+	shift 2
+	built=$cache/$module-$({ cat "$here/$module/go.mod" "$here/$module/go.sum" && go version && echo "$flags"; } | sha256sum | cut -c 1-12)
 	[ ! -e "$built/complete" ] || return 0
 	echo "e2e-kube: building $*"
 	mkdir -p "$built"
-	(cd "$here/$module" && retry go mod download && CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w' -o "$built/" "$@") ||
+	(cd "$here/$module" && retry go mod download && CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "$flags" -o "$built/" "$@") ||
 		fail "go could not build $*"
 	touch "$built/complete"
 }
-program apiserver k8s.io/kubernetes/cmd/kube-apiserver k8s.io/kubernetes/cmd/kubectl
+# Charts ask for the API server's version, which its own build puts in.
+kubernetes=$(cd $here/apiserver && go list -m -f '{{.Version}}' k8s.io/kubernetes)
+minor=${kubernetes#v1.} minor=${minor%%.*}
+program apiserver "-X k8s.io/component-base/version.gitVersion=$kubernetes -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=$minor" \
+	k8s.io/kubernetes/cmd/kube-apiserver k8s.io/kubernetes/cmd/kubectl
 export E2E_KUBERNETES=$built
-program helm helm.sh/helm/v3/cmd/helm
+program helm "-X helm.sh/helm/v3/pkg/chartutil.k8sVersionMajor=1 -X helm.sh/helm/v3/pkg/chartutil.k8sVersionMinor=$minor" helm.sh/helm/v3/cmd/helm
 export E2E_HELM=$built/helm
 
-# source MODULE@VERSION: where a module's files are.
+# source_of MODULE@VERSION: where a module's files are.
 source_of() { (cd "$here/apiserver" && retry go mod download -json "$1") | sed -n 's/^\t"Dir": "\(.*\)",$/\1/p'; }
 # own MODULE: one that Fairway is built with.
 own() { source_of "$1@$(go list -m -f '{{.Version}}' "$1")"; }

@@ -3,12 +3,68 @@
 package kube_test
 
 import (
+	"bytes"
+	"encoding/json"
+	"io"
 	"maps"
 	"net"
 	"net/http"
+	"net/http/httputil"
+	"net/url"
 	"sync"
 	"testing"
 )
+
+// witness stands before a pod's engine and counts which models it is asked for.
+type witness struct {
+	engine *httputil.ReverseProxy
+
+	mu    sync.Mutex
+	asked map[string]int // guarded by mu
+}
+
+// startWitness has one listen at the address of a pod whose engine listens elsewhere.
+func startWitness(t *testing.T, p *pod) *witness {
+	t.Helper()
+	p.ip, p.listen = podIP(), freeAddress()
+	transport := &http.Transport{MaxIdleConnsPerHost: 64}
+	w := &witness{engine: httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: p.listen}), asked: make(map[string]int)}
+	w.engine.Transport = transport
+	l, err := net.Listen("tcp", p.address())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &http.Server{Handler: w}
+	go s.Serve(l)
+	t.Cleanup(func() {
+		s.Close()
+		transport.CloseIdleConnections()
+	})
+	return w
+}
+
+func (w *witness) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
+	if r.Method == "POST" {
+		body, err := io.ReadAll(r.Body)
+		var said struct{ Model string }
+		if err != nil || json.Unmarshal(body, &said) != nil {
+			http.Error(rw, "what is this?", http.StatusBadRequest)
+			return
+		}
+		w.mu.Lock()
+		w.asked[said.Model]++
+		w.mu.Unlock()
+		r.Body = io.NopCloser(bytes.NewReader(body))
+	}
+	w.engine.ServeHTTP(rw, r)
+}
+
+// counts gives how often each model was asked for.
+func (w *witness) counts() map[string]int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return maps.Clone(w.asked)
+}
 
 // echo is a pod that answers everything and counts what was chosen for it, as the field x-chosen says.
 type echo struct {

@@ -3,6 +3,7 @@
 package kube_test
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -29,6 +30,7 @@ const trustDomain = "cluster.local"
 type fairway struct {
 	*process
 	ca                           *ztunnel.Authority
+	id                           string // in the mesh
 	http, hbone, metrics, admins string
 
 	mu      sync.Mutex
@@ -46,15 +48,16 @@ type application struct {
 // startFairway runs one; what rest says is the end of its settings.
 func startFairway(t *testing.T, rest string) *fairway {
 	t.Helper()
+	return startFairwayAs(t, systemNamespace, "fairway", rest)
+}
+
+// startFairwayAs has it be a ServiceAccount's.
+func startFairwayAs(t *testing.T, namespace, account, rest string) *fairway {
+	t.Helper()
 	ca, err := ztunnel.NewAuthority(trustDomain)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return startReplica(t, ca, rest)
-}
-
-func startReplica(t *testing.T, ca *ztunnel.Authority, rest string) *fairway {
-	t.Helper()
 	dir := t.TempDir()
 	write := func(name string, content []byte) string {
 		path := filepath.Join(dir, name)
@@ -63,7 +66,7 @@ func startReplica(t *testing.T, ca *ztunnel.Authority, rest string) *fairway {
 		}
 		return path
 	}
-	certificate, err := ca.Issue(ca.ID(systemNamespace, "fairway"), time.Now().Add(-time.Minute), time.Hour)
+	certificate, err := ca.Issue(ca.ID(namespace, account), time.Now().Add(-time.Minute), time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,13 +74,13 @@ func startReplica(t *testing.T, ca *ztunnel.Authority, rest string) *fairway {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &fairway{process: new(process), ca: ca, http: freeAddress(), hbone: freeAddress(), metrics: freeAddress(), admins: freeAddress()}
+	f := &fairway{process: new(process), ca: ca, id: ca.ID(namespace, account), http: freeAddress(), hbone: freeAddress(), metrics: freeAddress(), admins: freeAddress()}
 	f.moved = sync.NewCond(&f.mu)
 	f.line = f.read
 	config := write("fairway.yaml", fmt.Appendf(nil, "listen: {http: %q, hbone: %q, metrics: %q, admin: %q}\ntls: {files: {certificate: %q, key: %q, roots: %q}}\n%s",
 		f.http, f.hbone, f.metrics, f.admins, write("tls.crt", crt), write("tls.key", key), write("roots.pem", ca.PEM()), rest))
 	start(t, f.process, "http://"+f.metrics+"/healthz/ready", filepath.Join(os.Getenv("E2E_BIN"), "fairway"), "serve", "--kubernetes",
-		"--kubeconfig", theCluster.kubeconfig(t, systemNamespace, "fairway"), "--config", config, "--trust-domain", trustDomain, "--json", "--no-access-log")
+		"--kubeconfig", theCluster.kubeconfig(t, namespace, account), "--config", config, "--trust-domain", trustDomain, "--json", "--no-access-log")
 	return f
 }
 
@@ -147,7 +150,7 @@ func (f *fairway) client(t *testing.T, namespace, account string) *ztunnel.Clien
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &ztunnel.Client{Address: f.hbone, TLS: f.ca.Client(certificate, f.ca.ID(systemNamespace, "fairway"))}
+	c := &ztunnel.Client{Address: f.hbone, TLS: f.ca.Client(certificate, f.id)}
 	t.Cleanup(c.Close)
 	return c
 }
@@ -184,6 +187,7 @@ type pod struct {
 	labels          string // in YAML's flow style
 	captured        bool   // by a ztunnel
 	args            []string
+	listen          string // of the engine, if something stands before it
 	engine          *process
 }
 
@@ -202,8 +206,9 @@ func (p *pod) address() string { return netip.AddrPortFrom(p.ip, 8000).String() 
 
 func (p *pod) startEngine(t *testing.T) {
 	t.Helper()
+	at := cmp.Or(p.listen, p.address())
 	p.engine = new(process)
-	start(t, p.engine, "http://"+p.address()+"/health", filepath.Join(os.Getenv("E2E_BIN"), "mockvllm"), append([]string{"--listen", p.address()}, p.args...)...)
+	start(t, p.engine, "http://"+at+"/health", filepath.Join(os.Getenv("E2E_BIN"), "mockvllm"), append([]string{"--listen", at}, p.args...)...)
 }
 
 func (p *pod) stopEngine() { p.engine.end(syscall.SIGTERM) }
