@@ -119,7 +119,7 @@ type serviceView struct {
 func describeManifests(m *kube.Manifests, t *kube.Translation) manifestsView {
 	v := manifestsView{
 		Errors: append([]string{}, m.Problems...), Warnings: []string{}, Services: []serviceView{}, Others: m.Others,
-		Pools: describePools(t.World.Pools), Models: describeModels(t.World.Models), Routes: describeRoutes(t.World.Routes),
+		Pools: describePools(&t.World), Models: describeModels(t.World.Models), Routes: describeRoutes(t.World.Routes),
 	}
 	for _, f := range t.Findings {
 		text := f.String()

@@ -50,8 +50,18 @@ type portView struct {
 }
 
 type poolView struct {
-	Name      string   `json:"name"`
-	Endpoints []string `json:"endpoints"`
+	Name      string      `json:"name"`
+	Endpoints []string    `json:"endpoints"`
+	Picker    *pickerView `json:"picker,omitempty"` // nil: the embedded one
+}
+
+type pickerView struct {
+	Address     string `json:"address"`
+	FailureMode string `json:"failure_mode"`
+	Timeout     string `json:"timeout"`
+	BodyMode    string `json:"body_mode"`
+	Answers     string `json:"answers"`
+	TLS         string `json:"tls"` // none, unverified or verified
 }
 
 // routeView is one rule of a route.
@@ -90,7 +100,7 @@ func describeConfig(c *file.Config) configView {
 	w := c.World
 	v := configView{
 		Listen: map[string]string{"http": c.Listen.HTTP, "hbone": c.Listen.HBONE, "sandwich": c.Listen.Sandwich, "metrics": c.Listen.Metrics, "admin": c.Listen.Admin},
-		Pools:  describePools(w.Pools), Models: describeModels(w.Models), Routes: describeRoutes(w.Routes), Services: describeServices(w.Services),
+		Pools:  describePools(w), Models: describeModels(w.Models), Routes: describeRoutes(w.Routes), Services: describeServices(w.Services),
 		Timeouts: map[string]string{
 			"connect": w.Timeouts.Connect.String(), "first_byte": w.Timeouts.FirstByte.String(),
 			"stream_idle": w.Timeouts.StreamIdle.String(), "request": w.Timeouts.Request.String(), "drain": w.Timeouts.Drain.String(),
@@ -110,16 +120,41 @@ func describeConfig(c *file.Config) configView {
 	return v
 }
 
-func describePools(pools []proxy.Pool) []poolView {
+func describePools(w *proxy.World) []poolView {
 	views := []poolView{}
-	for _, p := range pools {
+	for _, p := range w.Pools {
 		view := poolView{Name: p.Name, Endpoints: []string{}}
+		if w.Pickers != proxy.EmbeddedPicker {
+			view.Picker = describePicker(p.Picker)
+		}
 		for _, e := range p.Endpoints {
 			view.Endpoints = append(view.Endpoints, cmp.Or(string(e.Scheme), "http")+"://"+e.Address)
 		}
 		views = append(views, view)
 	}
 	return views
+}
+
+// describePicker says how a pool's own picker is asked; nil: it has none.
+func describePicker(p *proxy.Picker) *pickerView {
+	if p == nil {
+		return nil
+	}
+	v := &pickerView{
+		Address:     p.Address,
+		FailureMode: string(cmp.Or(p.FailureMode, proxy.FailClose)),
+		Timeout:     cmp.Or(p.Timeout, proxy.DefaultPickerTimeout).String(),
+		BodyMode:    string(cmp.Or(p.Body, proxy.BodyFullDuplex)),
+		Answers:     string(cmp.Or(p.Answers, proxy.AnswersHead)),
+		TLS:         "unverified",
+	}
+	switch {
+	case p.Plain:
+		v.TLS = "none"
+	case p.Roots != "":
+		v.TLS = "verified"
+	}
+	return v
 }
 
 func describeModels(models []proxy.Model) []modelView {

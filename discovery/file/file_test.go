@@ -75,7 +75,7 @@ func TestEverySettingIsRead(t *testing.T) {
 listen: {http: "127.0.0.1:1", metrics: "", admin: "[::1]:3"}
 pools:
   - &p {name: a, endpoints: &e ["http://One.example", {url: "http://[2001:DB8::0:1]:8000/"}]}
-  - {name: b, endpoints: *e}
+  - {name: b, endpoints: *e, picker: {address: "Picker.example:9002", failure_mode: FailOpen, timeout: 5s, body_mode: BUFFERED, answers: body, secure_serving: false}}
 models:
   - {name: m, pool: a, targets: [{name: x}, {name: y, weight: 0}]}
   - {name: "n/7", pool: b, criticality: Sheddable}
@@ -85,6 +85,7 @@ timeouts: {connect: 1ms, first_byte: 2m, stream_idle: 1h30m, request: 4s, drain:
 limits: {body: 5, buffers: 6KiB, headers: "7 MB", connections: 8}
 scrape: {interval: 1s, timeout: 2s, path: "/m?x=y"}
 usage: observe
+pickers: embedded
 explain: never
 model_names: served
 `)
@@ -92,7 +93,9 @@ model_names: served
 	want := &Config{
 		Listen: Listen{HTTP: "127.0.0.1:1", Admin: "[::1]:3"},
 		World: &proxy.World{
-			Pools: []proxy.Pool{{Name: "a", Endpoints: endpoints}, {Name: "b", Endpoints: endpoints}},
+			Pools: []proxy.Pool{{Name: "a", Endpoints: endpoints}, {Name: "b", Endpoints: endpoints, Picker: &proxy.Picker{
+				Address: "Picker.example:9002", FailureMode: proxy.FailOpen, Timeout: 5 * time.Second, Body: proxy.BodyBuffered, Answers: proxy.AnswersBody, Plain: true,
+			}}},
 			Models: []proxy.Model{
 				{Name: "m", Pool: "a", Targets: []proxy.Target{{Name: "x", Weight: 1}, {Name: "y", Weight: 0}}},
 				{Name: "n/7", Pool: "b", Criticality: proxy.Sheddable},
@@ -104,6 +107,7 @@ model_names: served
 			},
 			Limits:     proxy.Limits{Body: 5, Buffers: 6 << 10, Headers: 7e6, Connections: 8},
 			Scrape:     proxy.Scrape{Interval: time.Second, Timeout: 2 * time.Second, Path: "/m?x=y"},
+			Pickers:    proxy.EmbeddedPicker,
 			Usage:      proxy.UsageObserve,
 			ModelNames: proxy.ModelServed,
 			Explain:    proxy.ExplainNever,
@@ -141,11 +145,11 @@ func TestErrorsNameLinePathAndRemedy(t *testing.T) {
 	tests := map[string]struct{ file, want string }{
 		"nothing":           {"", `f:1: pools: missing: want at least one pool with the endpoints to serve from`},
 		"only comments":     {"# pools:\n---\n", `f:1: pools: missing: want at least one pool with the endpoints to serve from`},
-		"not a mapping":     {"- a", `f:1: a list: want a mapping of keys (auth, explain, limits, listen, model_names, models, normalization, objectives, policies, pools, raise_priority, routes, scrape, services, timeouts, tls, trusted_proxies, usage, waypoint_for)`},
+		"not a mapping":     {"- a", `f:1: a list: want a mapping of keys (auth, explain, limits, listen, model_names, models, normalization, objectives, pickers, policies, pools, raise_priority, routes, scrape, services, timeouts, tls, trusted_proxies, usage, waypoint_for)`},
 		"not YAML":          {"pools:\n  - name: a\n endpoints: []\n", `f:2: not YAML: did not find expected key`},
 		"two documents":     {minimal + "---\n" + minimal, `f:2: a second YAML document: want one in a file`},
 		"unknown anchor":    {"pools: *p", `f: not YAML: unknown anchor 'p' referenced`},
-		"unknown key":       {minimal + "timeout: {}", `f:2: timeout: unknown key: did you mean "timeouts"? (keys: auth, explain, limits, listen, model_names, models, normalization, objectives, policies, pools, raise_priority, routes, scrape, services, timeouts, tls, trusted_proxies, usage, waypoint_for)`},
+		"unknown key":       {minimal + "timeout: {}", `f:2: timeout: unknown key: did you mean "timeouts"? (keys: auth, explain, limits, listen, model_names, models, normalization, objectives, pickers, policies, pools, raise_priority, routes, scrape, services, timeouts, tls, trusted_proxies, usage, waypoint_for)`},
 		"unknown inner key": {minimal + "scrape:\n  # often\n  every: 5s\n", `f:4: scrape.every: unknown key (keys: interval, path, timeout)`},
 		"merge key":         {minimal + "scrape: {<<: {path: /x}}", `f:2: scrape.<<: unknown key (keys: interval, path, timeout)`},
 		"duplicate key":     {minimal + "usage: inject\nusage: observe\n", `f:3: usage: the same key as on line 2`},
@@ -249,7 +253,7 @@ fairway.yaml:4: pools[0].endpoints[0]: "10.0.0.1" is not an endpoint URL: want h
 fairway.yaml:4: pools[0].endpoints[1]: "http://10.0.0.2:70000" is not an endpoint URL: port "70000": want a number from 1 to 65535
 fairway.yaml:5: pools[1].name: "a" is the name of pools[0] as well
 fairway.yaml:5: pools[1].endpoints: missing: want at least one, http://host:port
-fairway.yaml:6: pools[1].endpoint: unknown key: did you mean "endpoints"? (keys: endpoints, name)
+fairway.yaml:6: pools[1].endpoint: unknown key: did you mean "endpoints"? (keys: endpoints, name, picker)
 fairway.yaml:8: models[0].pool: no pool is named "c": did you mean "a"? (pools: a)
 fairway.yaml:9: limits.body: "-1" is negative: want bytes such as 65536, 64KiB or 1GiB
 fairway.yaml:10: timeouts.drain: "x" is not a duration: want one such as 100ms, 2s or 5m`

@@ -74,6 +74,7 @@ func (r *reader) config(n *yaml.Node, c *Config) {
 		}),
 		"usage":       textInto(r, &w.Usage, oneOf(usageModes)),
 		"model_names": textInto(r, &w.ModelNames, oneOf(modelNames)),
+		"pickers":     textInto(r, &w.Pickers, oneOf(pickerChoices)),
 		"explain":     textInto(r, &w.Explain, oneOf(explainModes)),
 		"tls":         r.tls(&c.TLS),
 		"services": r.list(func(_ int, n *yaml.Node, path string) {
@@ -89,7 +90,29 @@ func (r *reader) pool(n *yaml.Node, path string) (p proxy.Pool) {
 		"endpoints": r.list(func(_ int, n *yaml.Node, path string) {
 			p.Endpoints = append(p.Endpoints, r.endpoint(n, path))
 		}),
+		"picker": func(n *yaml.Node, path string) { p.Picker = r.picker(n, path) },
 	})
+	return p
+}
+
+// picker reads how a pool's own endpoint picker is asked.
+func (r *reader) picker(n *yaml.Node, path string) *proxy.Picker {
+	p := &proxy.Picker{FailureMode: proxy.FailClose, Timeout: proxy.DefaultPickerTimeout, Body: proxy.BodyFullDuplex, Answers: proxy.AnswersHead}
+	secure := true
+	present := r.mapping(n, path, map[string]field{
+		"address":        textInto(r, &p.Address, "an address, host:port"),
+		"failure_mode":   textInto(r, &p.FailureMode, oneOf(failureModes)),
+		"timeout":        r.duration(&p.Timeout, minInterval),
+		"body_mode":      textInto(r, &p.Body, oneOf(pickerBodies)),
+		"answers":        textInto(r, &p.Answers, oneOf(pickerAnswers)),
+		"secure_serving": r.yesNo(&secure),
+		"roots":          r.roots(&p.Roots),
+		"server_name":    textInto(r, &p.ServerName, "the name in its certificate"),
+	})
+	if !present {
+		return nil
+	}
+	p.Plain = !secure
 	return p
 }
 
@@ -165,6 +188,10 @@ var (
 	explainModes    = []proxy.ExplainMode{proxy.ExplainOnRequest, proxy.ExplainAlways, proxy.ExplainNever}
 	normalizations  = []normalize.Mode{normalize.DecodeAndMergeSlashes, normalize.MergeSlashes, normalize.Base, normalize.None}
 	raisePriorities = []proxy.RaisePriority{proxy.RaiseInMesh, proxy.RaiseAnyone, proxy.RaiseNobody}
+	failureModes    = []proxy.FailureMode{proxy.FailClose, proxy.FailOpen}
+	pickerBodies    = []proxy.PickerBody{proxy.BodyFullDuplex, proxy.BodyBuffered}
+	pickerAnswers   = []proxy.PickerAnswers{proxy.AnswersNone, proxy.AnswersHead, proxy.AnswersBody}
+	pickerChoices   = []proxy.PickerChoice{proxy.HonourPickers, proxy.EmbeddedPicker}
 	criticalities   = []proxy.Criticality{proxy.Critical, proxy.Standard, proxy.Sheddable}
 )
 

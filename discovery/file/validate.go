@@ -61,6 +61,7 @@ func (c *Config) check() []problem {
 	word(&k, "raise_priority", c.World.RaisePriority, raisePriorities)
 	word(&k, "usage", c.World.Usage, usageModes)
 	word(&k, "model_names", c.World.ModelNames, modelNames)
+	word(&k, "pickers", c.World.Pickers, pickerChoices)
 	word(&k, "explain", c.World.Explain, explainModes)
 	return k.problems
 }
@@ -133,8 +134,31 @@ func (k *checker) pools(w *proxy.World) map[string]int {
 			}
 			seen[pod{e.Address, e.UID}] = j
 		}
+		k.picker(path+".picker", p.Picker)
 	}
 	return names
+}
+
+// picker checks how a pool's own endpoint picker is asked; nil: it has none.
+func (k *checker) picker(path string, p *proxy.Picker) {
+	if p == nil {
+		return
+	}
+	if p.Address == "" {
+		k.problem(path+".address", "missing: want where the picker listens, host:port")
+	} else if err := checkAddress(p.Address); err != nil {
+		k.problem(path+".address", "%v", err)
+	}
+	word(k, path+".failure_mode", p.FailureMode, failureModes)
+	k.notNegative(path+".timeout", p.Timeout)
+	word(k, path+".body_mode", p.Body, pickerBodies)
+	word(k, path+".answers", p.Answers, pickerAnswers)
+	if p.Plain && p.Roots != "" {
+		k.problem(path+".roots", "there is no certificate to verify with secure_serving: false")
+	}
+	if p.ServerName != "" && p.Roots == "" {
+		k.problem(path+".server_name", "the certificate is not verified without roots")
+	}
 }
 
 // name checks the name of the i-th of many, which no other may have.
