@@ -143,6 +143,18 @@ func (p *Pool) Pick(r *Request, now time.Duration) (Lease, error) {
 	return l, err
 }
 
+// Reserve takes a lease on an endpoint that somebody else has chosen.
+func (p *Pool) Reserve(e *Endpoint, r *Request, now time.Duration) Lease {
+	m := p.measure(r, now)
+	var c Candidate
+	e.weigh(&c, &m)
+	if r.Candidates != nil {
+		*r.Candidates = append((*r.Candidates)[:0], c)
+	}
+	l, _ := e.reserve(&c, &m, true)
+	return l
+}
+
 // Explain appends to dst the candidates for a request as the policy sees them now, and reserves nothing.
 func (p *Pool) Explain(dst []Candidate, r *Request, now time.Duration) []Candidate {
 	at := len(dst)

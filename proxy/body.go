@@ -188,6 +188,18 @@ func (b *body) grow() error {
 	return nil
 }
 
+// replace has other bytes stand for the body, which is whole.
+func (b *body) replace(with []byte) error {
+	size := int64(len(with))
+	if !b.budget.take(size) {
+		return errBuffersSpent()
+	}
+	from := b.budget
+	b.release()
+	*b = body{bytes: with, whole: true, length: size, limit: size, budget: from, taken: size}
+	return nil
+}
+
 // release gives all of it back. The bytes must not be used any more.
 func (b *body) release() {
 	for _, m := range []*[]byte{b.memory, b.window} {

@@ -74,6 +74,11 @@ func errNoEndpoint(pool string) *Error {
 		Message: fmt.Sprintf("No endpoint of pool %s is there to serve this request.", pool)}
 }
 
+func errPickerFailed(pool string, cause error) *Error {
+	return &Error{Status: 503, Type: "fairway_picker_failed", RetryAfter: time.Second,
+		Message: fmt.Sprintf("The endpoint picker of pool %s failed: %v.", pool, cause)}
+}
+
 func errUpstream(cause error) *Error {
 	return &Error{Status: 502, Type: "fairway_upstream_failed",
 		Message: fmt.Sprintf("The engine failed before it answered: %v.", cause)}

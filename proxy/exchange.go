@@ -46,6 +46,8 @@ type Exchange struct {
 	body     body
 	read     openai.Request
 	kind     openai.Kind
+	chooser  Chooser        // of the pool, or asked
+	consult  consultation   // of the pool's own picker; zero without one
 	early    bool           // an endpoint is chosen by the start of the body
 	override string         // the name that a field asks to be served by, if that is believed
 	fairness string         // whose the request is by its own word, if that is believed
@@ -118,6 +120,8 @@ func (x *Exchange) serve() error {
 	if err := x.route(); err != nil {
 		return err
 	}
+	x.beginChoice()
+	defer x.consult.end()
 	x.mirror()
 	if d, ok := x.stream.(director); ok {
 		return x.direct(d)
@@ -255,7 +259,12 @@ func (x *Exchange) route() error {
 	}
 	x.edit()
 	x.askLoad()
+	x.measure()
+	return nil
+}
 
+// measure says what the picker is to know of the request.
+func (x *Exchange) measure() {
 	seed := prefix.ExtendSeed(prefix.Seed(x.target), x.read.CacheSalt)
 	x.chain, x.want.Hash, x.want.Bytes = prefix.AppendChain(x.chain[:0], seed, x.read.Spans)
 	x.want.Chain = x.chain
@@ -268,7 +277,6 @@ func (x *Exchange) route() error {
 	x.want.Model = x.target
 	x.want.MaxTokens = x.read.MaxTokens
 	x.want.Stream = x.read.Stream
-	return nil
 }
 
 // edit has the body say upstream what it is to say there.
@@ -286,7 +294,7 @@ func (x *Exchange) attempt() (again bool, err error) {
 	x.want.Exclude = x.tried
 	x.weighed = x.weighed[:0]
 	asked := Now()
-	choice, err := x.pool.chooser.Choose(x.ctx, &x.want)
+	choice, err := x.chooser.Choose(x.ctx, &x.want)
 	x.notePick(asked)
 	if err != nil {
 		return false, x.noEndpoint(err)
@@ -333,7 +341,7 @@ func (x *Exchange) attempt() (again bool, err error) {
 		return true, nil
 	}
 	x.settled()
-	whole, outcome = x.relay(conn, &choice.Lease)
+	whole, outcome = x.relay(x.told(conn, endpoint), &choice.Lease)
 	whole = whole && x.sent
 	return false, nil
 }
@@ -390,7 +398,7 @@ func (x *Exchange) account() {
 // forget lets go of everything that belongs to the request.
 func (x *Exchange) forget() {
 	x.stream, x.ctx, x.head = nil, nil, nil
-	x.found, x.backend, x.call = route.Found{}, nil, nil
+	x.found, x.backend, x.call, x.chooser = route.Found{}, nil, nil, nil
 	x.peer, x.dest = nil, nil
 	x.judged.Forget()
 	clear(x.asked.Fields[:cap(x.asked.Fields)])
@@ -410,7 +418,7 @@ func (x *Exchange) reset(s Stream) {
 		judged: x.judged, asked: message.Request{Fields: x.asked.Fields[:0]}, spelled: x.spelled,
 		read: x.read, answer: x.answer, events: x.events, plain: x.plain, rename: x.rename, renamed: x.renamed[:0],
 		segments: x.segments[:0], chain: x.chain[:0], tried: x.tried[:0], scratch: x.scratch[:0],
-		weighed: x.weighed[:0], record: x.record,
+		consult: consultation{endpoints: x.consult.endpoints[:0]}, weighed: x.weighed[:0], record: x.record,
 		start: now,
 	}
 	x.record.Reset()

@@ -11,6 +11,7 @@ import (
 	"mime/multipart"
 	"net"
 	"net/http"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -20,13 +21,21 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
+	"google.golang.org/grpc/grpclog"
 
 	"github.com/fairway-proxy/fairway/bench/mock"
 	"github.com/fairway-proxy/fairway/proxy/account"
 	"github.com/fairway-proxy/fairway/proxy/message"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv(pickerProcess) != "" {
+		runPicker()
+		return
+	}
+	grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, io.Discard))
+	goleak.VerifyTestMain(m)
+}
 
 // pod is a mock engine on a loopback address of its own.
 type pod struct {

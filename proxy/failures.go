@@ -130,8 +130,14 @@ func (x *Exchange) noEndpoint(err error) error {
 	if own, ok := errors.AsType[*Error](err); ok {
 		return own
 	}
-	if x.gone() {
+	if p, ok := errors.AsType[*pickerAnswer](err); ok {
+		return p
+	}
+	switch {
+	case x.gone():
 		return errGone
+	case x.ctx.Err() != nil:
+		return x.timeout()
 	}
 	if x.failure != nil {
 		return errUpstream(x.failure)
@@ -158,6 +164,13 @@ func (x *Exchange) refuse(err error) {
 	if errors.Is(err, errGone) || x.stream.Started() {
 		x.record.Status, x.record.Reason = statusClientGone, x.leftBecause()
 		x.stream.Abort()
+		return
+	}
+	if p, ok := errors.AsType[*pickerAnswer](err); ok {
+		x.record.Status, x.record.Reason = p.head.Status, account.PickerAnswered
+		if err := p.write(x.stream, x.record.ID); err != nil {
+			x.stream.Abort()
+		}
 		return
 	}
 	e, ok := errors.AsType[*Error](err)

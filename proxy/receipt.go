@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"slices"
 	"strconv"
 	"time"
 
@@ -37,6 +38,9 @@ func (x *Exchange) noteChoice(l *picker.Lease) {
 		return
 	}
 	p.DecidedBy = factor.String()
+	if slices.Contains(x.consult.endpoints, l.Endpoint()) {
+		p.DecidedBy = "endpoint_picker" // the pool's own
+	}
 	for i := range x.weighed {
 		c := &x.weighed[i]
 		at := len(p.Candidates)

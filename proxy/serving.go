@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"net"
+	"sync/atomic"
 	"time"
 
 	"github.com/fairway-proxy/fairway/picker"
@@ -47,6 +48,8 @@ type pool struct {
 	name        string
 	picker      *picker.Pool
 	chooser     Chooser
+	own         atomic.Pointer[ownPicker] // the pool's own picker; nil for none
+	consulted   consultedCounts
 	connections connections
 	transports  map[Endpoint]*upstream.Transport // guarded by Server.mu
 }
@@ -73,6 +76,11 @@ func (s *Server) SetWorld(w *World) {
 	pools := make(map[string]*pool, len(w.Pools))
 	for i := range w.Pools {
 		p := s.updatePool(&w.Pools[i], or(w.Timeouts.Connect, DefaultConnectTimeout), w.Scrape.Interval)
+		if w.Pickers == EmbeddedPicker {
+			s.setOwnPicker(p, nil, 0)
+		} else {
+			s.setOwnPicker(p, w.Pools[i].Picker, next.bodyLimit)
+		}
 		pools[p.name] = p
 		next.pools = append(next.pools, p)
 	}
@@ -179,6 +187,9 @@ func (p *pool) endpoints() []*upstream.Transport {
 // close lets go of a pool that no World names any more. Requests under way
 // keep their connections until they end.
 func (p *pool) close() {
+	if own := p.own.Swap(nil); own != nil {
+		own.retire()
+	}
 	p.picker.SetEndpoints(nil)
 	for _, t := range p.transports {
 		t.Close()

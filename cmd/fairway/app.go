@@ -75,7 +75,7 @@ func newApp(c *file.Config, log, access *slog.Logger, s proxy.Config) (*app, err
 		s.Tunnel = a.dialer.DialContext
 	}
 	a.server = proxy.New(s)
-	a.registry.MustRegister(endpointMetrics{a.server}, poolMetrics{a.server}, appMetrics{a})
+	a.registry.MustRegister(endpointMetrics{a.server}, poolMetrics{a.server}, pickerMetrics{a.server}, appMetrics{a})
 	a.scraper = scrape.New(scrape.Config{Now: proxy.Now, Log: log})
 	a.unread.Store(len(c.World.Pools) == 0)
 	if err := a.readSecrets(c); err != nil {

@@ -197,6 +197,9 @@ func forPicker(c *file.Config) error {
 	}
 	c.World.Access = authz.Config{Elsewhere: true}
 	for _, p := range c.World.Pools {
+		if p.Picker != nil {
+			problems = append(problems, fmt.Errorf("pool %s: picker: a picker asks no other", p.Name))
+		}
 		for _, e := range p.Endpoints {
 			if _, err := netip.ParseAddrPort(e.Address); err != nil {
 				problems = append(problems, fmt.Errorf("pool %s: endpoint %s: a picker names endpoints by IP address and port, not by host name", p.Name, e.Address))

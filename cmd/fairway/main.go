@@ -3,7 +3,10 @@
 package main
 
 import (
+	"io"
+
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/grpclog"
 
 	"github.com/fairway-proxy/fairway/cmd/internal/cli"
 )
@@ -11,7 +14,11 @@ import (
 // version is set by the linker (make build).
 var version = ""
 
-func main() { cli.Main(newRoot()) }
+func main() {
+	// What happens on connections to and from pickers is told by those who use them.
+	grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, io.Discard))
+	cli.Main(newRoot())
+}
 
 func newRoot() *cobra.Command {
 	return cli.Group(&cobra.Command{

@@ -63,6 +63,25 @@ func (m endpointMetrics) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
+// pickerMetrics are what came of asking pools' own endpoint pickers.
+type pickerMetrics struct{ server *proxy.Server }
+
+var (
+	descAsked     = prometheus.NewDesc("fairway_own_picker_requests_total", "Requests that the pool's own endpoint picker was asked about, by what came of it: named, answered, timeout, unavailable, protocol, outside (no endpoint of the pool), spared (not asked, having timed out).", []string{"pool", "outcome"}, nil)
+	descFallbacks = prometheus.NewDesc("fairway_own_picker_fallbacks_total", "Choices that the embedded picker made in place of the pool's own (FailOpen).", []string{"pool"}, nil)
+)
+
+func (m pickerMetrics) Describe(ch chan<- *prometheus.Desc) { ch <- descAsked; ch <- descFallbacks }
+
+func (m pickerMetrics) Collect(ch chan<- prometheus.Metric) {
+	for _, p := range m.server.Pickers() {
+		for o, n := range p.Outcomes {
+			ch <- prometheus.MustNewConstMetric(descAsked, prometheus.CounterValue, float64(n), p.Pool, proxy.PickerOutcome(o).String())
+		}
+		ch <- prometheus.MustNewConstMetric(descFallbacks, prometheus.CounterValue, float64(p.Fallbacks), p.Pool)
+	}
+}
+
 // appMetrics are the metrics of the proxy as a whole.
 type appMetrics struct{ app *app }
 

@@ -81,6 +81,7 @@ func allMetrics(t *testing.T) []metric {
 var metricSections = []struct{ title, prefix, text string }{
 	{"Endpoints", "fairway_endpoint_", "Of each engine, as the picker uses it. Those that an engine does not tell are absent."},
 	{"Pools", "fairway_pool_", "To scale a pool's engines by, see [install.md](install.md#scale-engines)."},
+	{"Endpoint pickers of pools", "fairway_own_picker_", "Absent without them; see [endpoint-picker.md](endpoint-picker.md#a-picker-of-your-own)."},
 	{"The mesh", "fairway_hbone_", "Tunnels that are accepted (`inbound`) and made (`outbound`); absent without them."},
 	{"The mesh", "fairway_certificate_", ""},
 	{"Istio", "istio_", "What a waypoint of Istio's own counts, for requests that come through a tunnel, with `reporter=\"waypoint\"`."},
@@ -119,7 +120,7 @@ func metricsPage(all []metric) string {
 		rows[title] += fmt.Sprintf("| `%s` | %s | %s | %s |\n", m.name, m.kind, labels, m.help)
 	}
 	slices.SortStableFunc(titles, func(a, b string) int {
-		order := []string{"Requests", "Pools", "Endpoints", "The proxy", "The mesh", "Istio", "OpenTelemetry"}
+		order := []string{"Requests", "Pools", "Endpoints", "Endpoint pickers of pools", "The proxy", "The mesh", "Istio", "OpenTelemetry"}
 		at := func(s string) int { return (slices.Index(order, s) + len(order) + 1) % (len(order) + 1) }
 		return cmp.Compare(at(a), at(b))
 	})

@@ -75,7 +75,8 @@ func TestEverySettingIsRead(t *testing.T) {
 listen: {http: "127.0.0.1:1", metrics: "", admin: "[::1]:3"}
 pools:
   - &p {name: a, endpoints: &e ["http://One.example", {url: "http://[2001:DB8::0:1]:8000/"}]}
-  - {name: b, endpoints: *e, picker: {address: "Picker.example:9002", failure_mode: FailOpen, timeout: 5s, body_mode: BUFFERED, answers: body, secure_serving: false}}
+  - {name: b, endpoints: *e}
+  - {name: c, endpoints: ["http://10.0.0.1:8000"], picker: {address: "Picker.example:9002", failure_mode: FailOpen, timeout: 5s, body_mode: BUFFERED, answers: body, secure_serving: false}}
 models:
   - {name: m, pool: a, targets: [{name: x}, {name: y, weight: 0}]}
   - {name: "n/7", pool: b, criticality: Sheddable}
@@ -93,7 +94,7 @@ model_names: served
 	want := &Config{
 		Listen: Listen{HTTP: "127.0.0.1:1", Admin: "[::1]:3"},
 		World: &proxy.World{
-			Pools: []proxy.Pool{{Name: "a", Endpoints: endpoints}, {Name: "b", Endpoints: endpoints, Picker: &proxy.Picker{
+			Pools: []proxy.Pool{{Name: "a", Endpoints: endpoints}, {Name: "b", Endpoints: endpoints}, {Name: "c", Endpoints: []proxy.Endpoint{{Address: "10.0.0.1:8000"}}, Picker: &proxy.Picker{
 				Address: "Picker.example:9002", FailureMode: proxy.FailOpen, Timeout: 5 * time.Second, Body: proxy.BodyBuffered, Answers: proxy.AnswersBody, Plain: true,
 			}}},
 			Models: []proxy.Model{

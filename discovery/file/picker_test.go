@@ -26,12 +26,16 @@ func TestPickerDefaults(t *testing.T) {
 			want.FailureMode, want.Timeout = proxy.FailClose, proxy.DefaultPickerTimeout
 			want.Body, want.Answers = proxy.BodyFullDuplex, proxy.AnswersHead
 		}
-		c, err := Parse("f", []byte("pools: [{name: a, endpoints: ['http://a'], "+text+"}]"))
+		c, err := Parse("f", []byte("pools: [{name: a, endpoints: ['http://10.0.0.1:8000'], "+text+"}]"))
 		if err != nil {
 			t.Errorf("%s: %v", text, err)
 		} else if got := c.World.Pools[0].Picker; !reflect.DeepEqual(got, want) {
 			t.Errorf("%s: %+v, want %+v", text, got, want)
 		}
+	}
+	_, err := Parse("f", []byte("pools: [{name: a, endpoints: ['http://a:80'], picker: {address: 'epp:1'}}]"))
+	if want := "f:1: pools[0].picker: a picker names endpoints by IP address and port: a:80 is a host name"; err == nil || err.Error() != want {
+		t.Errorf("%v, want %s", err, want)
 	}
 }
 
@@ -48,7 +52,7 @@ func TestPickerErrors(t *testing.T) {
 		"{address: 'e:1', roots: testdata/none.pem}": "pools[0].picker.roots: open testdata/none.pem: no such file or directory",
 		"{address: 'e:1', secure_serving: 'no'}":     `pools[0].picker.secure_serving: "no": want true or false`,
 	} {
-		_, err := Parse("f", []byte("pools: [{name: a, endpoints: ['http://a'], picker: "+text+"}]"))
+		_, err := Parse("f", []byte("pools: [{name: a, endpoints: ['http://10.0.0.1:8000'], picker: "+text+"}]"))
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %s", text, err, want)
 		}

@@ -3,6 +3,7 @@ package file
 import (
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -134,15 +135,21 @@ func (k *checker) pools(w *proxy.World) map[string]int {
 			}
 			seen[pod{e.Address, e.UID}] = j
 		}
-		k.picker(path+".picker", p.Picker)
+		k.picker(path+".picker", &p)
 	}
 	return names
 }
 
-// picker checks how a pool's own endpoint picker is asked; nil: it has none.
-func (k *checker) picker(path string, p *proxy.Picker) {
+// picker checks how a pool's own endpoint picker is asked, if it has one.
+func (k *checker) picker(path string, pool *proxy.Pool) {
+	p := pool.Picker
 	if p == nil {
 		return
+	}
+	for _, e := range pool.Endpoints {
+		if _, err := netip.ParseAddrPort(e.Address); err != nil && checkAddress(e.Address) == nil {
+			k.problem(path, "a picker names endpoints by IP address and port: %s is a host name", e.Address)
+		}
 	}
 	if p.Address == "" {
 		k.problem(path+".address", "missing: want where the picker listens, host:port")

@@ -83,6 +83,7 @@ func (rec *Record) texts() [9]*string {
 
 // Reasons that are not the type of an error answer.
 const (
+	PickerAnswered  = "picker_answered" // the pool's own endpoint picker, in an endpoint's place
 	ClientGone      = "client_gone"
 	ClientTimeout   = "client_timeout"   // it sent or took nothing for too long, and was cut off
 	UpstreamCut     = "upstream_cut"     // the answer broke off

@@ -10,6 +10,8 @@
 // is sent, the answer's head and body are read. What is sent and what is read
 // pass through the proxy, which does the forwarding.
 //
+// The client's end asks a picker where a request goes: Client.Ask gives a Ruling.
+//
 // Bodies are taken in the modes FULL_DUPLEX_STREAMED, which the protocol asks for,
 // and BUFFERED; answers also in STREAMED, and without their bodies.
 package extproc

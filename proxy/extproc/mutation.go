@@ -5,6 +5,7 @@ import (
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/fairway-proxy/fairway/proxy/message"
 )
@@ -23,11 +24,11 @@ func (m *mutation) diff(came, wanted []message.Field) {
 		if sameValues(came, wanted, f.Name) {
 			continue
 		}
-		action := corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD
+		again := false
 		for _, g := range wanted[i:] {
 			if bytes.EqualFold(g.Name, f.Name) {
-				m.add(string(g.Name), g.Value, action)
-				action = corev3.HeaderValueOption_APPEND_IF_EXISTS_OR_ADD
+				m.add(string(g.Name), g.Value, again)
+				again = true
 			}
 		}
 	}
@@ -40,13 +41,18 @@ func (m *mutation) diff(came, wanted []message.Field) {
 
 // set gives a field one value.
 func (m *mutation) set(name string, value []byte) {
-	m.add(name, value, corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD)
+	m.add(name, value, false)
 }
 
-func (m *mutation) add(name string, value []byte, action corev3.HeaderValueOption_HeaderAppendAction) {
-	m.SetHeaders = append(m.SetHeaders, &corev3.HeaderValueOption{
-		Header: &corev3.HeaderValue{Key: name, RawValue: value}, AppendAction: action,
-	})
+func (m *mutation) add(name string, value []byte, again bool) {
+	o := &corev3.HeaderValueOption{Header: &corev3.HeaderValue{Key: name, RawValue: value}}
+	if again {
+		//lint:ignore SA1019 Envoy's ext_proc goes by it, and not by append_action
+		o.Append = wrapperspb.Bool(true)
+	} else {
+		o.AppendAction = corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD
+	}
+	m.SetHeaders = append(m.SetHeaders, o)
 }
 
 func (m *mutation) remove(name string) { m.RemoveHeaders = append(m.RemoveHeaders, name) }

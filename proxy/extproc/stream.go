@@ -29,6 +29,7 @@ const (
 	subsetKey        = "x-gateway-destination-endpoint-subset"
 	pseudoMethod     = ":method"
 	pseudoPath       = ":path"
+	pseudoScheme     = ":scheme"
 	pseudoAuthority  = ":authority"
 	pseudoStatus     = ":status"
 	lengthField      = "content-length"
