@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/fairway-proxy/fairway/cmd/internal/cli"
 	"github.com/fairway-proxy/fairway/discovery/file"
 	"github.com/fairway-proxy/fairway/discovery/kube"
 	"github.com/fairway-proxy/fairway/discovery/scrape"
@@ -22,6 +23,7 @@ import (
 	"github.com/fairway-proxy/fairway/proxy"
 	"github.com/fairway-proxy/fairway/proxy/account"
 	"github.com/fairway-proxy/fairway/proxy/admin"
+	"github.com/fairway-proxy/fairway/proxy/dashboard"
 	"github.com/fairway-proxy/fairway/proxy/hbone"
 )
 
@@ -46,13 +48,14 @@ type app struct {
 	settings *file.Config      // guarded by applying
 	objects  *kube.Translation // what a cluster says is served; nil: none does, or not yet; guarded by applying
 
-	plain    net.Listener    // nil: off
-	tunnels  *hbone.Listener // nil: off
-	sandwich *hbone.Sandwich // nil: off
-	dialer   *hbone.Dialer   // nil without an identity
-	metrics  *http.Server    // nil: off
-	admin    *http.Server    // nil: off
-	failed   chan error      // what ended a listener
+	plain     net.Listener         // nil: off
+	tunnels   *hbone.Listener      // nil: off
+	sandwich  *hbone.Sandwich      // nil: off
+	dialer    *hbone.Dialer        // nil without an identity
+	metrics   *http.Server         // nil: off
+	admin     *http.Server         // nil: off
+	dashboard *dashboard.Dashboard // nil without admin
+	failed    chan error           // what ended a listener
 	// finish waits for the requests that came by no listener of ours, until the
 	// context is done; nil: there are none.
 	finish func(context.Context)
@@ -179,6 +182,12 @@ func (a *app) listen(l file.Listen) error {
 	if a.metrics, err = a.serveHTTP("listen.metrics", l.Metrics, admin.Metrics(source)); err != nil {
 		return err
 	}
+	if l.Admin != "" {
+		a.dashboard = dashboard.New(dashboard.Source{
+			Version: cli.Version(version), Replica: source.Replica, Ready: source.Ready, Gatherer: source.Gatherer, Endpoints: source.Endpoints, Receipts: source.Receipts,
+		})
+		source.Dashboard = a.dashboard
+	}
 	a.admin, err = a.serveHTTP("listen.admin", l.Admin, admin.Admin(source))
 	return err
 }
@@ -282,6 +291,9 @@ func (a *app) close() {
 		if s != nil {
 			s.Close()
 		}
+	}
+	if a.dashboard != nil {
+		a.dashboard.Close()
 	}
 	a.scraper.Close()
 	if a.dialer != nil {

@@ -127,7 +127,7 @@ func (o *demoOptions) greet(out io.Writer, s *stack) {
 	fmt.Fprintf(out, "  curl -N %s/v1/chat/completions -H 'Content-Type: application/json' -H 'X-Fairway-Explain: 1' -i \\\n", url)
 	fmt.Fprintf(out, "    -d '{\"model\":\"%s\",\"stream\":true,\"max_tokens\":20,\"messages\":[{\"role\":\"user\",\"content\":\"Where did this go?\"}]}'\n\n", demoModel)
 	if s.app.admin != nil {
-		fmt.Fprintf(out, "What each engine is believed to hold: curl http://%s/endpoints\n", s.app.admin.Addr)
+		fmt.Fprintf(out, "Dashboard: http://%s/\n", s.app.admin.Addr)
 	}
 	if s.app.metrics != nil {
 		_, port, _ := net.SplitHostPort(s.app.metrics.Addr)

@@ -67,6 +67,7 @@ var rules = map[string]rule{
 	"proxy/account":   {},
 	"proxy/admin":     {may: []string{"proxy/account"}},
 	"proxy/authz":     {may: []string{"proxy/message", "proxy/normalize"}},
+	"proxy/dashboard": {may: []string{"proxy/account"}},
 	"proxy/extproc":   {may: []string{"proxy/message", "proxy/sock"}},
 	"proxy/h1":        {may: []string{"proxy/message", "proxy/sock"}},
 	"proxy/h2":        {may: []string{"proxy/message", "proxy/sock"}},

@@ -31,6 +31,9 @@ type Source struct {
 	Config    func() any
 	// Receipts gives the receipts of the last exchanges, the newest first.
 	Receipts func(account.Query) []account.Receipt
+	// Dashboard serves / and what is below /dashboard/ on the operator's port;
+	// nil: nothing is there.
+	Dashboard http.Handler
 	// Replica is the name of this process.
 	Replica string
 }
@@ -53,11 +56,15 @@ func Metrics(s Source) http.Handler {
 	return mux
 }
 
-// Admin handles the operator's port: /endpoints, /config, /receipts and
+// Admin handles the operator's port: the dashboard at /, /endpoints, /config, /receipts and
 // /debug/pprof/, beside all that Metrics serves.
 func Admin(s Source) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/", Metrics(s))
+	if s.Dashboard != nil {
+		mux.Handle("GET /{$}", s.Dashboard)
+		mux.Handle("GET /dashboard/", s.Dashboard)
+	}
 	mux.HandleFunc("GET /endpoints", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, s.Endpoints()) })
 	mux.HandleFunc("GET /config", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, s.Config()) })
 	mux.HandleFunc("GET /receipts", s.receipts)
