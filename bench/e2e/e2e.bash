@@ -36,3 +36,20 @@ environment() {
 		fail "pip could not install $2/requirements.txt"
 	touch "$venv/complete"
 }
+
+# routers: sets routers to the folder of the routers for vLLM that vllm/routers.txt names, each in an environment of its
+# own: their commands have the same names.
+routers() {
+	local list router venv
+	list=$(dirname "${BASH_SOURCE[0]}")/vllm/routers.txt
+	routers=${XDG_CACHE_HOME:-$HOME/.cache}/fairway-e2e/routers-$(sha256sum <"$list" | cut -c 1-12)
+	[ ! -e "$routers/complete" ] || return 0
+	while read -r router; do
+		echo "$name: installing $router" >&2
+		venv=$routers/${router%%==*}
+		rm -rf "$venv"
+		python3 -m venv "$venv"
+		retry "$venv/bin/pip" install -q --disable-pip-version-check "$router" >&2 || fail "$router could not be installed"
+	done < <(grep -v '^#' "$list")
+	touch "$routers/complete"
+}

@@ -18,14 +18,13 @@ type backend struct {
 	page     []byte // of metrics
 }
 
-// Fields by which a request asks for a stream of events.
-const (
-	eventsField = "x-bench-events"  // how many
-	paceField   = "x-bench-pace-us" // and how far apart
-)
+// A prompt that begins like this asks for a stream of so many events, so far apart.
+// It says so in its text because not every proxy passes on fields that it does not know.
+const streamFormat = "events=%d pace=%dus "
 
 var (
 	answer = canned("application/json", `{"id":"chatcmpl-1","object":"chat.completion","created":1,"model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"Forty-two."},"finish_reason":"stop"}],"usage":{"prompt_tokens":300,"completion_tokens":4,"total_tokens":304,"prompt_tokens_details":{"cached_tokens":0}}}`)
+	models = canned("application/json", `{"object":"list","data":[{"id":"m","object":"model","created":1,"owned_by":"vllm","max_model_len":131072}]}`)
 	event  = []byte(`data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":{"content":" token"},"logprobs":null,"finish_reason":null,"token_ids":null}]}` + "\n\n")
 )
 
@@ -40,16 +39,19 @@ func newBackend(page []byte) (*backend, error) {
 		return nil, err
 	}
 	b := &backend{listener: l, page: canned("text/plain; version=0.0.4", string(page))}
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go b.serve(c)
-		}
-	}()
+	go b.accept(l)
 	return b, nil
+}
+
+// accept serves what connects to l.
+func (b *backend) accept(l net.Listener) {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		go b.serve(c)
+	}
 }
 
 func (b *backend) address() string { return b.listener.Addr().String() }
@@ -62,14 +64,18 @@ func (b *backend) serve(c net.Conn) {
 		if err != nil {
 			return
 		}
+		body, _ := r.Peek(min(r.Buffered(), 1<<10))
+		n, pace := wantsStream(body)
 		if err := skipBody(r, head); err != nil {
 			return
 		}
 		switch {
 		case bytes.HasPrefix(head, []byte("GET /metrics")):
 			_, err = c.Write(b.page)
-		case field(head, eventsField) != "":
-			err = stream(c, head)
+		case bytes.HasPrefix(head, []byte("GET /v1/models")):
+			_, err = c.Write(models)
+		case n > 0:
+			err = stream(c, n, pace)
 		default:
 			_, err = c.Write(answer)
 		}
@@ -79,17 +85,24 @@ func (b *backend) serve(c net.Conn) {
 	}
 }
 
+// wantsStream reads what streamFormat says; n is 0 where it says nothing.
+func wantsStream(body []byte) (n int, pace time.Duration) {
+	var us int64
+	if i := bytes.Index(body, []byte("events=")); i >= 0 {
+		fmt.Sscanf(string(body[i:]), streamFormat, &n, &us)
+	}
+	return n, time.Duration(us) * time.Microsecond
+}
+
 // stream writes each event by itself, as an engine does.
-func stream(c net.Conn, head []byte) error {
-	n, _ := strconv.Atoi(field(head, eventsField))
-	pace, _ := strconv.Atoi(field(head, paceField))
+func stream(c net.Conn, n int, pace time.Duration) error {
 	if _, err := io.WriteString(c, "HTTP/1.1 200 OK\r\nserver: uvicorn\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"); err != nil {
 		return err
 	}
 	chunk := fmt.Appendf(nil, "%x\r\n%s\r\n", len(event), event)
 	due := time.Now()
 	for range n {
-		due = due.Add(time.Duration(pace) * time.Microsecond)
+		due = due.Add(pace)
 		time.Sleep(time.Until(due))
 		if _, err := c.Write(chunk); err != nil {
 			return err

@@ -29,13 +29,20 @@ const variants = 256
 
 // newLoad makes requests with bodies of size bytes. Their prompts share nothing; as
 // code, they are full of what JSON escapes.
-func newLoad(name string, size int, code bool, more string) *load {
+func newLoad(name string, size int, code bool) *load { return makeLoad(name, size, code, "", false) }
+
+// newStreams makes requests of 1 KB for streams of so many events.
+func newStreams(name string, events int, pace time.Duration) *load {
+	return makeLoad(name, 1<<10, false, fmt.Sprintf(streamFormat, events, pace.Microseconds()), true)
+}
+
+func makeLoad(name string, size int, code bool, begin string, stream bool) *load {
 	l := &load{name: name}
 	random := rand.New(rand.NewPCG(1, uint64(size)))
 	words := strings.Fields("the of and to in is that it was for on are as with his they at be this from have or by one had not but what all were when we there can an your which their said if do will each about how up out them then she many some so these would other into has more her two like him see time could no make than first been its who now people my made over did down only way find use may water long little very after words called just where most know")
 	for i := range variants {
 		var prompt strings.Builder
-		fmt.Fprintf(&prompt, "%d: ", i)
+		fmt.Fprintf(&prompt, "%s%d: ", begin, i)
 		for prompt.Len() < size-120 {
 			prompt.WriteString(words[random.IntN(len(words))])
 			if code && random.IntN(3) == 0 {
@@ -44,8 +51,8 @@ func newLoad(name string, size int, code bool, more string) *load {
 				prompt.WriteByte(' ')
 			}
 		}
-		body := fmt.Sprintf(`{"messages":[{"role":"user","content":"%s"}],"model":"m","max_tokens":4}`, prompt.String())
-		l.requests = append(l.requests, fmt.Appendf(nil, "POST /v1/chat/completions HTTP/1.1\r\n%s%scontent-length: %d\r\n\r\n%s", fields, more, len(body), body))
+		body := fmt.Sprintf(`{"messages":[{"role":"user","content":"%s"}],"model":"m","max_tokens":4,"stream":%t}`, prompt.String(), stream)
+		l.requests = append(l.requests, fmt.Appendf(nil, "POST /v1/chat/completions HTTP/1.1\r\n%scontent-length: %d\r\n\r\n%s", fields, len(body), body))
 	}
 	return l
 }
@@ -56,12 +63,20 @@ type client struct {
 	r    *bufio.Reader
 }
 
-func dial(address string) (*client, error) {
-	c, err := net.DialTimeout("tcp", address, 5*time.Second)
+// dialer connects to what is measured.
+type dialer func() (net.Conn, error)
+
+func (d dialer) client() (*client, error) {
+	c, err := d()
 	if err != nil {
 		return nil, err
 	}
 	return &client{c, bufio.NewReaderSize(c, 32<<10)}, nil
+}
+
+// tcp connects to an address.
+func tcp(address string) dialer {
+	return func() (net.Conn, error) { return net.DialTimeout("tcp", address, 5*time.Second) }
 }
 
 // do sends a request and reads the answer, which has to be a 200.
@@ -80,10 +95,10 @@ func (c *client) do(request []byte) error {
 }
 
 // connect opens n connections.
-func connect(address string, n int) ([]*client, error) {
+func connect(to dialer, n int) ([]*client, error) {
 	clients := make([]*client, n)
 	for i := range clients {
-		c, err := dial(address)
+		c, err := to.client()
 		if err != nil {
 			hangUp(clients[:i])
 			return nil, err
@@ -99,10 +114,34 @@ func hangUp(clients []*client) {
 	}
 }
 
+// hold has n streams under way, and calls f once each has got its first event.
+func hold(to dialer, l *load, n int, f func()) error {
+	clients, err := connect(to, n)
+	if err != nil {
+		return err
+	}
+	defer hangUp(clients)
+	for i, c := range clients {
+		if _, err := c.conn.Write(l.requests[i%variants]); err != nil {
+			return err
+		}
+	}
+	for _, c := range clients {
+		if _, err := readHead(c.r); err != nil {
+			return err
+		}
+		if _, err := c.r.Peek(1); err != nil {
+			return err
+		}
+	}
+	f()
+	return nil
+}
+
 // saturate has n connections send one request after the other for d, and gives how
 // many were answered and how many failed, of which there may be a few.
-func saturate(address string, l *load, n int, d time.Duration) (answered, failed int64, err error) {
-	clients, err := connect(address, n)
+func saturate(to dialer, l *load, n int, d time.Duration) (answered, failed int64, err error) {
+	clients, err := connect(to, n)
 	if err != nil {
 		return 0, 0, err
 	}
@@ -120,7 +159,7 @@ func saturate(address string, l *load, n int, d time.Duration) (answered, failed
 					if failures.Add(1) > 10 {
 						return
 					}
-					if c, err = dial(address); err != nil {
+					if c, err = to.client(); err != nil {
 						last.Store(&err)
 						return
 					}
@@ -140,9 +179,9 @@ func saturate(address string, l *load, n int, d time.Duration) (answered, failed
 
 // latencies sends rate requests a second for d, whether or not answers come, and
 // gives how long each took from when it was due, sorted.
-func latencies(address string, l *load, rate int, d time.Duration) ([]time.Duration, error) {
+func latencies(to dialer, l *load, rate int, d time.Duration) ([]time.Duration, error) {
 	const connections = 64
-	clients, err := connect(address, connections)
+	clients, err := connect(to, connections)
 	if err != nil {
 		return nil, err
 	}

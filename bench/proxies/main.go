@@ -14,6 +14,7 @@ import (
 	"log"
 	"math"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -23,7 +24,7 @@ var (
 	binary   = flag.String("fairway", "bin/fairway", "the `program` under test")
 	rounds   = flag.Int("rounds", 5, "how often everything is measured")
 	seconds  = flag.Float64("seconds", 2, "how long one measurement takes")
-	names    = flag.String("proxies", "direct,haproxy,nginx,envoy,net/http,fairway", "what is measured, in this order and then in turn; fairway=PROGRAM is another build of it")
+	names    = flag.String("proxies", "direct,haproxy,nginx,envoy,net/http,fairway,fairway-tls,fairway-hbone", "what is measured, in this order and then in turn; fairway=PROGRAM is another build of it")
 	page     = flag.String("metrics", "discovery/scrape/testdata/vllm-0.32.txt", "the engines' metrics `page`")
 	asJSON   = flag.Bool("json", false, "print one JSON object in the place of tables")
 	rate     = flag.Int("rate", 1000, "requests a second while latency is measured")
@@ -51,6 +52,10 @@ func main() {
 }
 
 func run() error {
+	var err error
+	if *binary, err = filepath.Abs(*binary); err != nil { // it is started in other folders
+		return err
+	}
 	metrics, err := os.ReadFile(*page)
 	if err != nil {
 		return err
@@ -63,18 +68,11 @@ func run() error {
 	if err := os.Chmod(dir, 0o755); err != nil { // nginx's workers are another user
 		return err
 	}
-	var backends []string
-	for range 3 {
-		b, err := newBackend(metrics)
-		if err != nil {
-			return err
-		}
-		backends = append(backends, b.address())
+	site, err := newSite(dir, metrics)
+	if err != nil {
+		return err
 	}
-	loads := []*load{
-		newLoad("1k", 1<<10, false, ""), newLoad("16k", 16<<10, false, ""), newLoad("16k code", 16<<10, true, ""), newLoad("220k", 220<<10, false, ""),
-	}
-	events := newLoad("events", 1<<10, false, fmt.Sprintf("%s: %d\r\n%s: %d\r\n", eventsField, eventsEach, paceField, pace.Microseconds()))
+	loads := []*load{newLoad("1k", 1<<10, false), newLoad("16k", 16<<10, false), newLoad("16k code", 16<<10, true), newLoad("220k", 220<<10, false)}
 
 	results := newResults()
 	list := strings.Split(*names, ",")
@@ -84,14 +82,14 @@ func run() error {
 			if results.missing[name] {
 				continue
 			}
-			p, err := start(name, dir, backends)
+			p, err := start(name, site)
 			if err != nil {
 				log.Printf("%s is left out: %v", name, err)
 				results.missing[name] = true
 				continue
 			}
 			log.Printf("round %d of %d: %s", round+1, *rounds, name)
-			err = measure(p, loads, events, results)
+			err = measure(p, loads, results)
 			p.stop()
 			if err != nil {
 				return fmt.Errorf("%s: %w", p.name, err)
@@ -106,11 +104,11 @@ func run() error {
 }
 
 // measure takes every figure of one proxy once.
-func measure(p *proxy, loads []*load, events *load, r *results) error {
+func measure(p *proxy, loads []*load, r *results) error {
 	each := time.Duration(*seconds * float64(time.Second))
 	idle := p.resident()
 	r.add("idle_mb", p.name, float64(idle)/1e6)
-	clients, err := connect(p.address, held)
+	clients, err := connect(p.to, held)
 	if err != nil {
 		return err
 	}
@@ -122,12 +120,20 @@ func measure(p *proxy, loads []*load, events *load, r *results) error {
 	r.add("idle_connection_kb", p.name, float64(p.resident()-idle)/1e3/held)
 	hangUp(clients)
 
+	idle = p.resident()
+	err = hold(p.to, newStreams("slow", 100, time.Second), held, func() {
+		r.add("stream_kb", p.name, float64(p.resident()-idle)/1e3/held)
+	})
+	if err != nil {
+		return err
+	}
+
 	for _, l := range loads {
-		if _, _, err := saturate(p.address, l, connections, each/4); err != nil { // warm
+		if _, _, err := saturate(p.to, l, connections, each/4); err != nil { // warm
 			return err
 		}
 		before, began := p.cpu(), time.Now()
-		n, failed, err := saturate(p.address, l, connections, each)
+		n, failed, err := saturate(p.to, l, connections, each)
 		if err != nil {
 			return err
 		}
@@ -137,17 +143,19 @@ func measure(p *proxy, loads []*load, events *load, r *results) error {
 	}
 
 	before := p.cpu()
-	n, failed, err := saturate(p.address, events, streams, each)
+	n, failed, err := saturate(p.to, newStreams("events", eventsEach, pace), streams, each)
 	if err != nil {
 		return err
 	}
 	r.failed[p.name] += failed
 	r.add("sse_us", p.name, float64((p.cpu()-before).Microseconds())/float64(n*(eventsEach+1)))
 
-	took, err := latencies(p.address, loads[0], *rate, each)
+	before = p.cpu()
+	took, err := latencies(p.to, loads[0], *rate, each)
 	if err != nil {
 		return err
 	}
+	r.add("paced_cpu_us", p.name, float64((p.cpu()-before).Microseconds())/float64(len(took)))
 	for _, q := range []float64{.5, .99, .999} {
 		r.add(fmt.Sprintf("ms_p%g", q*100), p.name, float64(quantile(took, q).Microseconds())/1e3)
 	}
@@ -253,8 +261,8 @@ func (r *results) print(w *os.File, list []string, loads []*load) {
 		row(append(cells, cell("sse_us", name))...)
 	}
 	fmt.Fprintln(w)
-	row("", "requests/s at 1k", "16k", "220k", fmt.Sprintf("added p50 at %d/s, ms", *rate), "p99", "p99.9", "idle, MB", "an idle connection, KB")
-	row(slices.Repeat([]string{"---"}, 9)...)
+	row("", "requests/s at 1k", "16k", "220k", fmt.Sprintf("added p50 at %d/s, ms", *rate), "p99", "p99.9", fmt.Sprintf("CPU µs at %d/s", *rate), "idle, MB", "an idle connection, KB", "a stream, KB")
+	row(slices.Repeat([]string{"---"}, 11)...)
 	for _, name := range list {
 		if r.missing[name] {
 			continue
@@ -266,9 +274,11 @@ func (r *results) print(w *os.File, list []string, loads []*load) {
 		for _, q := range []string{"ms_p50", "ms_p99", "ms_p99.9"} {
 			cells = append(cells, fmt.Sprintf("%.2f", r.added(q, name)))
 		}
-		cells = append(cells, fmt.Sprintf("%.1f", r.median("idle_mb", name)), fmt.Sprintf("%.1f", r.median("idle_connection_kb", name)))
+		for _, what := range []string{"paced_cpu_us", "idle_mb", "idle_connection_kb", "stream_kb"} {
+			cells = append(cells, fmt.Sprintf("%.1f", r.median(what, name)))
+		}
 		if name == "direct" {
-			copy(cells[4:], []string{"–", "–", "–", "–", "–"})
+			copy(cells[4:], slices.Repeat([]string{"–"}, 7))
 		}
 		row(cells...)
 	}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/json"
-	"fmt"
 	"math"
 	"testing"
 	"time"
@@ -15,21 +14,21 @@ func TestMeasureDirect(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer b.listener.Close()
-	l := newLoad("1k", 1<<10, false, "")
+	l := newLoad("1k", 1<<10, false)
 	for i, r := range l.requests {
 		if n := len(r); n < 1<<10 || n > 2<<10 {
 			t.Fatalf("request %d has %d bytes", i, n)
 		}
 	}
-	n, failed, err := saturate(b.address(), l, 4, 50*time.Millisecond)
+	n, failed, err := saturate(tcp(b.address()), l, 4, 50*time.Millisecond)
 	if err != nil || n == 0 || failed != 0 {
 		t.Fatalf("%d answered, %d failed: %v", n, failed, err)
 	}
-	events := newLoad("events", 1<<10, true, fmt.Sprintf("%s: 3\r\n", eventsField))
-	if n, failed, err := saturate(b.address(), events, 4, 50*time.Millisecond); err != nil || n == 0 || failed != 0 {
+	events := newStreams("events", 3, 0)
+	if n, failed, err := saturate(tcp(b.address()), events, 4, 50*time.Millisecond); err != nil || n == 0 || failed != 0 {
 		t.Fatalf("%d streams, %d failed: %v", n, failed, err)
 	}
-	took, err := latencies(b.address(), l, 1000, 50*time.Millisecond)
+	took, err := latencies(tcp(b.address()), l, 1000, 50*time.Millisecond)
 	if err != nil || len(took) != 50 || quantile(took, 1) != took[49] {
 		t.Fatalf("%d latencies: %v", len(took), err)
 	}

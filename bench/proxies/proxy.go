@@ -18,38 +18,43 @@ import (
 
 // proxy is one under test: a process, or a few.
 type proxy struct {
-	name    string
-	address string
-	cmd     *exec.Cmd // nil: nothing between client and backend
+	name string
+	to   dialer
+	cmd  *exec.Cmd // nil: nothing between client and backend
 }
 
-// kinds are the proxies that can be started. An error says why one cannot.
-var kinds = map[string]func(dir, address string, backends []string) (*exec.Cmd, error){
-	"fairway": func(dir, address string, backends []string) (*exec.Cmd, error) {
-		return fairway(*binary, dir, address, backends)
-	},
-	"haproxy":  haproxy,
-	"nginx":    nginx,
-	"envoy":    envoy,
-	"net/http": reverseProxy,
+// kinds are the proxies that can be started, at an address of their own, and how
+// clients get there. An error says why one cannot.
+var kinds = map[string]func(s *site, address string) (*exec.Cmd, dialer, error){
+	"fairway":       func(s *site, address string) (*exec.Cmd, dialer, error) { return fairway(*binary, s, address) },
+	"fairway-tls":   fairwayTLS,
+	"fairway-hbone": fairwayHBONE,
+	"haproxy":       haproxy,
+	"nginx":         nginx,
+	"envoy":         envoy,
+	"net/http":      reverseProxy,
+	"smg":           cacheAware("smg", "launch"),
+	"sglang-router": cacheAware("sglang-router", "launch"),
+	"vllm-router":   cacheAware("vllm-router"),
 }
 
-// start starts a proxy in front of these backends.
-func start(name, dir string, backends []string) (*proxy, error) {
+// start starts a proxy in front of the site's backends.
+func start(name string, s *site) (*proxy, error) {
 	if name == "direct" {
-		return &proxy{name: name, address: backends[0]}, nil
+		return &proxy{name: name, to: tcp(s.backends[0])}, nil
 	}
-	p := &proxy{name: name, address: freeAddress()}
+	p := &proxy{name: name}
 	var err error
+	address := freeAddress()
 	if build, ok := strings.CutPrefix(name, "fairway="); ok {
-		p.cmd, err = fairway(build, dir, p.address, backends)
+		p.cmd, p.to, err = fairway(build, s, address)
 	} else {
-		p.cmd, err = kinds[name](dir, p.address, backends)
+		p.cmd, p.to, err = kinds[name](s, address)
 	}
 	if err != nil {
 		return nil, err
 	}
-	log, err := os.Create(filepath.Join(dir, strings.ReplaceAll(name, "/", "-")+".log"))
+	log, err := os.Create(filepath.Join(s.dir, strings.ReplaceAll(name, "/", "-")+".log"))
 	if err != nil {
 		return nil, err
 	}
@@ -59,10 +64,10 @@ func start(name, dir string, backends []string) (*proxy, error) {
 	if err := p.cmd.Start(); err != nil {
 		return nil, err
 	}
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		c, err := dial(p.address)
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		c, err := p.to.client()
 		if err == nil {
-			err = c.do([]byte("GET /health HTTP/1.1\r\nhost: llm\r\n\r\n"))
+			err = c.do(ready.requests[0])
 			c.conn.Close()
 		}
 		if err == nil {
@@ -74,6 +79,9 @@ func start(name, dir string, backends []string) (*proxy, error) {
 		}
 	}
 }
+
+// ready is asked of a proxy until it serves.
+var ready = newLoad("ready", 1<<10, false)
 
 func (p *proxy) stop() {
 	if p.cmd != nil {
@@ -163,18 +171,18 @@ func each(backends []string, line func(i int, host, port string) string) string 
 }
 
 // fairway as it is shipped: metrics, scraping and the access log on.
-func fairway(program, dir, address string, backends []string) (*exec.Cmd, error) {
-	path, err := write(dir, "fairway.yaml", fmt.Sprintf("listen: {http: %q, metrics: %q, admin: %q}\npools:\n  - name: pool\n    endpoints: [%s]\n",
-		address, freeAddress(), freeAddress(), strings.TrimSuffix(each(backends, func(_ int, h, p string) string { return "http://" + net.JoinHostPort(h, p) + ", " }), ", ")))
-	return exec.Command(program, "serve", "--config", path), err
+func fairway(program string, s *site, address string) (*exec.Cmd, dialer, error) {
+	path, err := write(s.dir, "fairway.yaml", fmt.Sprintf("listen: {http: %q, metrics: %q, admin: %q}\npools:\n  - name: pool\n    endpoints: [%s]\n",
+		address, freeAddress(), freeAddress(), each(s.backends, func(_ int, h, p string) string { return "http://" + net.JoinHostPort(h, p) + ", " })))
+	return exec.Command(program, "serve", "--config", path), tcp(address), err
 }
 
-func haproxy(dir, address string, backends []string) (*exec.Cmd, error) {
+func haproxy(s *site, address string) (*exec.Cmd, dialer, error) {
 	program, err := exec.LookPath("haproxy")
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	path, err := write(dir, "haproxy.cfg", fmt.Sprintf(`global
+	path, err := write(s.dir, "haproxy.cfg", fmt.Sprintf(`global
   nbthread 2
 defaults
   mode http
@@ -188,16 +196,16 @@ frontend in
   default_backend pool
 backend pool
   balance roundrobin
-%s`, address, each(backends, func(i int, h, p string) string { return fmt.Sprintf("  server s%d %s:%s\n", i, h, p) })))
-	return exec.Command(program, "-db", "-f", path), err
+%s`, address, each(s.backends, func(i int, h, p string) string { return fmt.Sprintf("  server s%d %s:%s\n", i, h, p) })))
+	return exec.Command(program, "-db", "-f", path), tcp(address), err
 }
 
-func nginx(dir, address string, backends []string) (*exec.Cmd, error) {
+func nginx(s *site, address string) (*exec.Cmd, dialer, error) {
 	program, err := exec.LookPath("nginx")
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	path, err := write(dir, "nginx.conf", fmt.Sprintf(`daemon off;
+	path, err := write(s.dir, "nginx.conf", fmt.Sprintf(`daemon off;
 worker_processes 2;
 pid %[1]s/nginx.pid;
 error_log stderr error;
@@ -224,20 +232,20 @@ http {
     }
   }
 }
-`, dir, address, each(backends, func(_ int, h, p string) string { return fmt.Sprintf("server %s:%s;", h, p) })))
-	return exec.Command(program, "-p", dir, "-c", path, "-e", "stderr"), err
+`, s.dir, address, each(s.backends, func(_ int, h, p string) string { return fmt.Sprintf("server %s:%s;", h, p) })))
+	return exec.Command(program, "-p", s.dir, "-c", path, "-e", "stderr"), tcp(address), err
 }
 
-func envoy(dir, address string, backends []string) (*exec.Cmd, error) {
+func envoy(s *site, address string) (*exec.Cmd, dialer, error) {
 	program := os.Getenv("ENVOY")
 	if program == "" {
 		var err error
 		if program, err = exec.LookPath("envoy"); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
 	host, port, _ := net.SplitHostPort(address)
-	path, err := write(dir, "envoy.yaml", fmt.Sprintf(`static_resources:
+	path, err := write(s.dir, "envoy.yaml", fmt.Sprintf(`static_resources:
   listeners:
     - address: {socket_address: {address: %s, port_value: %s}}
       filter_chains:
@@ -257,16 +265,34 @@ func envoy(dir, address string, backends []string) (*exec.Cmd, error) {
       load_assignment:
         cluster_name: pool
         endpoints: [{lb_endpoints: [%s]}]
-`, host, port, each(backends, func(_ int, h, p string) string {
+`, host, port, each(s.backends, func(_ int, h, p string) string {
 		return fmt.Sprintf("{endpoint: {address: {socket_address: {address: %s, port_value: %s}}}},", h, p)
 	})))
-	return exec.Command(program, "-c", path, "-l", "error", "--concurrency", "2", "--use-dynamic-base-id"), err
+	return exec.Command(program, "-c", path, "-l", "error", "--concurrency", "2", "--use-dynamic-base-id"), tcp(address), err
 }
 
 // reverseProxy is this program again, as net/http/httputil's ReverseProxy.
-func reverseProxy(_, address string, backends []string) (*exec.Cmd, error) {
+func reverseProxy(s *site, address string) (*exec.Cmd, dialer, error) {
 	self, err := os.Executable()
-	return exec.Command(self, append([]string{"-reverse-proxy", address}, backends...)...), err
+	return exec.Command(self, append([]string{"-reverse-proxy", address}, s.backends...)...), tcp(address), err
+}
+
+// cacheAware is one of the routers of the Python package index, with the policy that
+// looks at prompts and otherwise its defaults. ROUTERS is where they are installed.
+func cacheAware(name string, more ...string) func(*site, string) (*exec.Cmd, dialer, error) {
+	return func(s *site, address string) (*exec.Cmd, dialer, error) {
+		program := filepath.Join(os.Getenv("ROUTERS"), name, "bin", name)
+		if _, err := os.Stat(program); err != nil {
+			return nil, nil, err
+		}
+		host, port, _ := net.SplitHostPort(address)
+		_, metricsPort, _ := net.SplitHostPort(freeAddress())
+		args := append(more, "--host", host, "--port", port, "--prometheus-host", host, "--prometheus-port", metricsPort, "--log-level", "error", "--policy", "cache_aware", "--worker-urls")
+		for _, b := range s.backends {
+			args = append(args, "http://"+b)
+		}
+		return exec.Command(program, args...), tcp(address), nil
+	}
 }
 
 // serveReverseProxy is what net/http has for the purpose, with idle connections

@@ -90,7 +90,7 @@ var rules = map[string]rule{
 	"bench/engine":      {never: noOutside},
 	"bench/load":        {may: []string{"bench/engine", "bench/report", "bench/workload"}},
 	"bench/mock":        {may: []string{"bench/engine"}},
-	"bench/proxies":     {},
+	"bench/proxies":     {may: []string{"bench/e2e/ztunnel"}},
 	"bench/report":      {},
 	"bench/sim":         {may: []string{"bench/engine", "bench/report", "bench/workload", "picker", "picker/prefix", "picker/queue"}},
 	"bench/workload":    {may: []string{"bench/engine"}},

@@ -9,10 +9,8 @@ set -euo pipefail
 cd "$(dirname "$0")/../../.."
 here=bench/e2e/vllm
 
-fail() {
-	echo "bench-vllm: $*" >&2
-	exit 1
-}
+name=bench-vllm
+source bench/e2e/e2e.bash
 
 PATH=$PATH:/usr/sbin
 if ! command -v haproxy >/dev/null && [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
@@ -21,15 +19,6 @@ if ! command -v haproxy >/dev/null && [ "$(id -u)" -eq 0 ] && command -v apt-get
 fi
 command -v haproxy >/dev/null || fail "it needs haproxy"
 
-export E2E_ROUTERS=${XDG_CACHE_HOME:-$HOME/.cache}/fairway-e2e/routers-$(sha256sum <$here/routers.txt | cut -c 1-12)
-if [ ! -e "$E2E_ROUTERS/complete" ]; then
-	while read -r router; do
-		echo "bench-vllm: installing $router"
-		venv=$E2E_ROUTERS/${router%%==*}
-		rm -rf "$venv"
-		python3 -m venv "$venv"
-		"$venv/bin/pip" install -q --disable-pip-version-check --retries 5 "$router" || fail "$router could not be installed"
-	done < <(grep -v '^#' $here/routers.txt)
-	touch "$E2E_ROUTERS/complete"
-fi
+routers
+export E2E_ROUTERS=$routers
 exec $here/e2e.sh -test.run='^TestRouters$' -test.timeout=3h "$@"
