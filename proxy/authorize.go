@@ -1,10 +1,12 @@
 package proxy
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"net"
 	"net/netip"
+	"net/url"
 	"strconv"
 
 	"github.com/fairway-proxy/fairway/proxy/account"
@@ -68,12 +70,85 @@ func (x *Exchange) authorizeModel() error {
 	if x.passed || g == x.judge && !r.ModelPending {
 		return nil
 	}
-	r.Model, r.ModelPending = x.read.Model, false
+	if x.listing() && g.ReadsModel() {
+		return x.permitList(g)
+	}
+	model, err := x.askedModel()
+	if err != nil {
+		return err
+	}
+	r.Model, r.ModelPending = model, false
 	if err := x.permit(g); err != nil || x.override == "" {
 		return err
 	}
 	r.Model = []byte(x.override)
 	return x.permit(g)
+}
+
+// askedModel is the model that the request names: in its body, or for vLLM's WebSocket
+// in its query, as OpenAI has it.
+func (x *Exchange) askedModel() (model []byte, err error) {
+	path, query, ok := bytes.Cut(x.head.Target, []byte("?"))
+	if !ok || string(path) != realtimePath {
+		return x.read.Model, nil
+	}
+	for pair := range bytes.SplitSeq(query, []byte("&")) {
+		name, value, _ := bytes.Cut(pair, []byte("="))
+		if n, err := url.QueryUnescape(string(name)); err != nil || n != "model" {
+			continue
+		}
+		v, err := url.QueryUnescape(string(value))
+		if err != nil || model != nil && string(model) != v {
+			return nil, errBadRequest("The query names no model, or more than one.")
+		}
+		model = []byte(v)
+	}
+	return model, nil
+}
+
+const realtimePath = "/v1/realtime"
+
+// permitList asks the policies about a request for the list of models, which is for
+// whoever may use some of them.
+func (x *Exchange) permitList(g *authz.Guard) error {
+	r := &x.judged
+	r.Model, r.ModelPending = nil, true
+	if err := x.permit(g); err != nil {
+		return err
+	}
+	r.ModelPending = false
+	d := g.Judge(r)
+	x.someModels, d.Denied = d.Denied, false
+	note(&x.record, d)
+	return nil
+}
+
+// mayUse tells whether the caller may make some request of a model, of those that models
+// are there for.
+func (x *Exchange) mayUse(model string) bool {
+	if x.passed || !x.guard.ReadsModel() {
+		return true
+	}
+	before := x.asked.Path()
+	if at := bytes.LastIndex(before, []byte(modelsPath)); at >= 0 {
+		before = before[:at]
+	}
+	r, head := x.judged, x.asked
+	r.Head, r.Model = &head, []byte(model)
+	head.Method = []byte("POST")
+	for _, path := range usePaths {
+		head.Target = append(bytes.Clone(before), path...)
+		if !x.guard.Judge(&r).Denied {
+			return true
+		}
+	}
+	return false
+}
+
+// usePaths are what models are there for.
+var usePaths = []string{
+	"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/embeddings",
+	"/pooling", "/classify", "/v1/rerank", "/v1/score", "/v1/audio/transcriptions", "/v1/audio/translations",
 }
 
 // permit asks the policies.
@@ -93,9 +168,9 @@ func (x *Exchange) permit(g *authz.Guard) error {
 
 // note keeps in a record what policies say.
 func note(rec *account.Record, d authz.Decision) {
-	rec.AuditPolicy, rec.DryRun = d.AuditPolicy, d.DryRun
+	rec.AuditPolicy, rec.DryRun = cmp.Or(rec.AuditPolicy, d.AuditPolicy), rec.DryRun || d.DryRun
 	if d.DryRunDenied {
-		rec.DryRunPolicy = cmp.Or(d.DryRunPolicy, byDefault)
+		rec.DryRunPolicy = cmp.Or(rec.DryRunPolicy, d.DryRunPolicy, byDefault)
 	}
 	if d.Denied {
 		rec.Policy = cmp.Or(d.Policy, byDefault)

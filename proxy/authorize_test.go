@@ -3,6 +3,7 @@ package proxy
 import (
 	"bytes"
 	"crypto/sha256"
+	"encoding/json"
 	"io"
 	"log/slog"
 	"net"
@@ -10,6 +11,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -20,6 +22,7 @@ import (
 	"github.com/fairway-proxy/fairway/proxy/authz"
 	"github.com/fairway-proxy/fairway/proxy/hbone"
 	"github.com/fairway-proxy/fairway/proxy/message"
+	"github.com/fairway-proxy/fairway/proxy/openai"
 	"github.com/fairway-proxy/fairway/proxy/route"
 )
 
@@ -27,15 +30,32 @@ func policy(action authz.Action, r authz.Rule) authz.Policy {
 	return authz.Policy{Name: strings.ToLower(string(action)), Action: action, Rules: []authz.Rule{r}}
 }
 
+// arrivals are the requests that have reached a pod.
+type arrivals struct {
+	mu  sync.Mutex
+	all []*http.Request // guarded by mu
+}
+
+// take gives them, and forgets them.
+func (a *arrivals) take() []*http.Request {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	all := a.all
+	a.all = nil
+	return all
+}
+
 // seen notes the requests that reach a pod.
-func seen(p *pod) *[]*http.Request {
-	var all []*http.Request
+func seen(p *pod) *arrivals {
+	a := new(arrivals)
 	p.SetFaults(mock.Faults{OnRequest: func(r *http.Request, _ []byte) {
 		if r.URL.Path != "/metrics" {
-			all = append(all, r)
+			a.mu.Lock()
+			defer a.mu.Unlock()
+			a.all = append(a.all, r)
 		}
 	}})
-	return &all
+	return a
 }
 
 func TestRequestsWithoutAGoodKeyAreRefused(t *testing.T) {
@@ -50,13 +70,13 @@ func TestRequestsWithoutAGoodKeyAreRefused(t *testing.T) {
 			t.Errorf("%v: %d %s %q %s", fields, m.answer.Status, typ, text, m.fields)
 		}
 	}
-	if len(*reached) > 0 {
-		t.Fatalf("reached: %v", *reached)
+	if all := reached.take(); len(all) > 0 {
+		t.Fatalf("reached: %v", all)
 	}
 	m := post("/v1/chat/completions", chat(false, 3, "hello"), "Authorization", "Bearer secret")
 	s.Handle(m)
-	if m.answer.Status != 200 || len(*reached) != 1 || (*reached)[0].Header.Get("Authorization") != "" {
-		t.Errorf("%d, %v", m.answer.Status, *reached)
+	if all := reached.take(); m.answer.Status != 200 || len(all) != 1 || all[0].Header.Get("Authorization") != "" {
+		t.Errorf("%d, %v", m.answer.Status, all)
 	}
 }
 
@@ -69,8 +89,9 @@ func TestPoliciesAreEnforced(t *testing.T) {
 	}}}, p)
 	m := post("/tokenize", `{"prompt":"a","model":"mock"}`)
 	s.Handle(m)
-	if typ, _ := refusal(t, m); m.answer.Status != 403 || typ != "fairway_forbidden" || len(*reached) > 0 {
-		t.Errorf("%d %s, reached %d", m.answer.Status, typ, len(*reached))
+	all := reached.take()
+	if typ, _ := refusal(t, m); m.answer.Status != 403 || typ != "fairway_forbidden" || len(all) > 0 {
+		t.Errorf("%d %s, reached %d", m.answer.Status, typ, len(all))
 	}
 	m = post("/v1/chat/completions", chat(false, 3, "hello"))
 	if s.Handle(m); m.answer.Status != 200 {
@@ -97,11 +118,10 @@ func TestModelsAreAllowedByName(t *testing.T) {
 		`{"model":"other","messages":[{"role":"user","content":"` + long + `"}]}`: 403,
 		`{"model":"mock","messages":[{"role":"user","content":"` + long + `"}]}`:  400,
 	} {
-		*reached = nil
 		m := post("/v1/chat/completions", body)
 		s.Handle(m)
-		if m.answer.Status != want || (len(*reached) > 0) != (want != 403) {
-			t.Errorf("%.80s: %d, want %d; reached %d", body, m.answer.Status, want, len(*reached))
+		if all := reached.take(); m.answer.Status != want || (len(all) > 0) != (want != 403) {
+			t.Errorf("%.80s: %d, want %d; reached %d", body, m.answer.Status, want, len(all))
 		}
 	}
 	// What names no model is not allowed.
@@ -130,7 +150,8 @@ func TestPoliciesComeBeforeRoutes(t *testing.T) {
 		}}}},
 	}, p)
 	m := post("/team-a/v1/chat/completions", chat(false, 3, "hello"), "X-Other", "1", "X-Asked", "1", "X-Last", "1")
-	if s.Handle(m); m.answer.Status != 200 || len(*reached) != 1 || (*reached)[0].URL.Path != "/v1/chat/completions" || (*reached)[0].Header.Get("X-Asked") != "" {
+	s.Handle(m)
+	if all := reached.take(); m.answer.Status != 200 || len(all) != 1 || all[0].URL.Path != "/v1/chat/completions" || all[0].Header.Get("X-Asked") != "" {
 		t.Errorf("%d %s", m.answer.Status, m.seen())
 	}
 	m = post("/v1/chat/completions", chat(false, 3, "hello"), "X-Asked", "1")
@@ -171,12 +192,13 @@ func TestWhatIsJudgedIsSent(t *testing.T) {
 			kept = []string{"Forwarded", "X-Forwarded-For", "X-Forwarded-Proto", "X-Gateway-Model-Name", "X-Kept", "X-Real-Ip"}
 		}
 		s := startServer(t, w, p)
-		*reached = nil
 		m := post("/v1/./chat//%63ompletions?a=//b", chat(false, 3, "hello"), fields...)
-		if s.Handle(m); m.answer.Status != 200 || len(*reached) != 1 {
+		s.Handle(m)
+		all := reached.take()
+		if m.answer.Status != 200 || len(all) != 1 {
 			t.Fatalf("%d %s", m.answer.Status, m.seen())
 		}
-		r := (*reached)[0]
+		r := all[0]
 		var got []string
 		for name := range r.Header {
 			if strings.HasPrefix(strings.ToUpper(name), "X") && name != "X-Request-Id" || name == "Forwarded" {
@@ -203,10 +225,11 @@ func TestWhatWasJudgedElsewhereStaysAsItIs(t *testing.T) {
 	s := startServer(t, World{Access: authz.Config{Elsewhere: true, Required: true, HasKeys: true, Policies: []authz.Policy{policy(authz.Deny, authz.Rule{})}}}, p)
 	m := post("/v1/chat/%63ompletions", chat(false, 3, "hello"), "X-Forwarded-For", "203.0.113.9", "x_y", "1", "Authorization", "Bearer a")
 	s.Handle(m)
-	if len(*reached) != 1 {
+	all := reached.take()
+	if len(all) != 1 {
 		t.Fatalf("%d %s", m.answer.Status, m.seen())
 	}
-	if r := (*reached)[0]; r.RequestURI != "/v1/chat/%63ompletions" || r.Header.Get("X-Forwarded-For") == "" || r.Header.Get("x_y") == "" || r.Header.Get("Authorization") == "" {
+	if r := all[0]; r.RequestURI != "/v1/chat/%63ompletions" || r.Header.Get("X-Forwarded-For") == "" || r.Header.Get("x_y") == "" || r.Header.Get("Authorization") == "" {
 		t.Errorf("%s %v", r.RequestURI, r.Header)
 	}
 }
@@ -361,6 +384,100 @@ func TestPoliciesOfAService(t *testing.T) {
 	for _, want := range []string{"denied_by=a/deny-evil", "denied_by=default", "response_code_details=fairway_not_ready"} {
 		if !strings.Contains(log.String(), want) {
 			t.Errorf("no line says %s: %s", want, &log)
+		}
+	}
+}
+
+// The list of models has those that the caller may use, whatever the path it may use
+// them by, and is refused to who may use none.
+func TestModelsAreListedToWhoMayUseThem(t *testing.T) {
+	chatWith := func(r authz.Rule, models ...string) authz.Rule {
+		r.When = []authz.Condition{{Key: "request.model", Values: models}}
+		return r
+	}
+	path := func(paths ...string) (r authz.Rule) {
+		r.To = []authz.Operation{{Paths: paths}}
+		return r
+	}
+	everything := policy(authz.Allow, authz.Rule{})
+	for name, tt := range map[string]struct {
+		policies []authz.Policy
+		want     string // "" for a refusal
+	}{
+		"none":                         {nil, "a b c"},
+		"nothing of models":            {[]authz.Policy{policy(authz.Deny, path("/secret"))}, "a b c"},
+		"some are allowed":             {[]authz.Policy{policy(authz.Allow, chatWith(authz.Rule{}, "a", "c"))}, "a c"},
+		"some are denied":              {[]authz.Policy{everything, policy(authz.Deny, chatWith(authz.Rule{}, "b"))}, "a c"},
+		"some are allowed by one path": {[]authz.Policy{policy(authz.Allow, path("/v1/models*")), policy(authz.Allow, chatWith(path("/v1/embeddings"), "b"))}, "b"},
+		"the list itself is not":       {[]authz.Policy{policy(authz.Allow, chatWith(path("/v1/chat/completions"), "a"))}, ""},
+		"none is allowed":              {[]authz.Policy{policy(authz.Allow, chatWith(authz.Rule{}, "x"))}, ""},
+		"all are denied":               {[]authz.Policy{everything, policy(authz.Deny, chatWith(authz.Rule{}, "*"))}, "-"},
+		"all but some are denied":      {[]authz.Policy{policy(authz.Deny, authz.Rule{When: []authz.Condition{{Key: "request.model", NotValues: []string{"c"}}}})}, "c"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := startPod(t, "", quick)
+			w := World{Access: authz.Config{Policies: tt.policies}}
+			for _, m := range []string{"a", "b", "c"} {
+				w.Models = append(w.Models, Model{Name: m, Pool: "pool", Targets: []Target{{Name: "mock", Weight: 1}}})
+			}
+			s := startServer(t, w, p)
+			m := post("/v1/models", "")
+			m.head.Method = []byte("GET")
+			s.Handle(m)
+			if tt.want == "" {
+				if typ, _ := refusal(t, m); m.answer.Status != 403 || typ != "fairway_forbidden" {
+					t.Errorf("%d %s", m.answer.Status, m.seen())
+				}
+				return
+			}
+			var list struct{ Data []struct{ ID string } }
+			if err := json.Unmarshal([]byte(m.seen()), &list); err != nil {
+				t.Fatal(err)
+			}
+			got := "-"
+			for i, entry := range list.Data {
+				if i == 0 {
+					got = ""
+				}
+				got += strings.Repeat(" ", min(i, 1)) + entry.ID
+			}
+			if got != tt.want {
+				t.Errorf("%s, want %s", got, tt.want)
+			}
+			for _, model := range []string{"a", "b", "c"} {
+				m := post("/v1/models/"+model, "")
+				m.head.Method = []byte("GET")
+				want := 404
+				if strings.Contains(tt.want, model) {
+					want = 200
+				}
+				if s.Handle(m); m.answer.Status != want {
+					t.Errorf("%s by itself: %d", model, m.answer.Status)
+				}
+			}
+		})
+	}
+	for _, path := range usePaths {
+		if openai.KindOf([]byte("POST"), []byte(path)) == openai.Other {
+			t.Errorf("of %s no model is read", path)
+		}
+	}
+}
+
+// The model of a WebSocket is that of its query.
+func TestModelOfARealtimeRequest(t *testing.T) {
+	s := startServer(t, World{Access: authz.Config{Policies: []authz.Policy{
+		policy(authz.Allow, authz.Rule{When: []authz.Condition{{Key: "request.model", Values: []string{"mock", "a b"}}}}),
+	}}}, startPod(t, "", quick))
+	for target, forbidden := range map[string]int{
+		"/v1/realtime?model=mock": 0, "/v1/realtime?x=1&model=mock&model=mock": 0, "/v1/realtime?model=a%20b": 0, "/v1/realtime?mod%65l=a+b": 0,
+		"/v1/realtime": 403, "/v1/realtime?model=": 403, "/v1/realtime?model=other": 403, "/v1/realtime?Model=mock": 403,
+		"/v1/realtime?model=mock&model=other": 400, "/v1/realtime?model=%zz": 400, "/v1/other?model=mock": 403,
+	} {
+		m := post(target, "")
+		m.head.Method = []byte("GET")
+		if s.Handle(m); (forbidden != 0 || m.answer.Status == 403 || m.answer.Status == 400) && m.answer.Status != forbidden {
+			t.Errorf("%s: %d %s", target, m.answer.Status, m.seen())
 		}
 	}
 }

@@ -32,7 +32,9 @@ type Exchange struct {
 	spelled []byte          // memory for its target
 	guard   *authz.Guard    // who may do what there, in the World it belongs to
 	judge   *authz.Guard    // the last that let it pass
-	passed  bool            // judged before it came here: a copy, or by a proxy that asks for an endpoint
+	// someModels: the list of models is for it only as far as it may use them.
+	someModels bool
+	passed     bool // judged before it came here: a copy, or by a proxy that asks for an endpoint
 
 	found    route.Found    // the rule it is served by; none without routes
 	backend  *route.Backend // of that rule; nil without routes

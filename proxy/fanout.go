@@ -37,14 +37,21 @@ func (x *Exchange) fanOut() (done bool, err error) {
 	}
 	path := string(x.head.Path())
 	switch method := string(x.head.Method); {
-	case method == "GET" && path == modelsPath:
+	case x.listing() && path == modelsPath:
 		return true, x.listModels()
-	case method == "GET" && strings.HasPrefix(path, modelsPath+"/"):
+	case x.listing():
 		return true, x.showModel(path[len(modelsPath)+1:])
 	case method == "POST" && (path == "/v1/load_lora_adapter" || path == "/v1/unload_lora_adapter"):
 		return true, x.tellPool()
 	}
 	return false, nil
+}
+
+// listing tells whether the request is for the list of models, or one of it.
+func (x *Exchange) listing() bool {
+	path := x.head.Path()
+	return !x.pinned() && string(x.head.Method) == "GET" && bytes.HasPrefix(path, []byte(modelsPath)) &&
+		(len(path) == len(modelsPath) || path[len(modelsPath)] == '/')
 }
 
 // askAll sends the request to these endpoints at once and gives their answers

@@ -102,7 +102,8 @@ type offer struct {
 	entry json.RawMessage
 }
 
-// offers are the models that may be asked for by the way the request has come. Fields are
+// offers are the models that may be asked for by the way the request has come, and by
+// whoever asks. Fields are
 // those of the first engine that has answered: what it says to browsers of other origins
 // (CORS) holds for all. Replies are given if there is nothing to offer.
 func (x *Exchange) offers() (offers []offer, fields []message.Field, replies []reply, err error) {
@@ -159,6 +160,11 @@ func (x *Exchange) offers() (offers []offer, fields []message.Field, replies []r
 	}
 	if len(offers) == 0 && fields == nil {
 		return nil, nil, replies, nil
+	}
+	offers = slices.DeleteFunc(offers, func(o offer) bool { return !x.mayUse(o.name) })
+	if len(offers) == 0 && x.someModels {
+		x.record.Policy = byDefault
+		return nil, nil, nil, errForbidden("use any model here")
 	}
 	if fields == nil {
 		fields = []message.Field{{Name: []byte("date"), Value: httpDate(time.Now())}, {Name: []byte("content-type"), Value: []byte("application/json")}}
