@@ -63,6 +63,8 @@ type Options struct {
 	// Providers are the names of the external authorizers that there are; nil: they are
 	// not known.
 	Providers []string
+	// Closed are the protocols of listeners that this process has not open.
+	Closed []gatewayv1.ProtocolType
 }
 
 // DefaultClusterDomain is the domain of a cluster's names unless it was given
@@ -78,9 +80,26 @@ type Translation struct {
 	// Services are those of the World, and those that have routes without being
 	// bound, in the order of their keys.
 	Services []Service
-	Findings []Finding
+	// Attachments are what became of the parentRefs of HTTPRoutes, as far as they
+	// are ours to judge.
+	Attachments []Attachment
+	Findings    []Finding
 
 	claims []string // of the Gateways of ours
+}
+
+// Attachment is what became of a parentRef that means a Gateway we serve, or a
+// Service that uses one for its waypoint.
+type Attachment struct {
+	Route   string // the HTTPRoute's key
+	Parent  int    // which of its parentRefs
+	Gateway string // the Gateway's key
+	// Listeners of the Gateway that have the route; none for a parent that is a
+	// Service.
+	Listeners []gatewayv1.SectionName
+	// Reason and Message say why the route is not attached, as in its condition
+	// Accepted; empty: it is.
+	Reason, Message string
 }
 
 // Service is a Service that a waypoint stands, or could stand, in front of.

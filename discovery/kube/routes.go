@@ -32,14 +32,17 @@ func (t *translator) routes() {
 		about := object{"HTTPRoute", &r.ObjectMeta}
 		out := t.route(about, r)
 		for i, ref := range r.Spec.ParentRefs {
-			path := index("spec.parentRefs", i)
+			a := attachment{translator: t, about: about, path: index("spec.parentRefs", i), Attachment: Attachment{Route: out.Name, Parent: i}}
 			switch group, kind := groupOf(ref.Group, gatewayv1.GroupName), value(ref.Kind); {
 			case group == corev1.GroupName && kind == "Service":
-				t.attachToService(about, path, ref, out)
+				a.toService(ref, out)
 			case group == gatewayv1.GroupName && (kind == "" || kind == "Gateway"):
-				t.attachToGateway(about, path, ref, out)
+				a.toGateway(ref, out)
 			default:
-				t.find(about.finding(path, reasonNoParent, "a route hangs on a Service or a Gateway, not on %s %s", kind, ref.Name))
+				t.find(about.finding(a.path, reasonNoParent, "a route hangs on a Service or a Gateway, not on %s %s", kind, ref.Name))
+			}
+			if a.Gateway != "" {
+				t.out.Attachments = append(t.out.Attachments, a.Attachment)
 			}
 		}
 	}
@@ -53,26 +56,50 @@ func parentKey(about object, ref gatewayv1.ParentReference) string {
 	return in + "/" + string(ref.Name)
 }
 
-// attachToService hangs a route on a port of a Service, or on all. There its
-// hostnames count for nothing: the mesh routes by the address that was called.
-func (t *translator) attachToService(about object, path string, ref gatewayv1.ParentReference, r route.Route) {
-	k := parentKey(about, ref)
-	s := t.services[k]
-	if s == nil {
-		t.find(about.finding(path, reasonNoParent, "there is no Service %s", k))
-		return
+// attachment attaches a route to one of its parents.
+type attachment struct {
+	*translator
+	about object
+	path  string
+	Attachment
+}
+
+// refuse tells why the route is not attached.
+func (a *attachment) refuse(reason, format string, args ...any) {
+	f := a.about.finding(a.path, reason, format, args...)
+	a.Reason, a.Message = f.Reason, f.Message
+	a.find(f)
+}
+
+// toService hangs a route on a port of a Service, or on all. There its hostnames
+// count for nothing: the mesh routes by the address that was called.
+func (a *attachment) toService(ref gatewayv1.ParentReference, r route.Route) {
+	k := parentKey(a.about, ref)
+	ns, _, _ := strings.Cut(k, "/")
+	s := a.services[k]
+	var labels map[string]string
+	if s != nil {
+		labels = s.Labels
 	}
-	if namespace(about.meta) != namespace(&s.ObjectMeta) {
-		t.find(about.finding(path, reasonNotAllowed, "Service %s is of another namespace: want a route of its own namespace", k))
+	g := a.waypoint(labels, ns)
+	if g != nil && a.serves(g) {
+		a.Gateway = key(&g.ObjectMeta)
+	}
+	switch {
+	case s == nil:
+		a.refuse(reasonNoParent, "there is no Service %s", k)
+		return
+	case namespace(a.about.meta) != ns:
+		a.refuse(reasonNotAllowed, "Service %s is of another namespace: routes for the clients of one namespace alone are not served", k)
 		return
 	}
 	if len(r.Hostnames) > 0 {
-		t.warn(about.finding("spec.hostnames", "", "hostnames count for nothing on Service %s", k))
+		a.warn(a.about.finding("spec.hostnames", "", "hostnames count for nothing on Service %s", k))
 	}
 	r.Hostnames = nil
-	out := t.service(s)
-	if !out.Bound {
-		t.warn(about.finding(path, "", "Service %s uses no waypoint of Fairway: its label %s, or that of its namespace, has to name a Gateway of class %s", k, labelUseWaypoint, ClassName))
+	out := a.service(s)
+	if g == nil {
+		a.warn(a.about.finding(a.path, "", "Service %s uses no waypoint of Fairway: its label %s, or that of its namespace, has to name a Gateway of class %s", k, labelUseWaypoint, ClassName))
 	}
 	attached := false
 	for i := range out.Ports {
@@ -86,40 +113,45 @@ func (t *translator) attachToService(about object, path string, ref gatewayv1.Pa
 		p.Routes, attached = append(p.Routes, r), true
 	}
 	if !attached {
-		t.find(about.finding(path, reasonNoParent, "Service %s has no port %d", k, value(ref.Port)))
+		a.refuse(reasonNoParent, "Service %s has no port %d", k, value(ref.Port))
 	}
 }
 
-// attachToGateway hangs a route on the HTTP listeners of a Gateway of ours. All of
+// toGateway hangs a route on the HTTP listeners of a Gateway that we serve. All of
 // them are the plain listener.
-func (t *translator) attachToGateway(about object, path string, ref gatewayv1.ParentReference, r route.Route) {
-	k := parentKey(about, ref)
-	g := t.gateways[k]
-	if g == nil || !t.serves(g) {
+func (a *attachment) toGateway(ref gatewayv1.ParentReference, r route.Route) {
+	k := parentKey(a.about, ref)
+	g := a.gateways[k]
+	if g == nil || !a.serves(g) {
 		return // another controller's
 	}
+	a.Gateway = k
 	matching, allowed := false, false
 	var hostnames []string
 	all := false
-	for _, l := range g.Spec.Listeners {
+	for i := range g.Spec.Listeners {
+		l := &g.Spec.Listeners[i]
 		if l.Protocol != gatewayv1.HTTPProtocolType || ref.SectionName != nil && *ref.SectionName != l.Name || ref.Port != nil && int32(*ref.Port) != int32(l.Port) {
 			continue
 		}
 		matching = true
-		if !t.allows(g, &l, namespace(about.meta)) {
+		if !a.allows(g, l, namespace(a.about.meta)) || !allowsKind(l) {
 			continue
 		}
 		allowed = true
 		those, any := intersect(r.Hostnames, string(value(l.Hostname)))
+		if any || len(those) > 0 {
+			a.Listeners = append(a.Listeners, l.Name)
+		}
 		hostnames, all = append(hostnames, those...), all || any
 	}
 	switch {
 	case !matching:
-		t.find(about.finding(path, reasonNoParent, "Gateway %s has no listener of protocol HTTP that this means: in the mesh, routes hang on Services", k))
+		a.refuse(reasonNoParent, "Gateway %s has no listener of protocol HTTP that this means: in the mesh, routes hang on Services", k)
 	case !allowed:
-		t.find(about.finding(path, reasonNotAllowed, "the listeners of Gateway %s take no routes of this namespace", k))
-	case !all && len(hostnames) == 0:
-		t.find(about.finding("spec.hostnames", string(gatewayv1.RouteReasonNoMatchingListenerHostname), "none is a hostname of Gateway %s", k))
+		a.refuse(reasonNotAllowed, "the listeners of Gateway %s take no HTTPRoutes of this namespace", k)
+	case len(a.Listeners) == 0:
+		a.refuse(string(gatewayv1.RouteReasonNoMatchingListenerHostname), "none of the route's hostnames is one of Gateway %s", k)
 	default:
 		r.Hostnames = hostnames
 		if all {
@@ -127,8 +159,17 @@ func (t *translator) attachToGateway(about object, path string, ref gatewayv1.Pa
 		}
 		slices.Sort(r.Hostnames)
 		r.Hostnames = slices.Compact(r.Hostnames)
-		t.out.World.Routes = append(t.out.World.Routes, r)
+		a.out.World.Routes = append(a.out.World.Routes, r)
 	}
+}
+
+// allowsKind tells whether a listener takes HTTPRoutes.
+func allowsKind(l *gatewayv1.Listener) bool {
+	return l.AllowedRoutes == nil || len(l.AllowedRoutes.Kinds) == 0 || slices.ContainsFunc(l.AllowedRoutes.Kinds, isHTTPRoute)
+}
+
+func isHTTPRoute(k gatewayv1.RouteGroupKind) bool {
+	return k.Kind == "HTTPRoute" && groupOf(k.Group, gatewayv1.GroupName) == gatewayv1.GroupName
 }
 
 // allows tells whether a listener takes routes of a namespace.

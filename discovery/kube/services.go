@@ -39,7 +39,7 @@ func (t *translator) waypoints() {
 	t.out.World.Gateway = t.gatewayScope(gateways)
 	misled := make(map[string]bool) // namespaces of Services that are bound
 	for _, s := range sorted(t.objects.Services, func(s *corev1.Service) *metav1.ObjectMeta { return &s.ObjectMeta }) {
-		g := t.gateways[waypointOf(s, t.namespaces[namespace(&s.ObjectMeta)])]
+		g := t.gateways[waypointOf(s.Labels, namespace(&s.ObjectMeta), t.namespaces)]
 		if g == nil || !t.serves(g) || !servesServices(t.waypointFor(g)) {
 			continue
 		}
@@ -65,6 +65,16 @@ func claim(s *corev1.Service, g *gatewayv1.Gateway) string {
 		c += "\n" + key(&s.ObjectMeta) + " " + string(s.UID)
 	}
 	return c
+}
+
+// waypoint gives the Gateway of a class of ours that a Service of a namespace is
+// bound to, nil for none. Another process may serve it.
+func (t *translator) waypoint(labels map[string]string, ns string) *gatewayv1.Gateway {
+	g := t.gateways[waypointOf(labels, ns, t.namespaces)]
+	if g == nil || !t.ours(g) || !servesServices(t.waypointFor(g)) || !t.takes(g, ns) {
+		return nil
+	}
+	return g
 }
 
 // ours tells whether a Gateway is of a class of ours.
@@ -111,10 +121,10 @@ func (t *translator) takes(g *gatewayv1.Gateway, ns string) bool {
 	return ns == namespace(&g.ObjectMeta)
 }
 
-// waypointOf gives the key of the Gateway that a Service wants for its waypoint,
-// empty for none. What the Service says goes before what its namespace says.
-func waypointOf(s *corev1.Service, ofNamespace map[string]string) string {
-	for _, labels := range []map[string]string{s.Labels, ofNamespace} {
+// waypointOf gives the key of the Gateway that an object wants for its waypoint,
+// empty for none. What the object says goes before what its namespace says.
+func waypointOf(labels map[string]string, ns string, namespaces map[string]map[string]string) string {
+	for _, labels := range []map[string]string{labels, namespaces[ns]} {
 		name, said := labels[labelUseWaypoint]
 		if !said {
 			continue
@@ -122,11 +132,7 @@ func waypointOf(s *corev1.Service, ofNamespace map[string]string) string {
 		if name == "" || name == "none" {
 			return ""
 		}
-		in := labels[labelUseWaypointNamespace]
-		if in == "" {
-			in = namespace(&s.ObjectMeta)
-		}
-		return in + "/" + name
+		return cmp.Or(labels[labelUseWaypointNamespace], ns) + "/" + name
 	}
 	return ""
 }

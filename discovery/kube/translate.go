@@ -20,6 +20,19 @@ import (
 
 // Translate says what a set of objects means.
 func Translate(o *Objects, options Options) *Translation {
+	t := newTranslator(o, options)
+	t.inferencePools()
+	t.models()
+	t.indexPolicies()
+	t.waypoints()
+	t.routes()
+	t.out.World.Services = bound(t.out.Services)
+	slices.SortFunc(t.out.World.Pools, func(a, b proxy.Pool) int { return cmp.Compare(a.Name, b.Name) })
+	return &t.out
+}
+
+// newTranslator has the objects at hand by their keys.
+func newTranslator(o *Objects, options Options) *translator {
 	t := &translator{
 		objects:    o,
 		options:    options,
@@ -55,14 +68,7 @@ func Translate(o *Objects, options Options) *Translation {
 		t.pods[namespace(&p.ObjectMeta)] = append(t.pods[namespace(&p.ObjectMeta)], p)
 		t.byUID[p.UID] = p
 	}
-	t.inferencePools()
-	t.models()
-	t.indexPolicies()
-	t.waypoints()
-	t.routes()
-	t.out.World.Services = bound(t.out.Services)
-	slices.SortFunc(t.out.World.Pools, func(a, b proxy.Pool) int { return cmp.Compare(a.Name, b.Name) })
-	return &t.out
+	return t
 }
 
 // bound are the Services that a World has.
