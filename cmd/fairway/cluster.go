@@ -2,12 +2,19 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
+	"log/slog"
+	"os"
 	"strings"
+	"sync"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/dynamic"
+	coordination "k8s.io/client-go/kubernetes/typed/coordination/v1"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/tools/leaderelection/resourcelock"
 	"k8s.io/klog/v2"
 
 	"github.com/fairway-proxy/fairway/cmd/internal/cli"
@@ -46,37 +53,81 @@ func (o *serveOptions) options(c *file.Config) kube.Options {
 	if c.TLS != nil {
 		out.TrustDomain = o.trustDomain
 	}
+	if c.Listen.HTTP == "" {
+		out.Closed = append(out.Closed, "HTTP")
+	}
+	if c.Listen.HBONE == "" && c.Listen.Sandwich == "" {
+		out.Closed = append(out.Closed, "HBONE")
+	}
 	return out
 }
 
-// clusterClient is a client of the API server that --kubeconfig names, or else of
-// the cluster that the process runs in, or that kubectl would ask.
-func (o *serveOptions) clusterClient() (dynamic.Interface, error) {
+// cluster is where objects are read, and reported of.
+type cluster struct {
+	client   dynamic.Interface
+	options  kube.Options
+	reporter *kube.Reporter // nil: nothing is reported
+}
+
+// cluster is that of the API server that --kubeconfig names, or else the one that
+// the process runs in, or that kubectl would ask.
+func (o *serveOptions) cluster(c *file.Config, log *slog.Logger) (*cluster, error) {
 	rules := clientcmd.NewDefaultClientConfigLoadingRules()
 	rules.ExplicitPath = o.kubeconfig
-	c, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, nil).ClientConfig()
+	access := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, nil)
+	config, err := access.ClientConfig()
 	if err != nil {
 		return nil, fmt.Errorf("--kubernetes: which API server? %w (--kubeconfig names a file that says it)", err)
 	}
-	c.UserAgent = "fairway/" + cli.Version(version)
-	c.QPS, c.Burst = 50, 100 // each of the kinds that are watched is listed at once
-	return dynamic.NewForConfig(c)
+	config.UserAgent = "fairway/" + cli.Version(version)
+	config.QPS, config.Burst = 50, 100 // each of the kinds that are watched is listed at once
+	out := &cluster{options: o.options(c)}
+	if out.client, err = dynamic.NewForConfig(config); err != nil || o.noStatus {
+		return out, err
+	}
+	leases, err := coordination.NewForConfig(config)
+	if err != nil {
+		return nil, err
+	}
+	in, name, one := strings.Cut(o.gateway, "/")
+	if !one {
+		if in, _, err = access.Namespace(); err != nil {
+			return nil, fmt.Errorf("--kubernetes: in which namespace? %w", err)
+		}
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return nil, err
+	}
+	out.reporter = &kube.Reporter{Client: out.client, Log: log, Options: out.options, Lock: &resourcelock.LeaseLock{
+		LeaseMeta:  metav1.ObjectMeta{Namespace: in, Name: strings.TrimSuffix("fairway-"+name, "-")},
+		Client:     leases,
+		LockConfig: resourcelock.ResourceLockConfig{Identity: host + "_" + rand.Text()},
+	}}
+	return out, nil
 }
 
 // followCluster puts in force what the objects of a cluster mean, until ctx is
 // done.
-func (a *app) followCluster(ctx context.Context, client dynamic.Interface, options kube.Options) (wait func()) {
-	klog.SetSlogLogger(a.log) // what client-go has to say
-	done := make(chan struct{})
+func (a *app) followCluster(ctx context.Context, c *cluster) (wait func()) {
+	klog.SetSlogLogger(a.log)     // what client-go has to say
 	told := make(map[string]bool) // findings in force, logged once
-	go func() {
-		defer close(done)
-		w := kube.Watcher{Client: client, Log: a.log, Options: options}
+	w := kube.Watcher{Client: c.client, Log: a.log, Options: c.options}
+	var running sync.WaitGroup
+	if c.reporter != nil {
+		w.Report = c.reporter.Report
+		running.Go(func() {
+			if err := c.reporter.Run(ctx); err != nil {
+				a.failed <- fmt.Errorf("--kubernetes: %w (--no-status reports nothing)", err)
+			}
+		})
+	}
+	running.Go(func() {
 		if err := w.Run(ctx, func(t *kube.Translation) { told = a.applyCluster(t, told) }); err != nil {
 			a.failed <- fmt.Errorf("--kubernetes: %w", err)
 		}
-	}()
-	return func() { <-done }
+	})
+	return running.Wait
 }
 
 // applyCluster puts a translation in force. It logs the findings that were not told

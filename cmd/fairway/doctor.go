@@ -149,16 +149,15 @@ func (o *doctorOptions) load(ctx context.Context) (*file.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	client, err := o.serve.clusterClient()
+	log := slog.New(slog.DiscardHandler)
+	o.serve.noStatus = true
+	objects, err := o.serve.cluster(config, log)
 	if err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, time.Minute, errors.New("the API server did not answer in a minute"))
 	defer cancel()
-	w := kube.Watcher{Client: client, Log: slog.New(slog.DiscardHandler)}
-	if config.TLS != nil {
-		w.TrustDomain = o.serve.trustDomain
-	}
+	w := kube.Watcher{Client: objects.client, Log: log, Options: objects.options}
 	var first *kube.Translation
 	err = w.Run(ctx, func(t *kube.Translation) {
 		if first == nil {

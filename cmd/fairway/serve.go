@@ -12,7 +12,6 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
-	"k8s.io/client-go/dynamic"
 
 	"github.com/fairway-proxy/fairway/cmd/internal/cli"
 	"github.com/fairway-proxy/fairway/discovery/file"
@@ -41,6 +40,7 @@ of a cluster say, and follows them.`,
 	cmd.Flags().StringVar(&o.listen, "listen", "", "where to take plain HTTP (default :8080, or listen.http of the file; with --kubernetes it must be given)")
 	cmd.Flags().BoolVar(&o.kubernetes, "kubernetes", false, "serve what InferencePools, InferenceModels and HTTPRoutes of a cluster say")
 	cmd.Flags().StringVar(&o.gateway, "gateway", "", "the one Gateway to serve, `namespace/name` (default: all of Fairway's classes)")
+	cmd.Flags().BoolVar(&o.noStatus, "no-status", false, "write nothing into the status of a cluster's objects")
 	cmd.Flags().StringVar(&o.trustDomain, "trust-domain", "cluster.local", "the mesh's trust `domain`, with --kubernetes")
 	cmd.Flags().StringArrayVar(&o.trustDomainAliases, "trust-domain-alias", nil, "another `domain` that policies mean by ours, with --kubernetes; once for each")
 	cmd.Flags().StringVar(&o.rootNamespace, "root-namespace", kube.DefaultRootNamespace, "the `namespace` of policies for a GatewayClass, with --kubernetes")
@@ -67,6 +67,7 @@ type serveOptions struct {
 	kubernetes             bool
 	kubeconfig             string
 	gateway                string
+	noStatus               bool
 	trustDomain            string
 	trustDomainAliases     []string
 	rootNamespace          string
@@ -100,9 +101,9 @@ func (o *serveOptions) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	var client dynamic.Interface
+	var objects *cluster
 	if o.kubernetes {
-		if client, err = o.clusterClient(); err != nil {
+		if objects, err = o.cluster(config, log); err != nil {
 			return err
 		}
 	}
@@ -116,8 +117,8 @@ func (o *serveOptions) run(cmd *cobra.Command) error {
 	ctx, stop := context.WithCancel(cmd.Context())
 	defer stop()
 	defer o.watch(ctx, watcher, a)()
-	if client != nil {
-		defer a.followCluster(ctx, client, o.options(config))()
+	if objects != nil {
+		defer a.followCluster(ctx, objects)()
 		defer stop()
 	}
 	return a.run(ctx)

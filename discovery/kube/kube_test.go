@@ -4,19 +4,25 @@ import (
 	"cmp"
 	"flag"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
+	"k8s.io/klog/v2"
 
 	"github.com/fairway-proxy/fairway/proxy/authz"
 	"github.com/fairway-proxy/fairway/proxy/route"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	klog.SetSlogLogger(slog.New(slog.DiscardHandler))
+	goleak.VerifyTestMain(m)
+}
 
 var update = flag.Bool("update", false, "write the .want files anew")
 
@@ -105,6 +111,64 @@ func show(m *Manifests, t *Translation) string {
 	return b.String()
 }
 
+// showStatuses writes what the status of objects is to say, a thing a line: in whole,
+// if anything changes.
+func showStatuses(all []Status) string {
+	var b strings.Builder
+	conditions := func(what string, list any) {
+		conditions, _ := list.([]any)
+		var says []string
+		for _, c := range conditions {
+			c := c.(map[string]any)
+			text := fmt.Sprintf("%s=%s %s", c["type"], c["status"], c["reason"])
+			if c["lastTransitionTime"] != "2026-11-01T00:00:00Z" {
+				text += fmt.Sprint(" since ", c["lastTransitionTime"])
+			}
+			if c["message"] != "" {
+				text += fmt.Sprintf(" (%s)", c["message"])
+			}
+			if c["observedGeneration"] != nil {
+				text += fmt.Sprint(" of ", c["observedGeneration"])
+			}
+			says = append(says, text)
+		}
+		fmt.Fprintf(&b, "  %s: %s\n", what, strings.Join(says, ", "))
+	}
+	list := func(v any) []any {
+		l, _ := v.([]any)
+		return l
+	}
+	for _, s := range all {
+		merged, changed := s.merge(rawStatus(s.current), time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC))
+		fmt.Fprintf(&b, "status of %s %s/%s", s.Kind, s.Namespace, s.Name)
+		if !changed {
+			b.WriteString(" stays\n")
+			continue
+		}
+		b.WriteString("\n")
+		if merged["conditions"] != nil {
+			conditions("conditions", merged["conditions"])
+		}
+		for _, a := range list(merged["addresses"]) {
+			fmt.Fprintf(&b, "  address %v\n", a)
+		}
+		for _, l := range list(merged["listeners"]) {
+			l := l.(map[string]any)
+			conditions(fmt.Sprintf("listener %v, %v routes, kinds %v", l["name"], l["attachedRoutes"], l["supportedKinds"]), l["conditions"])
+		}
+		for _, p := range list(merged[parentsField(s.Resource)]) {
+			ref := parentOf(p)
+			p := p.(map[string]any)
+			who := "ours"
+			if c := p["controllerName"]; c != nil && c != ControllerName {
+				who = fmt.Sprint(c)
+			}
+			conditions("parent "+refKey(ref, s.Namespace)+" by "+who, p["conditions"])
+		}
+	}
+	return b.String()
+}
+
 // Each set of manifests in testdata means what is in the .want file beside it.
 func TestTranslate(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.yaml")
@@ -119,7 +183,9 @@ func TestTranslate(t *testing.T) {
 			}
 			var m Manifests
 			m.Add(filepath.Base(name), data)
-			got := show(&m, Translate(&m.Objects, Options{TrustDomain: "cluster.local", Providers: []string{}}))
+			options := Options{TrustDomain: "cluster.local", Providers: []string{}}
+			translation := Translate(&m.Objects, options)
+			got := show(&m, translation) + showStatuses(Statuses(&m.Objects, translation, options))
 			wanted := strings.TrimSuffix(name, ".yaml") + ".want"
 			if *update {
 				if err := os.WriteFile(wanted, []byte(got), 0o644); err != nil {

@@ -142,7 +142,7 @@ func (t *translator) service(s *corev1.Service) *Service {
 	at, found := slices.BinarySearchFunc(t.out.Services, key(&s.ObjectMeta), func(a Service, want string) int { return strings.Compare(a.Key, want) })
 	if !found {
 		out := Service{Key: key(&s.ObjectMeta)}
-		out.Host = s.Name + "." + namespace(&s.ObjectMeta) + ".svc." + cmp.Or(t.options.ClusterDomain, DefaultClusterDomain)
+		out.Host = t.host(s)
 		ips := s.Spec.ClusterIPs
 		if len(ips) == 0 {
 			ips = []string{s.Spec.ClusterIP}
@@ -162,6 +162,11 @@ func (t *translator) service(s *corev1.Service) *Service {
 		t.out.Services = slices.Insert(t.out.Services, at, out)
 	}
 	return &t.out.Services[at]
+}
+
+// host is a Service's full name.
+func (t *translator) host(s *corev1.Service) string {
+	return s.Name + "." + namespace(&s.ObjectMeta) + ".svc." + cmp.Or(t.options.ClusterDomain, DefaultClusterDomain)
 }
 
 // protocol is what a port is declared to speak, by its appProtocol or by the

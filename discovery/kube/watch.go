@@ -38,6 +38,9 @@ type Watcher struct {
 	Options
 	// Settle is how long changes are gathered; zero: DefaultSettle.
 	Settle time.Duration
+	// Report is called with what the objects mean, after it was applied, and each
+	// time that any of them has changed; nil: it is not. It must not change them.
+	Report func(*Objects, *Translation)
 }
 
 // resource is a kind of object that is watched.
@@ -175,9 +178,15 @@ func (w *Watcher) Run(ctx context.Context, apply func(*Translation)) error {
 			continue
 		}
 		t := Translate(o, w.Options)
-		if ledger.withhold(ctx, w, feeds, t) && (last == nil || !reflect.DeepEqual(t, last)) {
+		if !ledger.withhold(ctx, w, feeds, t) {
+			continue
+		}
+		if last == nil || !reflect.DeepEqual(t, last) {
 			apply(t)
 			last = t
+		}
+		if w.Report != nil {
+			w.Report(o, t)
 		}
 	}
 }

@@ -42,8 +42,7 @@ func cluster(t *testing.T, name string) *fake.FakeDynamicClient {
 			lists[v] = v.Resource + "List"
 		}
 	}
-	var objects []runtime.Object
-	var gateways []*unstructured.Unstructured
+	client := fake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), lists)
 	for _, doc := range strings.Split(string(data), "\n---\n") {
 		var o map[string]any
 		if err := yaml.Unmarshal([]byte(doc), &o); err != nil {
@@ -57,24 +56,22 @@ func cluster(t *testing.T, name string) *fake.FakeDynamicClient {
 		if err := u.UnmarshalJSON(raw); err != nil {
 			t.Fatal(err)
 		}
-		if u.GetKind() == "Gateway" {
-			gateways = append(gateways, u) // of which the fake would make gatewaies
-		} else {
-			objects = append(objects, u)
-		}
-	}
-	client := fake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), lists, objects...)
-	for _, g := range gateways {
-		if err := client.Tracker().Create(gatewayResource, g, g.GetNamespace()); err != nil {
-			t.Fatal(err)
+		for _, r := range resources {
+			for _, v := range r.versions {
+				kind := strings.ToLower(u.GetKind())
+				if v.GroupVersion() != u.GroupVersionKind().GroupVersion() || v.Resource != kind+"s" && v.Resource != kind+"es" && v.Resource != strings.TrimSuffix(kind, "y")+"ies" {
+					continue
+				}
+				if err := client.Tracker().Create(v, u, u.GetNamespace()); err != nil {
+					t.Fatal(err)
+				}
+			}
 		}
 	}
 	return client
 }
 
 var (
-	gatewayResource = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "gateways"}
-
 	podResource   = schema.GroupVersionResource{Version: "v1", Resource: "pods"}
 	modelResource = schema.GroupVersionResource{Group: alphaGroup, Version: "v1alpha2", Resource: "inferencemodels"}
 )
