@@ -37,15 +37,20 @@ type tunnelProxy struct {
 // accessLog has the lines of an access log sent on.
 type accessLog chan map[string]any
 
-func (l accessLog) Write(line []byte) (int, error) {
-	var fields map[string]any
-	d := json.NewDecoder(bytes.NewReader(line))
+func (l accessLog) Write(lines []byte) (int, error) {
+	d := json.NewDecoder(bytes.NewReader(lines))
 	d.UseNumber()
-	if err := d.Decode(&fields); err != nil {
-		return 0, err
+	for {
+		var fields map[string]any
+		switch err := d.Decode(&fields); err {
+		case nil:
+			l <- fields
+		case io.EOF:
+			return len(lines), nil
+		default:
+			return 0, err
+		}
 	}
-	l <- fields
-	return len(line), nil
 }
 
 // expect checks the next line of the access log.
@@ -69,7 +74,7 @@ func startTunnelProxy(t *testing.T, times Timeouts, answer func(c *net.TCPConn, 
 	})
 	p := &tunnelProxy{accessed: make(accessLog, 100)}
 	p.Server = New(Config{
-		Account: account.New(prometheus.NewRegistry(), account.Config{Access: slog.New(slog.NewJSONHandler(p.accessed, nil))}),
+		Account: account.New(prometheus.NewRegistry(), account.Config{Access: account.NewLog(p.accessed, account.JSON)}),
 		Log:     slog.New(slog.DiscardHandler),
 	})
 	p.SetWorld(&World{Pools: []Pool{{Name: "pool", Endpoints: []Endpoint{{Address: engine}}}}, Timeouts: times})

@@ -31,6 +31,8 @@ import (
 // that feeds its picker, and the listeners.
 type app struct {
 	log      *slog.Logger
+	level    *slog.LevelVar // of log; nil: it cannot be changed
+	access   *account.Log   // of requests; nil: there is none
 	server   *proxy.Server
 	scraper  *scrape.Scraper
 	registry *prometheus.Registry
@@ -63,10 +65,11 @@ type app struct {
 
 // newApp binds the listeners of c and puts its World in force; run serves. What
 // of s comes from c is filled in.
-func newApp(c *file.Config, log, access *slog.Logger, s proxy.Config) (*app, error) {
-	a := &app{log: log, registry: prometheus.NewRegistry(), failed: make(chan error, 6)}
+func newApp(c *file.Config, l logs, s proxy.Config) (*app, error) {
+	log := l.Logger
+	a := &app{log: log, level: l.level, access: l.access, registry: prometheus.NewRegistry(), failed: make(chan error, 6)}
 	a.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	a.account = account.New(a.registry, account.Config{Access: access, Replica: replica()})
+	a.account = account.New(a.registry, account.Config{Access: l.access, Replica: replica()})
 	s.Account = a.account
 	s.Log = log
 	s.HeaderLimit = c.World.Limits.Headers
@@ -155,6 +158,7 @@ func (a *app) listen(l file.Listen) error {
 		Config:    func() any { return describeConfig(a.config.Load()) },
 		Receipts:  a.account.Receipts,
 		Replica:   a.account.Replica(),
+		Level:     a.level,
 	}
 	var err error
 	if l.HTTP != "" {
@@ -301,6 +305,11 @@ func (a *app) close() {
 	}
 	if a.identity != nil {
 		a.identity.Close()
+	}
+	if a.access != nil {
+		if err := a.access.Close(); err != nil {
+			a.log.Error("lines of the access log are lost", "error", err)
+		}
 	}
 }
 

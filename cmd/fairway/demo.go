@@ -240,7 +240,7 @@ func startStack(ctx context.Context, n int, l file.Listen, pick picker.Config, l
 	}
 	c.World.Pools = []proxy.Pool{pool}
 	var err error
-	if s.app, err = newApp(c, log, nil, proxy.Config{Picker: pick}); err != nil {
+	if s.app, err = newApp(c, logs{Logger: log}, proxy.Config{Picker: pick}); err != nil {
 		s.stop()
 		return nil, err
 	}

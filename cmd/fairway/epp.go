@@ -74,12 +74,12 @@ func (o *eppOptions) run(cmd *cobra.Command) error {
 	if o.fallbacks < 0 {
 		return cli.Misuse(fmt.Errorf("--fallbacks %d: want 0 or more", o.fallbacks))
 	}
-	log, access, err := o.serve.logs(cmd)
+	o.serve.adjust = forPicker
+	watcher, config, err := o.serve.load()
 	if err != nil {
 		return err
 	}
-	o.serve.adjust = forPicker
-	watcher, config, err := o.serve.load()
+	log, err := o.serve.logs(cmd, config)
 	if err != nil {
 		return err
 	}
@@ -91,7 +91,7 @@ func (o *eppOptions) run(cmd *cobra.Command) error {
 	if err != nil {
 		return fmt.Errorf("--listen: %w", err)
 	}
-	a, err := newApp(config, log, access, proxy.Config{Picker: picker.Config{Replicas: o.replicas}, Fallbacks: o.fallbacks})
+	a, err := newApp(config, log, proxy.Config{Picker: picker.Config{Replicas: o.replicas}, Fallbacks: o.fallbacks})
 	if err != nil {
 		listener.Close()
 		return err
@@ -99,7 +99,7 @@ func (o *eppOptions) run(cmd *cobra.Command) error {
 	service := &extproc.Server{
 		Handler:      func(s *extproc.Stream) { a.server.Handle(s) },
 		MessageLimit: messageLimit(config),
-		Log:          log,
+		Log:          log.Logger,
 	}
 	server := service.GRPC(options...)
 	go func() {

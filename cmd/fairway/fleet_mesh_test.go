@@ -25,6 +25,7 @@ import (
 	"github.com/fairway-proxy/fairway/bench/mock"
 	"github.com/fairway-proxy/fairway/discovery/file"
 	"github.com/fairway-proxy/fairway/proxy"
+	"github.com/fairway-proxy/fairway/proxy/account"
 )
 
 // mesh is a fairway that serves as a waypoint, with what stands around it: an
@@ -89,7 +90,7 @@ func startMesh(t testing.TB, authority *ztunnel.Authority, rest string) *mesh {
 	}
 	m := &mesh{t: t, authority: authority, log: new(lines)}
 	log := slog.New(slog.NewTextHandler(m.log, nil))
-	if m.app, err = newApp(c, log, log, proxy.Config{}); err != nil {
+	if m.app, err = newApp(c, logs{Logger: log, access: account.NewLog(m.log, account.Text)}, proxy.Config{}); err != nil {
 		t.Fatal(err)
 	}
 	m.address = m.tunnels.Addr().String()

@@ -92,7 +92,7 @@ func startFleetWith(t testing.TB, change func(*file.Config), pods ...*pod) *flee
 	}
 	c.World.Pools = []proxy.Pool{pool}
 	change(c)
-	a, err := newApp(c, slog.New(slog.DiscardHandler), nil, proxy.Config{})
+	a, err := newApp(c, logs{Logger: slog.New(slog.DiscardHandler)}, proxy.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -32,7 +32,7 @@ func allMetrics(t *testing.T) []metric {
 	t.Helper()
 	c := file.Default()
 	c.Listen = file.Listen{}
-	a, err := newApp(c, slog.New(slog.DiscardHandler), nil, proxy.Config{})
+	a, err := newApp(c, logs{Logger: slog.New(slog.DiscardHandler)}, proxy.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}

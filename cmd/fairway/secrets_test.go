@@ -189,7 +189,7 @@ func TestSecretsThatCannotBeRead(t *testing.T) {
 // runApp runs a proxy until the test ends.
 func runApp(t *testing.T, c *file.Config, log *slog.Logger) *app {
 	t.Helper()
-	a, err := newApp(c, log, nil, proxy.Config{})
+	a, err := newApp(c, logs{Logger: log}, proxy.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"log/slog"
 	"os"
 	"os/signal"
 	"reflect"
@@ -56,7 +54,7 @@ func (o *serveOptions) flags(cmd *cobra.Command) {
 	f.StringArrayVar(&o.endpoints, "endpoint", nil, "the `URL` of an engine, http://host:port; once for each")
 	f.StringVar(&o.metrics, "metrics", "", "where to serve metrics and health (default :15020, or listen.metrics of the file)")
 	f.StringVar(&o.admin, "admin", "", "where to serve the operator (default 127.0.0.1:15000, or listen.admin of the file)")
-	f.StringVar(&o.level, "log-level", "info", "least `level` logged: debug, info, warn or error")
+	f.StringVar(&o.level, "log-level", "", "least `level` logged: debug, info, warn or error (default info, or log.level of the file)")
 	f.BoolVar(&o.noAccessLog, "no-access-log", false, "write no line for each request")
 }
 
@@ -79,25 +77,12 @@ type serveOptions struct {
 	adjust func(*file.Config) error
 }
 
-// logs gives the command's log, and that of requests, which may be nil.
-func (o *serveOptions) logs(cmd *cobra.Command) (log, access *slog.Logger, err error) {
-	var level slog.Level
-	if level.UnmarshalText([]byte(o.level)) != nil {
-		return nil, nil, cli.Misuse(fmt.Errorf("--log-level %s: want debug, info, warn or error", o.level))
-	}
-	log = newLog(cmd.ErrOrStderr(), cli.JSON(cmd), level)
-	if o.noAccessLog {
-		return log, nil, nil
-	}
-	return log, log, nil
-}
-
 func (o *serveOptions) run(cmd *cobra.Command) error {
-	log, access, err := o.logs(cmd)
+	watcher, config, err := o.load()
 	if err != nil {
 		return err
 	}
-	watcher, config, err := o.load()
+	log, err := o.logs(cmd, config)
 	if err != nil {
 		return err
 	}
@@ -107,7 +92,7 @@ func (o *serveOptions) run(cmd *cobra.Command) error {
 			return err
 		}
 	}
-	a, err := newApp(config, log, access, proxy.Config{})
+	a, err := newApp(config, log, proxy.Config{})
 	if err != nil {
 		return err
 	}
@@ -150,8 +135,13 @@ func (a *app) reload(c *file.Config, err error, o *serveOptions) {
 	}
 	was, is := a.config.Load(), c
 	if was.Listen != is.Listen || !reflect.DeepEqual(was.TLS, is.TLS) || was.Keys != is.Keys ||
-		was.World.Limits.Headers != is.World.Limits.Headers || was.World.Limits.Connections != is.World.Limits.Connections {
-		a.log.Warn("changes to listen, tls, auth.keys, limits.headers and limits.connections take a restart; the rest is in force")
+		was.Log.Access != is.Log.Access || was.World.Limits.Headers != is.World.Limits.Headers || was.World.Limits.Connections != is.World.Limits.Connections {
+		a.log.Warn("changes to listen, tls, log.access, auth.keys, limits.headers and limits.connections take a restart; the rest is in force")
+	}
+	if was.Log.Level != is.Log.Level && a.level != nil {
+		if level, err := parseLevel(is.Log.Level); err == nil {
+			a.level.Set(level)
+		}
 	}
 	a.apply(c)
 	a.log.Info("configuration in force", "pools", len(a.config.Load().World.Pools), "endpoints", len(a.server.Endpoints()))
@@ -198,13 +188,16 @@ func (o *serveOptions) override(c *file.Config) {
 	for _, f := range []struct {
 		flag string
 		to   *string
-	}{{o.listen, &c.Listen.HTTP}, {o.metrics, &c.Listen.Metrics}, {o.admin, &c.Listen.Admin}} {
+	}{{o.listen, &c.Listen.HTTP}, {o.metrics, &c.Listen.Metrics}, {o.admin, &c.Listen.Admin}, {o.level, &c.Log.Level}} {
 		if f.flag != "" {
 			*f.to = f.flag
 		}
 	}
 	if o.kubernetes {
 		c.World.Access.TrustDomains = append([]string{o.trustDomain}, o.trustDomainAliases...)
+	}
+	if o.noAccessLog {
+		c.Log.Access = file.AccessOff
 	}
 }
 
@@ -227,14 +220,6 @@ func flagFor(path string) string {
 		return "--admin"
 	}
 	return "--endpoint"
-}
-
-func newLog(w io.Writer, inJSON bool, level slog.Level) *slog.Logger {
-	options := &slog.HandlerOptions{Level: level}
-	if inJSON {
-		return slog.New(slog.NewJSONHandler(w, options))
-	}
-	return slog.New(slog.NewTextHandler(w, options))
 }
 
 // replica is the name of this process among those that serve the same: the pod's, in a cluster.

@@ -32,6 +32,7 @@ const MaxSize = watch.MaxSize
 // Config is what a fairway.yaml says.
 type Config struct {
 	Listen Listen
+	Log    Log
 	World  *proxy.World
 	// TLS is where our identity in the mesh comes from: mtls.Files,
 	// mtls.WorkloadAPI or mtls.IstioCA; nil: we have none.
@@ -60,6 +61,25 @@ type Listen struct {
 	// TLS has HTTP taken over TLS; the zero value does not.
 	TLS TLS
 }
+
+// Log says what is logged. Its zero value is info, and an access log in the format of
+// the rest.
+type Log struct {
+	// Level is the least that is logged: debug, info, warn or error.
+	Level string
+	// Access is the format of the access log.
+	Access Access
+}
+
+// Access is how requests are logged.
+type Access string
+
+// The formats of the access log.
+const (
+	AccessText Access = "text"
+	AccessJSON Access = "json"
+	AccessOff  Access = "off" // there is none
+)
 
 // TLS is a certificate and its key, files in PEM.
 type TLS struct{ Certificate, Key string }

@@ -37,6 +37,10 @@ func (r *reader) config(n *yaml.Node, c *Config) {
 				"key":         textInto(r, &l.TLS.Key, "the path of a file"),
 			}),
 		}),
+		"log": r.section(map[string]field{
+			"level":  textInto(r, &c.Log.Level, oneOf(levels)),
+			"access": textInto(r, &c.Log.Access, oneOf(accessFormats)),
+		}),
 		"auth":            r.auth(c),
 		"policies":        r.policies(&w.Access),
 		"normalization":   textInto(r, &w.Access.Normalization, oneOf(normalizations)),
@@ -183,6 +187,8 @@ func (r *reader) section(fields map[string]field) field {
 
 // The words a setting can have.
 var (
+	levels          = []string{"debug", "info", "warn", "error"}
+	accessFormats   = []Access{AccessText, AccessJSON, AccessOff}
 	usageModes      = []proxy.UsageMode{proxy.UsageInject, proxy.UsageObserve}
 	modelNames      = []proxy.ModelNames{proxy.ModelAsked, proxy.ModelServed}
 	explainModes    = []proxy.ExplainMode{proxy.ExplainOnRequest, proxy.ExplainAlways, proxy.ExplainNever}

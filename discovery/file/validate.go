@@ -60,6 +60,8 @@ func (c *Config) check() []problem {
 	k.access(&c.World.Access)
 	word(&k, "normalization", c.World.Access.Normalization, normalizations)
 	word(&k, "raise_priority", c.World.RaisePriority, raisePriorities)
+	word(&k, "log.level", c.Log.Level, levels)
+	word(&k, "log.access", c.Log.Access, accessFormats)
 	word(&k, "usage", c.World.Usage, usageModes)
 	word(&k, "model_names", c.World.ModelNames, modelNames)
 	word(&k, "pickers", c.World.Pickers, pickerChoices)

@@ -9,8 +9,6 @@ package account
 
 import (
 	"cmp"
-	"context"
-	"log/slog"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -62,17 +60,19 @@ type Record struct {
 	BytesIn, BytesOut int64
 
 	Pick Pick
+
+	line []byte // memory for its line in the access log
 }
 
 // Reset makes rec that of an exchange of which nothing is known yet, and keeps the
 // memory it has.
 func (rec *Record) Reset() {
-	p := rec.Pick
+	p, line := rec.Pick, rec.line[:0]
 	p.Reset()
 	*rec = Record{
 		PromptTokens: Unknown, CachedTokens: Unknown, CompletionTokens: Unknown,
 		PredictedTokens: Unknown, PredictedHit: Unknown,
-		Pick: p,
+		Pick: p, line: line,
 	}
 }
 
@@ -93,8 +93,8 @@ const (
 
 // Config says what is told, and to whom. Its zero value works.
 type Config struct {
-	// Access is the access log; nil: there is none.
-	Access *slog.Logger
+	// Access is the access log; nil: there is none. Who made it closes it.
+	Access *Log
 	// Receipts is how many receipts are kept; 0: DefaultReceipts, less: none.
 	Receipts int
 	// Replica is the name of this process among those that serve the same.
@@ -103,7 +103,7 @@ type Config struct {
 
 // Recorder counts and logs Records, and keeps the last as receipts.
 type Recorder struct {
-	log      *slog.Logger // access log; nil: none
+	log      *Log // access log; nil: none
 	replica  string
 	receipts receipts
 
@@ -128,7 +128,10 @@ func (r *Recorder) Done(rec *Record) {
 	r.metrics.done(rec)
 	r.policies.count(rec)
 	if r.log != nil {
-		r.line(rec)
+		l := line{rec.line[:0], r.log.format}
+		l.access(rec)
+		r.log.add(l.b)
+		rec.line = l.b
 	}
 }
 
@@ -136,82 +139,9 @@ func (r *Recorder) Done(rec *Record) {
 func (r *Recorder) DoneTCP(rec *Record) {
 	r.metrics.doneTCP(rec)
 	r.policies.count(rec)
-	if r.log == nil {
-		return
+	if r.log != nil {
+		l := line{format: r.log.format}
+		l.tcp(rec)
+		r.log.add(l.b)
 	}
-	attrs := append(make([]slog.Attr, 0, 12),
-		slog.String("request_id", rec.ID),
-		slog.String("protocol", "tcp"),
-		slog.String("response_code_details", rec.Reason),
-		slog.String("downstream_remote_address", rec.Remote),
-		slog.String("upstream_host", rec.Endpoint),
-		slog.String("upstream_cluster", rec.Pool),
-		slog.Float64("duration_ms", milliseconds(rec.Duration)),
-		slog.Int64("bytes_received", rec.BytesIn),
-		slog.Int64("bytes_sent", rec.BytesOut),
-	)
-	r.log.LogAttrs(context.Background(), slog.LevelInfo, "access", appendPolicy(appendMesh(attrs, rec), rec)...)
-}
-
-// appendMesh adds what only a tunnel tells.
-func appendMesh(attrs []slog.Attr, rec *Record) []slog.Attr {
-	if rec.Peer != "" {
-		attrs = append(attrs, slog.String("downstream_peer_uri_san", rec.Peer))
-	}
-	if rec.Service != "" {
-		attrs = append(attrs, slog.String("destination_service", rec.Service))
-	}
-	return attrs
-}
-
-// appendPolicy adds whose the request is, and what policies say of it.
-func appendPolicy(attrs []slog.Attr, rec *Record) []slog.Attr {
-	for _, s := range []struct{ name, value string }{
-		{"principal", rec.Principal}, {"denied_by", rec.Policy}, {"dry_run_denied_by", rec.DryRunPolicy}, {"audited_by", rec.AuditPolicy},
-	} {
-		if s.value != "" {
-			attrs = append(attrs, slog.String(s.name, s.value))
-		}
-	}
-	return attrs
-}
-
-func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
-
-// line writes the access log's line. Text of prompts or answers never stands
-// in it; field names are Envoy's where it has one.
-func (r *Recorder) line(rec *Record) {
-	attrs := make([]slog.Attr, 0, 20)
-	attrs = append(attrs,
-		slog.String("request_id", rec.ID),
-		slog.String("method", rec.Method),
-		slog.String("path", rec.Path),
-		slog.Int("response_code", rec.Status),
-		slog.String("response_code_details", rec.Reason),
-		slog.String("downstream_remote_address", rec.Remote),
-		slog.String("upstream_host", rec.Endpoint),
-		slog.String("upstream_cluster", rec.Pool),
-		slog.String("model", rec.Model),
-		slog.Bool("stream", rec.Streamed),
-		slog.Float64("duration_ms", milliseconds(rec.Duration)),
-		slog.Int64("bytes_received", rec.BytesIn),
-		slog.Int64("bytes_sent", rec.BytesOut),
-		slog.Int("upstream_request_attempt_count", 1+rec.Retries),
-	)
-	attrs = appendPolicy(attrs, rec)
-	if rec.TTFT > 0 {
-		attrs = append(attrs, slog.Float64("ttft_ms", milliseconds(rec.TTFT)))
-	}
-	for _, c := range []struct {
-		name string
-		n    int
-	}{
-		{"prompt_tokens", rec.PromptTokens}, {"cached_tokens", rec.CachedTokens}, {"completion_tokens", rec.CompletionTokens},
-		{"predicted_prompt_tokens", rec.PredictedTokens}, {"predicted_cached_tokens", rec.PredictedHit},
-	} {
-		if c.n >= 0 {
-			attrs = append(attrs, slog.Int(c.name, c.n))
-		}
-	}
-	r.log.LogAttrs(context.Background(), slog.LevelInfo, "access", appendMesh(attrs, rec)...)
 }

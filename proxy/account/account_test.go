@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"log/slog"
 	"maps"
 	"net/http/httptest"
 	"reflect"
@@ -268,12 +267,15 @@ func told() *Record {
 	}
 }
 
-// logged gives the fields of a record's line, but for those that every line of
-// slog has.
+// logged gives the fields of a record's line, but for those that every line has, as slog's.
 func logged(t testing.TB, rec *Record) map[string]any {
 	t.Helper()
 	var out bytes.Buffer
-	New(prometheus.NewRegistry(), Config{Access: slog.New(slog.NewJSONHandler(&out, nil))}).Done(rec)
+	log := NewLog(&out, JSON)
+	New(prometheus.NewRegistry(), Config{Access: log}).Done(rec)
+	if err := log.Close(); err != nil {
+		t.Fatal(err)
+	}
 	if n := bytes.Count(out.Bytes(), []byte("\n")); n != 1 {
 		t.Fatalf("%d lines: %s", n, &out)
 	}
@@ -315,6 +317,9 @@ func TestAccessLog(t *testing.T) {
 		// Nothing is something else than not known.
 		{"nothing cached", func(r *Record) { r.CachedTokens, r.PredictedHit = 0, 0 },
 			map[string]any{"cached_tokens": 0.0, "predicted_cached_tokens": 0.0}},
+		{"picked", func(r *Record) { r.Pick.At, r.Pick.Queued, r.Pick.DecidedBy = 1, 1500*time.Microsecond, "cache" },
+			map[string]any{"queue_ms": 1.5, "decided_by": "cache"}},
+		{"a long name", func(r *Record) { r.Model = strings.Repeat("m", 1<<20) }, map[string]any{"model": strings.Repeat("m", maxText) + "…"}},
 		{"nothing tried", func(r *Record) { r.Endpoint, r.Pool, r.Model, r.Retries, r.Streamed = "", "", "", 0, false },
 			map[string]any{"upstream_host": "", "upstream_cluster": "", "model": "", "upstream_request_attempt_count": 1.0, "stream": false}},
 	} {
@@ -355,7 +360,7 @@ func TestAccessLogHoldsNoPrompt(t *testing.T) {
 			field.SetString("text of " + f.Name)
 		case reflect.Bool, reflect.Int, reflect.Int64: // a time.Duration too
 		default:
-			if f.Type != reflect.TypeFor[time.Time]() && f.Type != reflect.TypeFor[Pick]() {
+			if f.Name != "line" && f.Type != reflect.TypeFor[time.Time]() && f.Type != reflect.TypeFor[Pick]() {
 				t.Errorf("%s is a %s, which may hold text", f.Name, f.Type)
 			}
 		}
@@ -399,7 +404,8 @@ func TestConcurrency(t *testing.T) {
 	const workers, each = 8, 500
 	var out bytes.Buffer
 	reg := prometheus.NewRegistry()
-	r := New(reg, Config{Access: slog.New(slog.NewJSONHandler(&out, nil))})
+	log := NewLog(&out, JSON)
+	r := New(reg, Config{Access: log})
 	var all sync.WaitGroup
 	for w := range workers {
 		all.Go(func() {
@@ -418,6 +424,7 @@ func TestConcurrency(t *testing.T) {
 		}
 	})
 	all.Wait()
+	log.Close()
 	got := models(t, reg)
 	sum := 0.0
 	for _, n := range got {

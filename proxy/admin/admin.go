@@ -2,12 +2,13 @@
 // cluster, endpoints, configuration and profiles for the operator.
 //
 // It sees the proxy through a Source that package main gives it, and changes
-// nothing. Both handlers are safe for concurrent use.
+// nothing but the log's level. Both handlers are safe for concurrent use.
 package admin
 
 import (
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/pprof"
 	"slices"
@@ -36,6 +37,8 @@ type Source struct {
 	Dashboard http.Handler
 	// Replica is the name of this process.
 	Replica string
+	// Level is that of the log; nil: it cannot be changed.
+	Level *slog.LevelVar
 }
 
 // Metrics handles the port that the cluster scrapes and probes: /metrics (also
@@ -56,7 +59,7 @@ func Metrics(s Source) http.Handler {
 	return mux
 }
 
-// Admin handles the operator's port: the dashboard at /, /endpoints, /config, /receipts and
+// Admin handles the operator's port: the dashboard at /, /endpoints, /config, /receipts, /log and
 // /debug/pprof/, beside all that Metrics serves.
 func Admin(s Source) http.Handler {
 	mux := http.NewServeMux()
@@ -69,6 +72,8 @@ func Admin(s Source) http.Handler {
 	mux.HandleFunc("GET /config", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, s.Config()) })
 	mux.HandleFunc("GET /receipts", s.receipts)
 	mux.HandleFunc("GET /receipts/{id...}", s.receipt)
+	mux.HandleFunc("GET /log", s.logLevel)
+	mux.HandleFunc("PUT /log", s.setLogLevel)
 	mux.HandleFunc("/debug/pprof/", pprof.Index)
 	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
 	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
@@ -119,6 +124,29 @@ func (s Source) receipt(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	writeJSON(w, found[0])
+}
+
+func (s Source) logLevel(w http.ResponseWriter, _ *http.Request) {
+	if s.Level == nil {
+		writeError(w, http.StatusNotFound, "the log's level is fixed")
+		return
+	}
+	writeJSON(w, map[string]string{"level": strings.ToLower(s.Level.Level().String())})
+}
+
+// setLogLevel has the log say more or less, until the process ends or its
+// configuration says another level.
+func (s Source) setLogLevel(w http.ResponseWriter, r *http.Request) {
+	var level slog.Level
+	switch text := r.URL.Query().Get("level"); {
+	case s.Level == nil:
+	case level.UnmarshalText([]byte(text)) != nil:
+		writeError(w, http.StatusBadRequest, fmt.Sprintf("level %q: want debug, info, warn or error", text))
+		return
+	default:
+		s.Level.Set(level)
+	}
+	s.logLevel(w, r)
 }
 
 func writeError(w http.ResponseWriter, status int, message string) {

@@ -3,6 +3,7 @@ package admin
 import (
 	"encoding/json"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"reflect"
@@ -35,6 +36,7 @@ func source() Source {
 			return []account.Receipt{{ID: q.ID, Model: q.Model, Pool: q.Pool, Endpoint: q.Endpoint, Retries: q.Limit}}
 		},
 		Replica: "this",
+		Level:   new(slog.LevelVar),
 	}
 }
 
@@ -112,11 +114,15 @@ func TestPaths(t *testing.T) {
 		{"GET", "/debug/pprof/heap", nobody, 200, "application/octet-stream", ""},
 		{"GET", "/debug/pprof/trace?seconds=0.01", nobody, 200, "application/octet-stream", ""},
 		{"GET", "/debug/pprof/none", nobody, 404, text, "Unknown profile"},
-		// Nobody changes anything by these ports.
+		// Nobody changes anything by these ports, but how much is logged.
 		{"POST", "/metrics", 405, 405, "", ""},
 		{"POST", "/healthz/ready", 405, 405, "", ""},
 		{"PUT", "/config", nobody, 404, "", ""},
 		{"POST", "/receipts", nobody, 404, "", ""},
+		{"GET", "/log", nobody, 200, jsonType, `"level": "info"`},
+		{"PUT", "/log?level=debug", nobody, 200, jsonType, `"level": "debug"`},
+		{"PUT", "/log?level=loud", nobody, 400, jsonType, "want debug, info, warn or error"},
+		{"PUT", "/log", nobody, 400, jsonType, "want debug"},
 		{"DELETE", "/endpoints", nobody, 404, "", ""},
 		{"GET", "/", nobody, 404, "", ""},
 		{"GET", "/healthz", nobody, 404, "", ""},
@@ -237,6 +243,23 @@ func TestOpenMetrics(t *testing.T) {
 					t.Errorf("got %q", got.body)
 				}
 			})
+		}
+	}
+}
+
+func TestLogLevel(t *testing.T) {
+	s := source()
+	ask := serve(t, Admin(s))
+	if ask("PUT", "/log?level=error", ""); s.Level.Level() != slog.LevelError {
+		t.Errorf("the level is %v", s.Level.Level())
+	}
+	if got := ask("GET", "/log", ""); !strings.Contains(got.body, "error") {
+		t.Errorf("it says %s", got.body)
+	}
+	s.Level = nil
+	for _, method := range []string{"GET", "PUT"} {
+		if got := serve(t, Admin(s))(method, "/log?level=debug", ""); got.status != 404 || !strings.Contains(got.body, "fixed") {
+			t.Errorf("%s of a level that is fixed: %d, %s", method, got.status, got.body)
 		}
 	}
 }

@@ -6,6 +6,7 @@ package smuggling_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -69,6 +70,7 @@ type fairway struct {
 	*proxy.Server
 	address string
 	log     accessLog
+	access  *account.Log // writes to log
 	served  chan error
 }
 
@@ -87,22 +89,25 @@ type accessLog struct {
 	lines []access
 }
 
-func (l *accessLog) Write(line []byte) (int, error) {
-	var a access
-	if err := json.Unmarshal(line, &a); err != nil {
-		return 0, err
-	}
+func (l *accessLog) Write(lines []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.lines = append(l.lines, a)
-	return len(line), nil
+	for line := range bytes.Lines(lines) {
+		var a access
+		if err := json.Unmarshal(line, &a); err != nil {
+			return 0, err
+		}
+		l.lines = append(l.lines, a)
+	}
+	return len(lines), nil
 }
 
 func startFairway(t *testing.T, endpoint string, changes ...func(*proxy.World)) *fairway {
 	t.Helper()
 	f := &fairway{served: make(chan error, 1)}
+	f.access = account.NewLog(&f.log, account.JSON)
 	f.Server = proxy.New(proxy.Config{
-		Account: account.New(prometheus.NewRegistry(), account.Config{Access: slog.New(slog.NewJSONHandler(&f.log, nil))}),
+		Account: account.New(prometheus.NewRegistry(), account.Config{Access: f.access}),
 		Log:     slog.New(slog.NewTextHandler(t.Output(), nil)),
 	})
 	w := &proxy.World{Pools: []proxy.Pool{{Name: "pool", Endpoints: []proxy.Endpoint{{Address: endpoint}}}}}
@@ -128,6 +133,9 @@ func (f *fairway) stop(t *testing.T) []access {
 		t.Errorf("exchanges are left over: %v", err)
 	}
 	<-f.served
+	if err := f.access.Close(); err != nil {
+		t.Error(err)
+	}
 	return f.log.lines
 }
 
