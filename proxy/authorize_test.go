@@ -330,7 +330,8 @@ func TestPoliciesOfAService(t *testing.T) {
 			{Port: 80, Protocol: PortHTTP, Pool: "pool"}, {Port: 90, Protocol: PortTCP, Pool: "tcp"}}}
 	}
 	var log bytes.Buffer
-	s := New(Config{Account: account.New(prometheus.NewRegistry(), account.Config{Access: slog.New(slog.NewTextHandler(&log, nil))}), Log: slog.New(slog.DiscardHandler)})
+	access := account.NewLog(&log, account.Text)
+	s := New(Config{Account: account.New(prometheus.NewRegistry(), account.Config{Access: access}), Log: slog.New(slog.DiscardHandler)})
 	s.SetWorld(&World{
 		Pools:   []Pool{{Name: "pool", Endpoints: []Endpoint{{Address: p.address}}}, {Name: "tcp", Endpoints: []Endpoint{{Address: echo}}}},
 		Gateway: authz.Scope{Policies: []*authz.Policy{from(authz.Deny, authz.Rule{}, "")}},
@@ -382,7 +383,7 @@ func TestPoliciesOfAService(t *testing.T) {
 	s.Shutdown(t.Context())
 	<-served
 	for _, want := range []string{"denied_by=a/deny-evil", "denied_by=default", "response_code_details=fairway_not_ready"} {
-		if !strings.Contains(log.String(), want) {
+		if access.Close(); !strings.Contains(log.String(), want) {
 			t.Errorf("no line says %s: %s", want, &log)
 		}
 	}
