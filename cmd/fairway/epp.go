@@ -79,10 +79,11 @@ func (o *eppOptions) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	log, err := o.serve.logs(cmd, config)
+	logs, err := o.serve.logs(cmd, config)
 	if err != nil {
 		return err
 	}
+	log := logs.Logger
 	options, err := o.credentials()
 	if err != nil {
 		return err
@@ -91,7 +92,7 @@ func (o *eppOptions) run(cmd *cobra.Command) error {
 	if err != nil {
 		return fmt.Errorf("--listen: %w", err)
 	}
-	a, err := newApp(config, log, proxy.Config{Picker: picker.Config{Replicas: o.replicas}, Fallbacks: o.fallbacks})
+	a, err := newApp(config, logs, proxy.Config{Picker: picker.Config{Replicas: o.replicas}, Fallbacks: o.fallbacks})
 	if err != nil {
 		listener.Close()
 		return err
@@ -99,7 +100,7 @@ func (o *eppOptions) run(cmd *cobra.Command) error {
 	service := &extproc.Server{
 		Handler:      func(s *extproc.Stream) { a.server.Handle(s) },
 		MessageLimit: messageLimit(config),
-		Log:          log.Logger,
+		Log:          log,
 	}
 	server := service.GRPC(options...)
 	go func() {

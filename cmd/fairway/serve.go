@@ -82,17 +82,18 @@ func (o *serveOptions) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	log, err := o.logs(cmd, config)
+	logs, err := o.logs(cmd, config)
 	if err != nil {
 		return err
 	}
+	log := logs.Logger
 	var objects *cluster
 	if o.kubernetes {
 		if objects, err = o.cluster(config, log); err != nil {
 			return err
 		}
 	}
-	a, err := newApp(config, log, proxy.Config{})
+	a, err := newApp(config, logs, proxy.Config{})
 	if err != nil {
 		return err
 	}
