@@ -21,6 +21,8 @@ type proxy struct {
 	name string
 	to   dialer
 	cmd  *exec.Cmd // nil: nothing between client and backend
+
+	front *exec.Cmd // what stands in front of it, and is not measured; nil: nothing
 }
 
 // kinds are the proxies that can be started, at an address of their own, and how
@@ -29,6 +31,7 @@ var kinds = map[string]func(s *site, address string) (*exec.Cmd, dialer, error){
 	"fairway":       func(s *site, address string) (*exec.Cmd, dialer, error) { return fairway(*binary, s, address) },
 	"fairway-tls":   fairwayTLS,
 	"fairway-hbone": fairwayHBONE,
+	"epp":           picker,
 	"haproxy":       haproxy,
 	"nginx":         nginx,
 	"envoy":         envoy,
@@ -46,9 +49,17 @@ func start(name string, s *site) (*proxy, error) {
 	p := &proxy{name: name}
 	var err error
 	address := freeAddress()
-	if build, ok := strings.CutPrefix(name, "fairway="); ok {
+	build, another := strings.CutPrefix(name, "fairway=")
+	switch {
+	case another:
 		p.cmd, p.to, err = fairway(build, s, address)
-	} else {
+	case name == "epp":
+		own := freeAddress()
+		if p.front, err = envoyAsking(s, address, own); err == nil {
+			p.cmd, _, err = picker(s, own)
+			p.to = tcp(address)
+		}
+	default:
 		p.cmd, p.to, err = kinds[name](s, address)
 	}
 	if err != nil {
@@ -59,10 +70,16 @@ func start(name string, s *site) (*proxy, error) {
 		return nil, err
 	}
 	defer log.Close()
-	p.cmd.Stdout, p.cmd.Stderr = log, log
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM, Setpgid: true}
-	if err := p.cmd.Start(); err != nil {
-		return nil, err
+	for _, cmd := range []*exec.Cmd{p.cmd, p.front} {
+		if cmd == nil {
+			continue
+		}
+		cmd.Stdout, cmd.Stderr = log, log
+		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM, Setpgid: true}
+		if err := cmd.Start(); err != nil {
+			p.stop()
+			return nil, err
+		}
 	}
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		c, err := p.to.client()
@@ -84,9 +101,11 @@ func start(name string, s *site) (*proxy, error) {
 var ready = newLoad("ready", 1<<10, false)
 
 func (p *proxy) stop() {
-	if p.cmd != nil {
-		syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
-		p.cmd.Wait()
+	for _, cmd := range []*exec.Cmd{p.cmd, p.front} {
+		if cmd != nil && cmd.Process != nil {
+			syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+			cmd.Wait()
+		}
 	}
 }
 
@@ -177,6 +196,15 @@ func fairway(program string, s *site, address string) (*exec.Cmd, dialer, error)
 	return exec.Command(program, "serve", "--config", path), tcp(address), err
 }
 
+// picker is Fairway as the endpoint picker of an Envoy, as it is shipped.
+func picker(s *site, address string) (*exec.Cmd, dialer, error) {
+	args := []string{"epp", "--listen", address, "--secure-serving=false", "--metrics", freeAddress(), "--admin", freeAddress()}
+	for _, b := range s.backends {
+		args = append(args, "--endpoint", "http://"+b)
+	}
+	return exec.Command(*binary, args...), nil, nil
+}
+
 func haproxy(s *site, address string) (*exec.Cmd, dialer, error) {
 	program, err := exec.LookPath("haproxy")
 	if err != nil {
@@ -237,15 +265,8 @@ http {
 }
 
 func envoy(s *site, address string) (*exec.Cmd, dialer, error) {
-	program := os.Getenv("ENVOY")
-	if program == "" {
-		var err error
-		if program, err = exec.LookPath("envoy"); err != nil {
-			return nil, nil, err
-		}
-	}
 	host, port, _ := net.SplitHostPort(address)
-	path, err := write(s.dir, "envoy.yaml", fmt.Sprintf(`static_resources:
+	cmd, err := runEnvoy(s.dir, fmt.Sprintf(`static_resources:
   listeners:
     - address: {socket_address: {address: %s, port_value: %s}}
       filter_chains:
@@ -268,7 +289,69 @@ func envoy(s *site, address string) (*exec.Cmd, dialer, error) {
 `, host, port, each(s.backends, func(_ int, h, p string) string {
 		return fmt.Sprintf("{endpoint: {address: {socket_address: {address: %s, port_value: %s}}}},", h, p)
 	})))
-	return exec.Command(program, "-c", path, "-l", "error", "--concurrency", "2", "--use-dynamic-base-id"), tcp(address), err
+	return cmd, tcp(address), err
+}
+
+func runEnvoy(dir, config string) (*exec.Cmd, error) {
+	program := os.Getenv("ENVOY")
+	if program == "" {
+		var err error
+		if program, err = exec.LookPath("envoy"); err != nil {
+			return nil, err
+		}
+	}
+	path, err := write(dir, "envoy.yaml", config)
+	return exec.Command(program, "-c", path, "-l", "error", "--concurrency", "2", "--use-dynamic-base-id"), err
+}
+
+// envoyAsking asks a picker where each request goes, and shows it all of the answers.
+func envoyAsking(s *site, address, picker string) (*exec.Cmd, error) {
+	host, port, _ := net.SplitHostPort(address)
+	pickerHost, pickerPort, _ := net.SplitHostPort(picker)
+	return runEnvoy(s.dir, fmt.Sprintf(`static_resources:
+  listeners:
+    - address: {socket_address: {address: %s, port_value: %s}}
+      filter_chains:
+        - filters:
+            - name: envoy.filters.network.http_connection_manager
+              typed_config:
+                "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+                stat_prefix: in
+                stream_idle_timeout: 0s
+                http_filters:
+                  - name: ext_proc
+                    typed_config:
+                      "@type": type.googleapis.com/envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor
+                      grpc_service: {envoy_grpc: {cluster_name: picker}, timeout: 10s}
+                      processing_mode:
+                        request_header_mode: SEND
+                        request_body_mode: FULL_DUPLEX_STREAMED
+                        request_trailer_mode: SEND
+                        response_header_mode: SEND
+                        response_body_mode: FULL_DUPLEX_STREAMED
+                        response_trailer_mode: SEND
+                      message_timeout: 300s
+                  - {name: router, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
+                route_config: {virtual_hosts: [{name: all, domains: ["*"], routes: [{match: {prefix: /}, route: {cluster: original, timeout: 0s}}]}]}
+  clusters:
+    - name: original
+      type: ORIGINAL_DST
+      lb_policy: CLUSTER_PROVIDED
+      connect_timeout: 5s
+      original_dst_lb_config: {use_http_header: true, http_header_name: x-gateway-destination-endpoint}
+      circuit_breakers: {thresholds: [{max_connections: 40000, max_pending_requests: 40000, max_requests: 40000}]}
+    - name: picker
+      type: STATIC
+      connect_timeout: 5s
+      circuit_breakers: {thresholds: [{max_connections: 40000, max_pending_requests: 40000, max_requests: 40000}]}
+      typed_extension_protocol_options:
+        envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
+          "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+          explicit_http_config: {http2_protocol_options: {}}
+      load_assignment:
+        cluster_name: picker
+        endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: %s, port_value: %s}}}}]}]
+`, host, port, pickerHost, pickerPort))
 }
 
 // reverseProxy is this program again, as net/http/httputil's ReverseProxy.
