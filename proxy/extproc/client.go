@@ -82,7 +82,7 @@ func (c *Client) Reconnect() {
 			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
 			MinConnectTimeout: time.Second,
 		}),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(c.config.MessageLimit), grpc.MaxCallSendMsgSize(c.config.MessageLimit)),
+		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(codec{}), grpc.MaxCallRecvMsgSize(c.config.MessageLimit), grpc.MaxCallSendMsgSize(c.config.MessageLimit)),
 		grpc.WithIdleTimeout(0),
 		grpc.WithSharedWriteBuffer(true),
 	)

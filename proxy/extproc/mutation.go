@@ -2,6 +2,7 @@ package extproc
 
 import (
 	"bytes"
+	"unsafe"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
@@ -17,26 +18,36 @@ type mutation struct{ extprocv3.HeaderMutation }
 // told apart in lower case, as Envoy gives them; of one name, values that differ
 // in anything are replaced together.
 func (m *mutation) diff(came, wanted []message.Field) {
-	for i, f := range wanted {
-		if seen(wanted[:i], f.Name) {
-			continue
-		}
-		if sameValues(came, wanted, f.Name) {
+	same := 0 // most often that is all, or all but what was added
+	for same < min(len(came), len(wanted)) && identical(&came[same], &wanted[same]) {
+		same++
+	}
+	for i, f := range wanted[same:] {
+		if seen(wanted[same:same+i], f.Name) || sameValues(came, wanted, f.Name) {
 			continue
 		}
 		again := false
-		for _, g := range wanted[i:] {
+		for _, g := range wanted {
 			if bytes.EqualFold(g.Name, f.Name) {
 				m.add(string(g.Name), g.Value, again)
 				again = true
 			}
 		}
 	}
-	for i, f := range came {
-		if !seen(wanted, f.Name) && !seen(came[:i], f.Name) {
+	for i, f := range came[same:] {
+		if !seen(wanted, f.Name) && !seen(came[same:same+i], f.Name) {
 			m.remove(string(f.Name))
 		}
 	}
+}
+
+// identical tells whether two fields lie in the same memory.
+func identical(a, b *message.Field) bool {
+	return sameMemory(a.Name, b.Name) && sameMemory(a.Value, b.Value)
+}
+
+func sameMemory(a, b []byte) bool {
+	return len(a) == len(b) && unsafe.SliceData(a) == unsafe.SliceData(b)
 }
 
 // set gives a field one value.

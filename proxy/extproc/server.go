@@ -37,6 +37,14 @@ type Server struct {
 	health *health.Server
 }
 
+const (
+	ioBuffer     = 128 << 10
+	streamWindow = 1 << 20
+	// streamWorkers keep their stacks from one request to the next. Requests beyond so
+	// many at once get a goroutine each.
+	streamWorkers = 256
+)
+
 // GRPC gives the server, with options such as credentials.
 func (s *Server) GRPC(options ...grpc.ServerOption) *grpc.Server {
 	limit := s.MessageLimit
@@ -45,7 +53,15 @@ func (s *Server) GRPC(options ...grpc.ServerOption) *grpc.Server {
 	}
 	g := grpc.NewServer(append(options,
 		grpc.MaxRecvMsgSize(limit),
+		grpc.ForceServerCodecV2(codec{}),
 		grpc.SharedWriteBuffer(true),
+		grpc.WriteBufferSize(ioBuffer),
+		grpc.ReadBufferSize(ioBuffer),
+		// Windows for whole bodies of a common size: whoever sends one does not wait for
+		// word of how much was read, and no pings find out how much the wire holds.
+		grpc.StaticStreamWindowSize(streamWindow),
+		grpc.StaticConnWindowSize(16*streamWindow),
+		grpc.NumStreamWorkers(streamWorkers),
 	)...)
 	s.health = health.NewServer()
 	s.health.SetServingStatus(Liveness, healthv1.HealthCheckResponse_SERVING)
