@@ -395,14 +395,15 @@ func (c *cluster) kubeconfig(t *testing.T, namespace, account string) string {
 		t.Fatal(err)
 	}
 	token, _, _ := unstructured.NestedString(answer.Object, "status", "token")
-	return c.writeKubeconfig(t, token)
+	return c.writeKubeconfig(t, namespace, token)
 }
 
-func (c *cluster) writeKubeconfig(t *testing.T, token string) string {
+// writeKubeconfig makes a kubeconfig of a token, with a namespace that it is for.
+func (c *cluster) writeKubeconfig(t *testing.T, namespace, token string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "kubeconfig")
-	text := fmt.Sprintf(`{apiVersion: v1, kind: Config, current-context: c, contexts: [{name: c, context: {cluster: c, user: u}}],
-clusters: [{name: c, cluster: {server: %q, certificate-authority: %q}}], users: [{name: u, user: {token: %q}}]}`, c.config.Host, c.config.CAFile, token)
+	text := fmt.Sprintf(`{apiVersion: v1, kind: Config, current-context: c, contexts: [{name: c, context: {cluster: c, user: u, namespace: %q}}],
+clusters: [{name: c, cluster: {server: %q, certificate-authority: %q}}], users: [{name: u, user: {token: %q}}]}`, namespace, c.config.Host, c.config.CAFile, token)
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}

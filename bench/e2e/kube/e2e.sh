@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# e2e.sh: Fairway against a real API server, as the tests here say. Run it as `make e2e-kube`. Flags (-run …) go to the tests; E2E_VERBOSE=1 prints all that they say.
+# e2e.sh: Fairway against a real API server, as the tests here say. Run it as `make e2e-kube`.
+# Flags (-run …) go to the tests; E2E_VERBOSE=1 prints all that they say.
 #
 # etcd is installed from Debian's packages where it is missing and it may. kube-apiserver, kubectl and helm are built from
 # their Go modules; they stay in ${XDG_CACHE_HOME:-$HOME/.cache}/fairway-e2e for the next time (the first build takes about

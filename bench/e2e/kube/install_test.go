@@ -22,7 +22,7 @@ func TestDocumentedInstall(t *testing.T) {
 	}
 	install, teardown, _ := strings.Cut(string(page), "\n## Teardown\n")
 	teardown, _, _ = strings.Cut(teardown, "\n## ")
-	config := c.writeKubeconfig(t, c.config.BearerToken)
+	config := c.writeKubeconfig(t, "default", c.config.BearerToken)
 	bin := t.TempDir()
 	for name, path := range map[string]string{"kubectl": filepath.Join(os.Getenv("E2E_KUBERNETES"), "kubectl"), "helm": os.Getenv("E2E_HELM")} {
 		if err := os.Symlink(path, filepath.Join(bin, name)); err != nil {
