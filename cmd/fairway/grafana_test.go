@@ -1,0 +1,36 @@
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// Grafana's dashboard and the alert rules speak of metrics that there are.
+func TestGrafanaMetricsExist(t *testing.T) {
+	page, err := os.ReadFile("../../docs/metrics.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, name := range []string{"dashboard.json", "alerts.yaml", "alerts_test.yaml"} {
+		text, err := os.ReadFile("../../deploy/grafana/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.HasSuffix(name, ".json") && !json.Valid(text) {
+			t.Errorf("%s is not JSON", name)
+		}
+		for _, m := range regexp.MustCompile(`\b(fairway_[a-z_]+?)(?:_bucket)?[{ \[)]`).FindAllStringSubmatch(string(text), -1) {
+			n++
+			if !strings.Contains(string(page), "`"+m[1]+"`") {
+				t.Errorf("%s: there is no metric %s", name, m[1])
+			}
+		}
+	}
+	if n < 50 {
+		t.Errorf("%d names found: this test shows little", n)
+	}
+}
