@@ -106,20 +106,21 @@ func TestFrames(t *testing.T) {
 		t.Errorf("%+v", first)
 	}
 	r.Done(record(200, ""))
-	r.Done(record(503, "fairway_overloaded"))
+	r.Done(record(503, "fairway_no_endpoint"))
+	r.Done(record(503, "fairway_exhausted"))
 	r.Done(record(499, account.ClientGone))
 	var then Frame
-	for then.Totals.Requests < 6 {
+	for then.Totals.Requests < 7 {
 		f.next(t, "frame", &then)
 	}
-	want := Totals{Requests: 6, Failed: 1, Gone: 1, Prompt: 600, Cached: 450, Completion: 60}
+	want := Totals{Requests: 7, Failed: 1, Gone: 1, Shed: 1, Prompt: 700, Cached: 525, Completion: 70}
 	if then.Totals != want {
 		t.Errorf("%+v, want %+v", then.Totals, want)
 	}
 	if n := then.Now; n.Requests == nil || *n.Requests <= 0 || n.Hit == nil || *n.Hit != 0.75 || n.TTFT50 == nil || *n.TTFT50 < 0.02 || *n.TTFT50 > 0.04 {
 		t.Errorf("%+v", n)
 	}
-	if m := then.Models; len(m) != 1 || m[0].Model != "m" || m[0].Requests != 6 || m[0].Failed != 1 {
+	if m := then.Models; len(m) != 1 || m[0].Model != "m" || m[0].Requests != 7 || m[0].Failed != 1 {
 		t.Errorf("%+v", m)
 	}
 }

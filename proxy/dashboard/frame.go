@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"math"
 	"slices"
+	"strings"
 	"time"
 
 	dto "github.com/prometheus/client_model/go"
@@ -47,7 +48,7 @@ type Totals struct {
 	Requests   float64 `json:"requests"`
 	Failed     float64 `json:"failed"`
 	Gone       float64 `json:"gone"` // given up by their clients
-	Shed       float64 `json:"shed"`
+	Shed       float64 `json:"shed"` // refused for want of room, not failed
 	Retries    float64 `json:"retries"`
 	Prompt     float64 `json:"prompt_tokens"`
 	Cached     float64 `json:"cached_tokens"`
@@ -170,6 +171,8 @@ func read(families []*dto.MetricFamily) sample {
 				}
 			case "fairway_time_to_first_token_seconds":
 				s.firstTokens(m.GetHistogram())
+			case "fairway_queue_length":
+				s.queued += m.GetGauge().GetValue()
 			case "fairway_requests_live":
 				s.live = m.GetGauge().GetValue()
 			case "fairway_uptime_seconds":
@@ -191,6 +194,8 @@ func (s *sample) request(m *dto.Metric) {
 	switch {
 	case reason == account.ClientGone:
 		s.totals.Gone += n
+	case code == "429" && strings.HasPrefix(reason, "fairway_"), reason == "fairway_buffers_spent", reason == "fairway_exhausted":
+		s.totals.Shed += n
 	case reason != "" || code >= "400":
 		s.totals.Failed += n
 		line.Failed += n

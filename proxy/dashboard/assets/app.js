@@ -168,8 +168,8 @@ function nice(v) {
 const curves = [
   new Curve('c-ttft', [{ key: 'p50', name: 'median', color: 'blue' }, { key: 'p90', name: '90th', color: 'amber' }], { format: seconds, least: 0.01 }),
   new Curve('c-hit', [{ key: 'hit', name: 'prompt tokens', color: 'green' }], { format: percent, most: 1, area: true }),
-  new Curve('c-rps', [{ key: 'rps', name: 'per s', color: 'blue' }, { key: 'fps', name: 'failed', color: 'rose' }], { format: rate, least: 1, area: true }),
-  new Curve('c-queue', [{ key: 'live', name: 'all', color: 'violet' }, { key: 'queued', name: 'waiting', color: 'amber' }, { key: 'sps', name: 'shed per s', color: 'rose' }], { format: rate, least: 1, area: true }),
+  new Curve('c-rps', [{ key: 'rps', name: 'per s', color: 'blue' }, { key: 'fps', name: 'failed', color: 'rose' }, { key: 'sps', name: 'shed', color: 'amber' }], { format: rate, least: 1, area: true }),
+  new Curve('c-queue', [{ key: 'live', name: 'all', color: 'violet' }, { key: 'queued', name: 'waiting', color: 'amber' }], { format: rate, least: 1, area: true }),
 ];
 
 let points = [];
