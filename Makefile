@@ -13,7 +13,7 @@ RACE := $(shell [ "$$(go env CGO_ENABLED)" = 1 ] && echo '\#include <stdlib.h>' 
 ALLOCATING = $(shell grep -rl AllocsPerRun --include='*_test.go' . | xargs -n 1 dirname | sort -u)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test check bench bench-proxy bench-peers bench-routing bench-validate bench-vllm churn image-context image e2e-compose e2e-vllm e2e-clients e2e-smuggling e2e-envoy e2e-hbone e2e-kube clean
+.PHONY: help demo build test check bench bench-proxy bench-peers bench-routing bench-validate bench-vllm churn image-context image e2e-compose e2e-vllm e2e-clients e2e-smuggling e2e-envoy e2e-hbone e2e-kube e2e-observe clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -90,6 +90,9 @@ e2e-hbone: ## Fairway as a waypoint between peers that are not ours: ztunnel's s
 
 e2e-kube: ## Fairway, its chart and its examples against a real API server and etcd; builds kube-apiserver and helm the first time
 	bench/e2e/kube/e2e.sh
+
+e2e-observe: ## a running demo as Prometheus, a browser and a newcomer see it
+	bench/e2e/observe/e2e.sh
 
 clean: ## remove what was built
 	rm -rf bin

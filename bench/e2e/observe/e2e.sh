@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# e2e.sh: a running Fairway as Prometheus, a browser and a newcomer see it, as the tests here say. Run it as
+# `make e2e-observe`. Flags (-run=…) go to the tests. E2E_SHOTS names a folder for screenshots, else they are in a
+# temporary one that goes with the tests.
+#
+# Prometheus and Chromium are Debian's, installed where they are missing and it may.
+set -euo pipefail
+cd "$(dirname "$0")/../../.."
+
+name=e2e-observe
+. bench/e2e/e2e.bash
+
+here=bench/e2e/observe
+have() { command -v prometheus >/dev/null && command -v promtool >/dev/null && command -v chromium >/dev/null; }
+if ! have && [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
+	echo "e2e-observe: installing Prometheus and Chromium"
+	retry apt-get -q update &&
+		# In run level 1, Debian does not start what it installs.
+		retry env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get -q install -y --no-install-recommends chromium prometheus ||
+		echo "e2e-observe: apt-get could not install them" >&2
+fi
+have || skip "it needs Prometheus with promtool, and Chromium (Debian: prometheus, chromium)"
+
+mkdir -p bin
+go build -o bin/ ./cmd/fairway ./cmd/mockvllm
+export E2E_FAIRWAY=$PWD/bin/fairway E2E_MOCKVLLM=$PWD/bin/mockvllm
+E2E_PROMETHEUS=$(command -v prometheus) E2E_PROMTOOL=$(command -v promtool) E2E_CHROMIUM=$(command -v chromium)
+export E2E_PROMETHEUS E2E_PROMTOOL E2E_CHROMIUM
+go test -json -count=1 -timeout 15m -tags e2e ./$here "$@" | go run .ci/summary.go
