@@ -117,6 +117,10 @@ func TestEveryErrorIsAsDocumented(t *testing.T) {
 		{"an engine that closes", nil, []*pod{closes}, hi(), documentedError{"fairway_upstream_failed", 502}},
 		{"an adapter that half of the engines load", nil, []*pod{p, closes}, ask(post("/v1/load_lora_adapter", `{"lora_name":"a","lora_path":"b"}`)), documentedError{"fairway_partly_done", 502}},
 		{"a pool without engines", nil, []*pod{}, hi(), documentedError{"fairway_no_endpoint", 503}},
+		{"a picker that is not there", nil, nil, func(t *testing.T, s *Server) *memoryStream {
+			s.SetWorld(&World{Pools: []Pool{{Name: "pool", Endpoints: []Endpoint{{Address: p.address}}, Picker: &Picker{Address: "127.0.0.1:1", Plain: true, Timeout: 50 * time.Millisecond}}}})
+			return hi()(t, s)
+		}, documentedError{"fairway_picker_failed", 503}},
 		{"before the first World", nil, nil, func(t *testing.T, _ *Server) *memoryStream {
 			s := New(Config{Account: account.New(prometheus.NewRegistry(), account.Config{}), Log: slog.New(slog.DiscardHandler)})
 			defer s.Shutdown(t.Context())
