@@ -24,5 +24,5 @@ func newRoot() *cobra.Command {
 	return cli.Group(&cobra.Command{
 		Use:   "fairway",
 		Short: "A proxy for LLM inference that sends each request to the engine with its prompt in cache",
-	}, newServe(), newEPP(), newDemo(), newCheck(), newDoctor(), newExplain(), cli.NewVersion(version))
+	}, newServe(), newEPP(), newDemo(), newCheck(), newDoctor(), newExplain(), cli.NewMan(), cli.NewVersion(version))
 }

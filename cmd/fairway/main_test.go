@@ -88,6 +88,31 @@ func TestExitCodes(t *testing.T) {
 	}
 }
 
+// Every command has a page in the manual, and shells can complete them.
+func TestManual(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "man1")
+	if code, out, err := call(t, "man", dir); code != 0 || !strings.Contains(out, "pages in "+dir) {
+		t.Fatalf("exit code %d: %s%s", code, out, err)
+	}
+	for _, c := range newRoot().Commands() {
+		page, err := os.ReadFile(filepath.Join(dir, "fairway-"+c.Name()+".1"))
+		if err != nil || !strings.Contains(string(page), ".SH NAME") {
+			t.Errorf("%s: %v", c.Name(), err)
+		}
+	}
+	if code, _, err := call(t, "man"); code != 2 || !strings.Contains(err, "which directory") {
+		t.Errorf("exit code %d: %s", code, err)
+	}
+	for _, shell := range []string{"bash", "zsh", "fish", "powershell"} {
+		if code, out, _ := call(t, "completion", shell); code != 0 || len(out) < 1000 {
+			t.Errorf("%s: exit code %d, %d bytes", shell, code, len(out))
+		}
+	}
+	if code, out, _ := call(t, "__complete", "doctor", "--no"); code != 0 || !strings.Contains(out, "--no-requests") {
+		t.Errorf("exit code %d: %s", code, out)
+	}
+}
+
 // running is a `fairway serve` in this process.
 type running struct {
 	code   chan int
