@@ -60,6 +60,7 @@ type Endpoint struct {
 	awaiting atomic.Int64 // requests that queued counts
 	inflight atomic.Int64 // requests
 	held     atomic.Int64 // uncached tokens of requests in flight
+	promised atomic.Int64 // tokens that these are expected to generate
 	nextDue  atomic.Int64 // the earliest time in due; never: none
 
 	// Our own work so far.
@@ -145,6 +146,8 @@ func (e *Endpoint) weigh(c *Candidate, m *measure) {
 	if e.pool.has(LearnedSpeed) {
 		c.Speed = e.speed.mean(m.speed, speedPrior)
 	}
+	c.capacity = v.capacity
+	c.full = max(c.KV, float64(e.held.Load()+e.promised.Load())/v.capacity)
 	c.window = e.window(v, c.KV)
 	c.Depth = e.index.Match(m.request.Chain, e.clock.Load(), c.window, m.guess)
 	m.guess = c.Depth
@@ -194,6 +197,7 @@ func (e *Endpoint) reserve(c *Candidate, m *measure, force bool) (Lease, bool) {
 	e.awaiting.Add(1)
 	e.inflight.Add(1)
 	e.held.Add(u)
+	e.promised.Add(int64(m.output))
 	e.sent.Add(u)
 	e.pool.uncached.add(float64(u), 1, uncachedHorizon)
 
@@ -202,7 +206,7 @@ func (e *Endpoint) reserve(c *Candidate, m *measure, force bool) (Lease, bool) {
 		e: e, chain: r.Chain, model: r.Model, bytes: r.Bytes, extra: r.Tokens, stream: r.Stream,
 		dispatched: m.now, step: max(int64(m.perChunk), 1),
 		home: c.Home, known: m.known, slot: -1,
-		prompt: int64(m.tokens), hit: int64(c.Hit), believed: int64(m.cached(c.Depth)), uncached: u, queued: true,
+		prompt: int64(m.tokens), hit: int64(c.Hit), believed: int64(m.cached(c.Depth)), uncached: u, output: int64(m.output), queued: true,
 		reported: usage{-1, -1, -1},
 	}
 	clock := e.clock.Load()

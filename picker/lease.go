@@ -32,6 +32,7 @@ type Lease struct {
 	hit        int64  // of these, what the score counted as cached
 	believed   int64  // of these, cached as the index has it
 	lost       int64  // of these, known to the index but believed to have left the cache
+	output     int64  // tokens it is expected to generate
 	uncached   int64  // tokens counted in the endpoint's sums
 	step       int64  // tokens in prefix.ChunkSize bytes of the chain
 	age        int64  // of the last chunk believed to be cached, if settled
@@ -69,7 +70,11 @@ func (l *Lease) FirstToken(now time.Duration) {
 	l.leaveQueue()
 	l.e.learnSpeed(l.dispatched, now, l.uncached)
 	l.e.answered(l.dispatched)
+	l.e.pool.freed()
 }
+
+// Expected returns how many tokens the request was expected to cost: its prompt and what it generates.
+func (l *Lease) Expected() int { return int(l.prompt + l.output) }
 
 // Usage says what the endpoint reported of the request: tokens of the prompt, of these cached, tokens generated; −1 for
 // what it did not say. The last report counts.
@@ -84,10 +89,12 @@ func (l *Lease) End(now time.Duration, o Outcome) {
 	}
 	l.ended = true
 	e := l.e
+	defer e.pool.freed()
 	waiting := l.leaveQueue() // still: the first token has neither come nor been due
 	e.inflight.Add(-1)
 	e.adapters.release(l.slot)
 	e.held.Add(-l.uncached)
+	e.promised.Add(-l.output)
 	if o == NeverSent {
 		e.sent.Add(-l.uncached)
 	}
@@ -135,9 +142,11 @@ func (l *Lease) learn() {
 	e.promptTokens.Add(uint64(l.prompt))
 	e.hitTokens.Add(uint64(l.believed))
 	e.agedTokens.Add(uint64(l.lost))
+	tokens := -1
 	if u.prompt > 0 && u.prompt <= maxTokens && l.extra <= u.prompt/8 { // what media take is a rough estimate
-		e.pool.learnText(l.model, l.bytes, u.prompt-clampTokens(l.extra))
+		tokens = u.prompt - clampTokens(l.extra)
 	}
+	e.pool.learnModel(l.model, l.bytes, tokens, min(u.completion, maxTokens))
 	if u.cached < 0 || u.cached > maxTokens {
 		return
 	}

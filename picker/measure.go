@@ -16,6 +16,11 @@ const (
 	textHorizon = 1 << 18
 	// minTextBytes: in shorter prompts the chat template's own tokens outweigh the text.
 	minTextBytes = 512
+	// defaultOutput is what a request is taken to generate before any was seen, outputPrior how many requests that counts for, and
+	// outputHorizon how many the mean remembers.
+	defaultOutput = 200
+	outputPrior   = 8
+	outputHorizon = 256
 	// maxModels bounds what is learned by name; further names share the pool's mean.
 	maxModels = 256
 
@@ -34,13 +39,13 @@ type measure struct {
 	others   float64 // requests of other replicas for each of ours
 	known    uint64  // the last chunk that any endpoint holds; 0: none. Only if the endpoint chosen is the prompt's home
 	adapter  uint64  // hash of the adapter's name; 0: none
+	output   float64 // tokens that it is expected to generate
 	guess    int     // chunks that the endpoint weighed last holds
 }
 
 func (p *Pool) measure(r *Request, now time.Duration) measure {
 	m := measure{request: r, now: now}
-	m.tokens = float64(clampTokens(r.Bytes))/p.bytesPerToken(r.Model) + float64(clampTokens(r.Tokens))
-	m.tokens = min(max(m.tokens, 1), maxTokens)
+	m.tokens, m.output = p.size(r)
 	m.perChunk = m.tokens * prefix.ChunkSize / float64(max(r.Bytes, prefix.Offset(len(r.Chain)), prefix.ChunkSize))
 	m.speed = p.meanSpeed()
 	if p.has(Mirror) {
@@ -62,44 +67,66 @@ func (m *measure) cached(chunks int) float64 {
 
 func clampTokens(n int) int { return min(max(n, 0), maxTokens) }
 
-func (p *Pool) bytesPerToken(model string) float64 {
-	mean := p.text.mean(defaultBytesPerToken, textPrior)
-	if r := (*p.models.Load())[model]; r != nil {
-		mean = r.mean(mean, textPrior)
+// size is how many tokens a request's prompt is taken to have, at least 1, and how many it is expected to generate.
+func (p *Pool) size(r *Request) (prompt, output float64) {
+	bytesPerToken, output := p.text.mean(defaultBytesPerToken, textPrior), p.output.mean(defaultOutput, outputPrior)
+	if l := (*p.models.Load())[r.Model]; l != nil {
+		bytesPerToken, output = l.text.mean(bytesPerToken, textPrior), l.output.mean(output, outputPrior)
 	}
-	return min(max(mean, 0.25), 64)
+	prompt = float64(clampTokens(r.Bytes))/min(max(bytesPerToken, 0.25), 64) + float64(clampTokens(r.Tokens))
+	if r.MaxTokens > 0 {
+		output = min(output, float64(r.MaxTokens))
+	}
+	return min(max(prompt, 1), maxTokens), output
 }
 
-// learnText counts a prompt of so many bytes and tokens.
-func (p *Pool) learnText(model string, bytes, tokens int) {
-	if bytes < minTextBytes || tokens <= 0 {
+// Tokens is what a request is expected to cost: its prompt, and what it will generate as requests of its model have of late, at most what
+// it asks for.
+func (p *Pool) Tokens(r *Request) float64 {
+	prompt, output := p.size(r)
+	return prompt + output
+}
+
+// learnModel counts what a request of that model turned out to be: a prompt of so many bytes and tokens, so many tokens generated;
+// below 0: nobody said.
+func (p *Pool) learnModel(model string, bytes, tokens, generated int) {
+	hasText := bytes >= minTextBytes && tokens > 0
+	if !hasText && generated < 0 {
 		return
 	}
-	p.text.add(float64(bytes), float64(tokens), textHorizon)
-	r := (*p.models.Load())[model]
-	if r == nil {
-		if r = p.addModel(model); r == nil {
-			return
+	l := (*p.models.Load())[model]
+	if l == nil {
+		l = p.addModel(model)
+	}
+	if hasText {
+		p.text.add(float64(bytes), float64(tokens), textHorizon)
+		if l != nil {
+			l.text.add(float64(bytes), float64(tokens), textHorizon)
 		}
 	}
-	r.add(float64(bytes), float64(tokens), textHorizon)
+	if generated >= 0 {
+		p.output.add(float64(generated), 1, outputHorizon)
+		if l != nil {
+			l.output.add(float64(generated), 1, outputHorizon)
+		}
+	}
 }
 
-func (p *Pool) addModel(model string) *ratio {
+func (p *Pool) addModel(model string) *learned {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	old := *p.models.Load()
-	if r := old[model]; r != nil || len(old) >= maxModels {
-		return r
+	if l := old[model]; l != nil || len(old) >= maxModels {
+		return l
 	}
-	next := make(map[string]*ratio, len(old)+1)
+	next := make(map[string]*learned, len(old)+1)
 	for k, v := range old {
 		next[k] = v
 	}
-	r := new(ratio)
-	next[strings.Clone(model)] = r // the name may lie in a request's buffer
+	l := new(learned)
+	next[strings.Clone(model)] = l // the name may lie in a request's buffer
 	p.models.Store(&next)
-	return r
+	return l
 }
 
 // meanSpeed is what a pod's speed is taken to be while it has shown little: seconds a prompt token.

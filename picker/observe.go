@@ -40,6 +40,7 @@ type audit struct {
 // Observe takes in a scrape. A counter that went backwards or a start time that jumped says that the pod has started anew:
 // its index is emptied and what was learned of it is forgotten.
 func (e *Endpoint) Observe(s Sample, now time.Duration) {
+	defer e.pool.freed()
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.scrapeFailures.Store(0)

@@ -17,8 +17,10 @@ type Candidate struct {
 	Forgiven float64 // tokens of Uncached that do not count, because it is the home
 	Score    float64 // what the policy made of it; the lowest wins
 
-	seen   int64 // our own part of Queued, as read
-	window int64 // tokens that the pod can allocate before it drops what was freed last
+	seen     int64   // our own part of Queued, as read
+	capacity float64 // tokens of its KV cache
+	full     float64 // 0..1 of it in use, or promised to what is in flight
+	window   int64   // tokens that the pod can allocate before it drops what was freed last
 }
 
 // A Policy chooses among candidates. It is called by many goroutines at once, with at least one candidate, in the order of

@@ -12,6 +12,10 @@ var (
 	ErrNoEndpoints = errors.New("picker: the pool has no endpoints")
 	// ErrExcluded says that every endpoint of the pool is on the request's Exclude list: all have been tried.
 	ErrExcluded = errors.New("picker: every endpoint of the pool has been tried")
+	// ErrNoRoom says that the endpoint of choice has more to do than the request's Room allows.
+	ErrNoRoom = errors.New("picker: the endpoint of choice has no room")
+	// ErrTooLate says that the first token would come after the request's Until.
+	ErrTooLate = errors.New("picker: the first token would come too late")
 )
 
 // Config is fixed for a Pool's life. Its zero value works.
@@ -25,6 +29,9 @@ type Config struct {
 	StaleAfter time.Duration
 	// IndexBytes bounds each endpoint's index; 0 means prefix.DefaultMaxBytes.
 	IndexBytes int
+	// Freed is called, from any goroutine, when an endpoint may have become less busy: after a first token, an end, a scrape, a change
+	// of the set. nil: nobody waits for that.
+	Freed func()
 	// Without are terms that the package's own policy leaves out, to measure what each is worth.
 	Without Term
 }
@@ -40,11 +47,17 @@ type Pool struct {
 	// Learned over all endpoints, the prior for those that have learned nothing yet.
 	speed    ratio // seconds a prompt token
 	uncached ratio // uncached tokens a request
-	text     ratio // bytes a token
-	others   others
+	learned
+	others others
 
-	models   atomic.Pointer[map[string]*ratio] // bytes a token by model; copied to add one
-	adapters atomic.Pointer[map[uint64]bool]   // hashes of the models that are adapters; copied to add
+	models   atomic.Pointer[map[string]*learned] // by name; copied to add one
+	adapters atomic.Pointer[map[uint64]bool]     // hashes of the models that are adapters; copied to add
+}
+
+// learned is what requests have turned out to be, of all models or of one.
+type learned struct {
+	text   ratio // bytes a token
+	output ratio // tokens generated a request
 }
 
 // A Spec says which endpoint: its identity is address and UID. The endpoint's state (index, leases, speed, ejection)
@@ -73,6 +86,49 @@ type Request struct {
 	// Candidates, if not nil, is where a pick leaves its candidates as the policy saw them, in the memory that is there: Pool.Why
 	// tells what they decided.
 	Candidates *[]Candidate
+
+	// What package queue goes by.
+	Priority int           // the higher one first; below 0: refused rather than kept waiting
+	Flow     uint64        // whose it is: flows of one priority share what there is for it
+	Held     int64         // bytes of memory, while it waits
+	Until    time.Duration // when a first token is of no use any more; 0: never
+	Waited   bool          // it has had its turn, or needs none; the queue sets it
+	Room     Room          // the queue sets it: how busy the endpoint may be
+}
+
+// A Room is how busy an endpoint may be for a request to be sent there now, rather than to wait. The zero value: as busy as it likes.
+// An endpoint that has no request has room for any.
+type Room struct {
+	Queued   float64 // uncached tokens whose first token has not come, at most; 0: any number
+	KV       float64 // 0..1 of the KV cache in use or promised, with what the request will take, at most; 0: all of it
+	Anywhere bool    // it is enough if an endpoint has room, whether or not it is the one of choice
+}
+
+// admits says whether the request may be sent to the endpoint chosen among c: nil, or ErrNoRoom, or ErrTooLate.
+func (m *measure) admits(c []Candidate, chosen *Candidate) error {
+	r := m.request
+	if r.Room != (Room{}) && !m.hasRoom(chosen) {
+		if !r.Room.Anywhere {
+			return ErrNoRoom
+		}
+		i := 0
+		for i < len(c) && !m.hasRoom(&c[i]) {
+			i++
+		}
+		if i == len(c) {
+			return ErrNoRoom
+		}
+	}
+	if r.Until > 0 && m.now+seconds(chosen.Speed*(chosen.Queued+chosen.Uncached)) > r.Until {
+		return ErrTooLate
+	}
+	return nil
+}
+
+func (m *measure) hasRoom(c *Candidate) bool {
+	room := &m.request.Room
+	return c.InFlight < 1 ||
+		(room.Queued == 0 || c.Queued <= room.Queued) && (room.KV == 0 || c.full+(c.Uncached+m.output)/c.capacity <= room.KV)
 }
 
 // NewPool returns a pool without endpoints.
@@ -86,7 +142,7 @@ func NewPool(cfg Config) *Pool {
 		p.cfg.Policy = fairway{p}
 	}
 	p.set.Store(&[]*Endpoint{})
-	p.models.Store(&map[string]*ratio{})
+	p.models.Store(&map[string]*learned{})
 	p.adapters.Store(&map[uint64]bool{})
 	return p
 }
@@ -94,6 +150,7 @@ func NewPool(cfg Config) *Pool {
 // SetEndpoints replaces the set of endpoints as a whole. A spec that occurs twice counts once. Leases on endpoints that
 // have gone end as usual.
 func (p *Pool) SetEndpoints(specs []Spec) {
+	defer p.freed()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	known := make(map[Spec]*Endpoint, len(specs))
@@ -116,6 +173,13 @@ func (p *Pool) SetEndpoints(specs []Spec) {
 	p.set.Store(&next)
 }
 
+// freed tells whoever waits that an endpoint may have become less busy. No lock may be held.
+func (p *Pool) freed() {
+	if p.cfg.Freed != nil {
+		p.cfg.Freed()
+	}
+}
+
 // Endpoints returns the current set, in the order it was given. It must not be changed.
 func (p *Pool) Endpoints() []*Endpoint { return *p.set.Load() }
 
@@ -125,7 +189,7 @@ type scratch struct{ c []Candidate }
 var scratches = sync.Pool{New: func() any { return new(scratch) }}
 
 // Pick chooses an endpoint and reserves it in the same step. Endpoints that are ejected are used only when there is no
-// other, the one ejected longest ago first. The error is ErrNoEndpoints or ErrExcluded.
+// other, the one ejected longest ago first. The error is ErrNoEndpoints, ErrExcluded, ErrNoRoom or ErrTooLate.
 //
 // now is monotonic time since an origin of the caller's choice, the same in every call.
 func (p *Pool) Pick(r *Request, now time.Duration) (Lease, error) {
@@ -179,6 +243,9 @@ func (p *Pool) pick(c []Candidate, m *measure) (Lease, []Candidate, error) {
 			return Lease{}, c, err
 		}
 		chosen := &c[p.cfg.Policy.Choose(c, m.request)]
+		if err := m.admits(c, chosen); err != nil {
+			return Lease{}, c, err
+		}
 		if chosen.Home {
 			depth := 0
 			for i := range c {
