@@ -48,6 +48,7 @@ type Comparison struct {
 	Scrape, Warmup, Measure, Churn time.Duration
 	NonStreaming, NoCacheReport    bool
 	Without                        picker.Term
+	NoQueue                        bool // Fairway sends every request at once
 	GiveUp                         bool // on a run as soon as more than a tenth of its first tokens were later than 5 s
 
 	// Done is called after each run with how many there were and will be, never by two goroutines at once; nil: nobody looks.
@@ -63,7 +64,7 @@ type Row struct {
 	Seeds       int       `json:"seeds"`                 // that it is made of
 	Criticality string    `json:"criticality,omitempty"` // of its requests; "": all
 	Requests    int       `json:"requests"`              // measured, over all seeds, and refused
-	Refused     int       `json:"refused"`               // of these
+	Refused     int       `json:"refused"`               // of these, by the router or, for being too long, by the engine
 	TTFTP50     float64   `json:"ttft_p50_s"`            // this and all below: mean over the seeds
 	TTFTP90     float64   `json:"ttft_p90_s"`
 	TTFTP90SD   float64   `json:"ttft_p90_sd"` // standard deviation over the seeds
@@ -106,7 +107,7 @@ func (c *Comparison) config(policy string, seed uint64) (Config, error) {
 	cfg := Config{
 		Workload: w, Policy: policy, Fleet: scene.fleet, Replicas: c.Replicas, Seed: seed,
 		Warmup: scene.warmup, Measure: scene.measure, Scrape: c.Scrape, Churn: c.Churn,
-		NonStreaming: c.NonStreaming, NoCacheReport: c.NoCacheReport, Without: c.Without,
+		NonStreaming: c.NonStreaming, NoCacheReport: c.NoCacheReport, Without: c.Without, NoQueue: c.NoQueue,
 	}
 	if c.Trace != nil { // the beginning of a trace fills the caches
 		cfg.Warmup, cfg.Measure = w.Length()/10, w.Length()-w.Length()/10
@@ -212,8 +213,13 @@ func (c *Comparison) classes(results []*Result) []string {
 	var found []string
 	for _, r := range results {
 		for i := range r.Records {
-			if k := criticality(&r.Records[i]); !slices.Contains(found, k) {
+			if k := classOf(r.Records[i].Criticality); !slices.Contains(found, k) {
 				found = append(found, k)
+			}
+		}
+		for _, k := range r.Refusals {
+			if !slices.Contains(found, classOf(k)) {
+				found = append(found, classOf(k))
 			}
 		}
 	}
@@ -221,11 +227,12 @@ func (c *Comparison) classes(results []*Result) []string {
 	return found
 }
 
-func criticality(r *Record) string {
-	if r.Criticality == "" {
+// classOf is a request's criticality.
+func classOf(k string) string {
+	if k == "" {
 		return "Standard"
 	}
-	return r.Criticality
+	return k
 }
 
 // row sums up the seeds of one policy.
@@ -241,7 +248,7 @@ func (c *Comparison) row(policy, class string, results []*Result) (Row, bool) {
 		var prompt, cached, output, good int
 		for i := range res.Records {
 			r := &res.Records[i]
-			if class != "" && criticality(r) != class {
+			if class != "" && classOf(r.Criticality) != class {
 				continue
 			}
 			ttft, tpot, e2e = append(ttft, r.TTFT.Seconds()), append(tpot, r.TPOT.Seconds()), append(e2e, r.E2E.Seconds())
@@ -250,14 +257,24 @@ func (c *Comparison) row(policy, class string, results []*Result) (Row, bool) {
 				good++
 			}
 		}
-		if len(ttft) == 0 {
+		refused := 0
+		for _, k := range res.Refusals {
+			if class == "" || class == classOf(k) {
+				refused++
+			}
+		}
+		if class == "" {
+			refused += res.Refused
+		}
+		if len(ttft)+refused == 0 {
 			continue
 		}
 		row.Seeds++
-		row.Requests += len(ttft)
-		if class == "" {
-			row.Requests += res.Refused
-			row.Refused += res.Refused
+		row.Requests += len(ttft) + refused
+		row.Refused += refused
+		if len(ttft) == 0 {
+			p90s = append(p90s, 0) // all were refused
+			continue
 		}
 		row.TTFTP50 += quantile(ttft, 0.5)
 		p90s = append(p90s, quantile(ttft, 0.9))

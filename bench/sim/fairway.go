@@ -6,6 +6,7 @@ import (
 
 	"github.com/fairway-proxy/fairway/bench/engine"
 	"github.com/fairway-proxy/fairway/picker"
+	"github.com/fairway-proxy/fairway/picker/queue"
 )
 
 // shipped is a replica of the proxy as package picker makes it: every policy of that package runs here as it ships.
@@ -13,13 +14,26 @@ type shipped struct {
 	sim       *simulation
 	pool      *picker.Pool
 	endpoints [maxPods]*picker.Endpoint
+
+	queue *queue.Queue  // nil: nobody waits
+	self  int32         // which replica this is
+	due   time.Duration // of the earliest event that looks after the queue
 }
 
-func newShipped(s *simulation, p picker.Policy) router {
-	return &shipped{sim: s, pool: picker.NewPool(picker.Config{Policy: p, Without: s.cfg.Without})}
+func newShipped(s *simulation, p picker.Policy) *shipped {
+	f := &shipped{sim: s, self: int32(len(s.routers))}
+	f.pool = picker.NewPool(picker.Config{Policy: p, Without: s.cfg.Without, Freed: f.freed})
+	return f
 }
 
-func newFairway(s *simulation, _ *rand.Rand) router      { return newShipped(s, nil) }
+func newFairway(s *simulation, _ *rand.Rand) router {
+	f := newShipped(s, nil)
+	if !s.cfg.NoQueue {
+		f.queue = queue.New(f.pool, queue.Config{})
+	}
+	return f
+}
+
 func newRoundRobin(s *simulation, _ *rand.Rand) router   { return newShipped(s, new(picker.RoundRobin)) }
 func newLeastRequest(s *simulation, _ *rand.Rand) router { return newShipped(s, picker.LeastRequest{}) }
 
@@ -37,17 +51,59 @@ func (f *shipped) setPods(live []int) {
 func podName(p int) string { return "pod-" + string(rune('0'+p/10)) + string(rune('0'+p%10)) }
 
 func (f *shipped) pick(r *request, now time.Duration) int {
-	l, err := f.pool.Pick(&picker.Request{
+	r.asked = picker.Request{
 		Chain: r.chain, Hash: r.digest, Bytes: r.bytes, Model: r.model, MaxTokens: r.limit, Stream: r.stream,
-	}, now)
-	if err != nil {
+		Priority: priorities[r.criticality], Flow: r.flow,
+	}
+	if f.queue == nil {
+		l, err := f.pool.Pick(&r.asked, now)
+		return f.chosen(r, l, err)
+	}
+	l, t, err := f.queue.Offer(&r.asked, func() any { return r }, now)
+	if t == nil {
+		return f.chosen(r, l, err)
+	}
+	f.wake(now)
+	return waits
+}
+
+// priorities are those of criticalities.
+var priorities = map[string]int{"Critical": queue.Critical, "Sheddable": queue.Sheddable}
+
+// chosen is the pod of a lease, or refused.
+func (f *shipped) chosen(r *request, l picker.Lease, err error) int {
+	if _, ok := err.(*queue.Refusal); ok {
+		return refused
+	} else if err != nil {
 		panic(err) // there is always a pod in service
 	}
 	r.lease = l
 	return l.Endpoint().Owner().(int)
 }
 
-func (f *shipped) first(r *request, now time.Duration) { r.lease.FirstToken(now) }
+// freed is called when a pod may have become less busy.
+func (f *shipped) freed() {
+	if f.queue != nil && f.queue.Waiting() {
+		f.wake(f.sim.now)
+	}
+}
+
+// wake sends what the queue lets go, and sees to it that the queue is looked after in time.
+func (f *shipped) wake(now time.Duration) {
+	decided := f.queue.Wake(nil, now)
+	for _, t := range decided {
+		l, err := t.Lease()
+		f.sim.send(t.Owner.(*request), f.chosen(t.Owner.(*request), l, err))
+	}
+	if at, ok := f.queue.Next(); ok && (f.due <= now || at < f.due) {
+		f.due = at
+		f.sim.agenda.add(event{at: at, kind: queueDue, replica: f.self})
+	}
+}
+
+func (f *shipped) first(r *request, now time.Duration) {
+	r.lease.FirstToken(now)
+}
 
 func (f *shipped) end(r *request, now time.Duration) {
 	cached := r.seq.Cached

@@ -12,6 +12,7 @@ const (
 	stepEnds                        // an engine's step is over
 	scrapeDue                       // a replica reads an engine's gauges
 	podLeaves                       // the oldest pod is taken out of service
+	queueDue                        // a replica's queue has to be looked after
 	podJoins                        // a new pod takes its place
 )
 

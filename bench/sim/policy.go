@@ -16,11 +16,17 @@ const maxPods = 64
 // A router is one replica of a proxy under one policy. Pods are known by the order in which they came.
 type router interface {
 	setPods(live []int)                                        // these are in service from now on; the slice is to be kept as it is
-	pick(r *request, now time.Duration) int                    // the pod to send r to, which is then sent
+	pick(r *request, now time.Duration) int                    // the pod to send r to, which is then sent; or waits, or refused
 	first(r *request, now time.Duration)                       // r's first token has come; streams only
 	end(r *request, now time.Duration)                         // r's answer is complete
 	observe(pod int, scraped *engine.Stats, now time.Duration) // what a scrape has found; nothing of it may be kept by reference
 }
+
+// What a router may say instead of a pod.
+const (
+	waits   = -1 // the router sends it later, or refuses it
+	refused = -2
+)
 
 // policy is a named way to route.
 type policy struct {

@@ -23,7 +23,7 @@ func newBench(t *testing.T, name string, pods ...int) *bench {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &simulation{cfg: Config{Replicas: 1}}
+	s := &simulation{cfg: Config{Replicas: 1, NoQueue: true}}
 	for range 8 {
 		s.pods = append(s.pods, &pod{engine: engine.New(profile("llama3-8b-h100"))})
 	}

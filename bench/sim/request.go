@@ -11,6 +11,7 @@ import (
 
 // A request is one turn of a conversation on its way. The first group of fields is what a router can see of it.
 type request struct {
+	flow    uint64   // whose it is
 	session uint64   // the client's, as a session header or a user id would tell
 	model   string   // or the adapter
 	chain   []uint64 // hashes of the prompt's chunks, of the sizes that package prefix gives them
@@ -20,6 +21,7 @@ type request struct {
 	stream  bool
 
 	// A router's own notes.
+	asked   picker.Request
 	lease   picker.Lease
 	tokens  float64 // by which the prompt counts as load
 	replica int32

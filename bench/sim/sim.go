@@ -45,6 +45,7 @@ type Config struct {
 	Churn         time.Duration // so often a pod leaves and, half of that later, a new one joins; 0: never
 
 	Without picker.Term // what Fairway leaves out
+	NoQueue bool        // Fairway sends every request at once
 
 	tolerated int // first tokens that may come later than sustainedTTFT before the run is given up; 0: any number
 }
@@ -66,12 +67,13 @@ type Record struct {
 
 // Result is what a run has measured.
 type Result struct {
-	Records []Record
-	Refused int           // requests that no engine of the fleet could ever hold
-	Start   time.Duration // when the first of the records may have been due
-	Window  time.Duration // in which the records were due
-	End     time.Duration // when the last request ended
-	Engines []engine.Stats
+	Records  []Record
+	Refused  int           // requests that no engine of the fleet could ever hold
+	Refusals []string      // the criticality of each request that the router refused
+	Start    time.Duration // when the first of the records may have been due
+	Window   time.Duration // in which the records were due
+	End      time.Duration // when the last request ended
+	Engines  []engine.Stats
 
 	givenUp bool
 }
@@ -180,6 +182,8 @@ func (s *simulation) loop() error {
 			}
 		case scrapeDue:
 			s.scrape(e)
+		case queueDue:
+			s.routers[e.replica].(*shipped).freed()
 		case podLeaves:
 			s.leave()
 		case podJoins:
@@ -210,8 +214,23 @@ func (s *simulation) due(r *request) {
 	if s.cfg.Replicas > 1 {
 		r.replica = int32(s.rng.IntN(s.cfg.Replicas))
 	}
-	r.pod = int32(s.routers[r.replica].pick(r, s.now))
 	s.under++
+	s.send(r, s.routers[r.replica].pick(r, s.now))
+}
+
+// send sends a request on its way to the pod, or to where else the router said.
+func (s *simulation) send(r *request, pod int) {
+	switch pod {
+	case waits:
+		return
+	case refused:
+		s.under--
+		if r.measured {
+			s.result.Refusals = append(s.result.Refusals, r.criticality)
+		}
+		return // the conversation ends
+	}
+	r.pod = int32(pod)
 	p := s.pods[r.pod]
 	p.requests++
 	if s.truth {

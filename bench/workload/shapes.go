@@ -40,11 +40,12 @@ func rag(w *Workload, s *Session, rng *rand.Rand) {
 	s.Turns[0].User = append(user, s.Turns[0].User...)
 }
 
-// mixed makes every fifth request one of a batch, which has nothing in common with any other.
+// mixed makes every fifth request one of a batch, which has nothing in common with any other, and a third of either critical,
+// a third sheddable.
 func mixed(w *Workload, s *Session, rng *rand.Rand) {
-	s.Criticality = "Critical"
-	if rng.Float64() < batchShare {
-		s.Criticality = "Sheddable"
+	job := rng.Float64() < batchShare
+	s.Criticality = [...]string{"Critical", "Standard", "Sheddable"}[identity(w.params.Seed, rank, s.ID)%3]
+	if job {
 		s.System = nil
 		s.Turns[0].User[0].Tokens = w.length(rng, batchPrompt)
 		s.Turns[0].Answer.Tokens = w.length(rng, batchAnswer)

@@ -45,18 +45,31 @@ func TestRAGSharesLittle(t *testing.T) {
 }
 
 func TestMixIsOneJobToFourQuestions(t *testing.T) {
-	tokens, count := map[string][]int{}, map[string]int{}
+	var questions, jobs []int
+	classes, sheddableJobs := map[string]int{}, 0
 	for _, s := range take(t, "mix", Params{}, 5000) {
-		count[s.Criticality]++
-		tokens[s.Criticality] = append(tokens[s.Criticality], s.PromptTokens(0))
-		if s.Criticality == "Sheddable" && len(s.System) > 0 {
-			t.Fatal("a batch job shares a system prompt")
+		classes[s.Criticality]++
+		if len(s.System) > 0 {
+			questions = append(questions, s.PromptTokens(0))
+			continue
+		}
+		jobs = append(jobs, s.PromptTokens(0))
+		if s.Criticality == "Sheddable" {
+			sheddableJobs++
 		}
 	}
-	if share := float64(count["Sheddable"]) / 5000; len(count) != 2 || math.Abs(share-batchShare) > 0.02 {
-		t.Errorf("%v", count)
+	if share := float64(len(jobs)) / 5000; math.Abs(share-batchShare) > 0.02 {
+		t.Errorf("%.2f are jobs", share)
 	}
-	if a, b := mean(tokens["Critical"]), mean(tokens["Sheddable"]); math.Abs(a-2300) > 50 || math.Abs(b-batchPrompt) > 200 {
+	for _, c := range []string{"Critical", "Standard", "Sheddable"} {
+		if share := float64(classes[c]) / 5000; math.Abs(share-1.0/3) > 0.02 {
+			t.Errorf("%.2f are %s", share, c)
+		}
+	}
+	if share := float64(sheddableJobs) / float64(len(jobs)); math.Abs(share-1.0/3) > 0.05 {
+		t.Errorf("%.2f of the jobs are sheddable", share)
+	}
+	if a, b := mean(questions), mean(jobs); math.Abs(a-2300) > 50 || math.Abs(b-batchPrompt) > 200 {
 		t.Errorf("prompts of %.0f and %.0f tokens", a, b)
 	}
 }

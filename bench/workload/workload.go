@@ -70,7 +70,7 @@ var kinds = []kind{
 		Params{Groups: 1, SystemTokens: 500, TurnTokens: 100, AnswerTokens: 200, Turns: 1}, true, rag,
 	},
 	{
-		"mix", "four interactive questions (Critical) to one long job of a batch (Sheddable)",
+		"mix", "four interactive questions to one long job of a batch; a third each is Critical, Standard and Sheddable",
 		Params{Groups: 50, SystemTokens: 2000, TurnTokens: 300, AnswerTokens: 150, Turns: 1}, true, mixed,
 	},
 	{
@@ -221,6 +221,7 @@ const (
 	traced
 	document
 	lot
+	rank
 )
 
 // past is the first ID of the conversations that began before the workload.

@@ -56,6 +56,7 @@ func newCompare() *cobra.Command {
 	f.IntVar(&o.Burst, "burst", 0, "conversations that begin at the same moment, in the mean; 0: each by itself")
 	f.BoolVar(&o.NonStreaming, "non-streaming", false, "answers come whole, and their first token counts when they do")
 	f.BoolVar(&o.NoCacheReport, "no-cache-report", false, "engines do not report cached tokens in their answers")
+	f.BoolVar(&o.NoQueue, "no-queue", false, "Fairway sends every request at once, whatever the engines have to do")
 	f.BoolVar(&o.quiet, "quiet", false, "show no progress")
 	return cmd
 }
@@ -162,13 +163,13 @@ func (o *compareOptions) writeRows(w io.Writer, rows []sim.Row, interrupted bool
 	}
 	fmt.Fprint(w, "\n\n")
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(t, "policy\tcriticality\tseeds\tTTFT p50 ms\tp90 ms\t± sd\tTPOT p90 ms\tE2E p90 s\thits %\tgoodput/s\ttokens/s\t")
+	fmt.Fprintln(t, "policy\tcriticality\tseeds\trequests\trefused\tTTFT p50 ms\tp90 ms\t± sd\tTPOT p90 ms\tE2E p90 s\thits %\tgoodput/s\ttokens/s\t")
 	for _, r := range rows {
 		class := r.Criticality
 		if class == "" {
 			class = "all"
 		}
-		fmt.Fprintf(t, "%s\t%s\t%d\t%.0f\t%.0f\t%.0f\t%.1f\t%.2f\t%.1f\t%.1f\t%.0f\t\n", r.Policy, class, r.Seeds,
+		fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%d\t%.0f\t%.0f\t%.0f\t%.1f\t%.2f\t%.1f\t%.1f\t%.0f\t\n", r.Policy, class, r.Seeds, r.Requests, r.Refused,
 			1e3*r.TTFTP50, 1e3*r.TTFTP90, 1e3*r.TTFTP90SD, 1e3*r.TPOTP90, r.E2EP90, 100*r.HitRate, r.Goodput, r.TokensPerS)
 	}
 	return t.Flush()

@@ -24,8 +24,8 @@ func TestCompareJSON(t *testing.T) {
 	if err := json.Unmarshal([]byte(stdout), &rows); err != nil {
 		t.Fatal(err)
 	}
-	if len(rows) != 4 {
-		t.Fatalf("%d rows for two policies and two criticalities", len(rows))
+	if len(rows) != 6 {
+		t.Fatalf("%d rows for two policies and three criticalities", len(rows))
 	}
 	keys := strings.Fields(`workload policy load replicas seeds criticality requests refused ttft_p50_s ttft_p90_s ttft_p90_sd tpot_p90_s
 		e2e_p90_s hit_rate goodput tokens_per_s`)
@@ -39,7 +39,7 @@ func TestCompareJSON(t *testing.T) {
 			t.Errorf("row %v", row)
 		}
 	}
-	if rows[0]["policy"] != "round-robin" || rows[2]["policy"] != "fairway" || rows[0]["criticality"] != "Critical" || rows[1]["criticality"] != "Sheddable" {
+	if rows[0]["policy"] != "round-robin" || rows[3]["policy"] != "fairway" || rows[0]["criticality"] != "Critical" || rows[1]["criticality"] != "Sheddable" {
 		t.Errorf("the rows are not in the order asked for: %v", rows)
 	}
 }

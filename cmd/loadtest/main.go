@@ -16,5 +16,5 @@ func newRoot() *cobra.Command {
 	return cli.Group(&cobra.Command{
 		Use:   "loadtest",
 		Short: "Play a workload against a server that speaks OpenAI's API and measure what its users would see",
-	}, newRun(), newReport(), newCompare(), newSaturation(), newTables(), cli.NewVersion(version))
+	}, newRun(), newReport(), newCompare(), newSaturation(), newTables(), newOverload(), cli.NewVersion(version))
 }

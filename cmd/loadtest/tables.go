@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -18,11 +17,14 @@ import (
 	"github.com/fairway-proxy/fairway/picker"
 )
 
-// sections are what the page on routing has of tables, each between marks of its own.
-var sections = []struct {
+// section is a part of a page, between marks of its own.
+type section struct {
 	name  string
 	write func(*measurer, *strings.Builder)
-}{
+}
+
+// sections are what the page on routing has of tables.
+var sections = []section{
 	{"latencies", (*measurer).latencies},
 	{"saturation", (*measurer).saturations},
 	{"replicas", (*measurer).replicas},
@@ -32,7 +34,13 @@ var sections = []struct {
 
 // marks are the lines that a page has around a section.
 func marks(section string) (begin, end string) {
-	return "<!-- " + section + ": begin; written by make bench-routing -->", "<!-- " + section + ": end -->"
+	by := "bench-routing"
+	for _, o := range overloads {
+		if o.name == section {
+			by = "bench-overload"
+		}
+	}
+	return "<!-- " + section + ": begin; written by make " + by + " -->", "<!-- " + section + ": end -->"
 }
 
 // tabled are the policies of the first tables. Those that know nothing of caches are represented by least-request.
@@ -52,30 +60,7 @@ func newTables() *cobra.Command {
 				return cli.Misuse(errors.New("--page is missing, or --seeds is below 1"))
 			}
 			m.cmd, m.start = cmd, time.Now()
-			for _, s := range sections {
-				if len(only) > 0 && !slices.Contains(only, s.name) {
-					continue
-				}
-				text, err := os.ReadFile(page)
-				if err != nil {
-					return err
-				}
-				if _, err := replaceSection(page, text, s.name, ""); err != nil {
-					return err
-				}
-				var b strings.Builder
-				s.write(m, &b)
-				if m.err != nil {
-					return m.err
-				}
-				if text, err = replaceSection(page, text, s.name, b.String()); err != nil {
-					return err
-				}
-				if err := os.WriteFile(page, text, 0o644); err != nil {
-					return err
-				}
-			}
-			return nil
+			return m.rewrite(page, sections, func(name string) bool { return len(only) == 0 || slices.Contains(only, name) })
 		},
 	}
 	f := cmd.Flags()
