@@ -13,7 +13,7 @@ RACE := $(shell [ "$$(go env CGO_ENABLED)" = 1 ] && echo '\#include <stdlib.h>' 
 ALLOCATING = $(shell grep -rl AllocsPerRun --include='*_test.go' . | xargs -n 1 dirname | sort -u)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test check bench bench-proxy bench-peers bench-routing bench-validate bench-vllm churn image-context image e2e-compose e2e-vllm e2e-clients e2e-smuggling e2e-envoy e2e-hbone e2e-kube e2e-observe clean
+.PHONY: help demo build test check bench bench-proxy bench-peers bench-routing bench-overload bench-validate bench-vllm churn image-context image e2e-compose e2e-vllm e2e-clients e2e-smuggling e2e-envoy e2e-hbone e2e-kube e2e-observe clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -49,6 +49,9 @@ bench-peers: build ## likewise beside the routers for vLLM (vllm-router, sglang-
 bench-routing: ## saturation rates and every table of docs/routing.md, in virtual time; SEEDS says how often
 	go run ./cmd/loadtest saturation --out bench/sim/saturation.json
 	go run ./cmd/loadtest tables --seeds $(or $(SEEDS),5) --page docs/routing.md
+
+bench-overload: ## what the queue is worth, in virtual time; rewrites the tables of docs/overload.md; SEEDS says how often
+	go run ./cmd/loadtest overload --seeds $(or $(SEEDS),5) --page docs/overload.md
 
 bench-validate: ## the simulation held to real sockets with mock engines in slow motion; 8 minutes, during which it takes a quarter of a core
 	go test $(TESTFLAGS) -count=1 -v -timeout 60m -parallel 12 -run '^TestAgreement$$' ./cmd/fairway -validate $(or $(SPEED),0.1)

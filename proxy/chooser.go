@@ -12,7 +12,8 @@ import (
 // another.
 type Chooser interface {
 	// Choose gives an endpoint that is not among those r excludes, with a
-	// lease on it. An *Error is the answer to give instead; any other error
+	// lease on it, as soon as it is r's turn, or ctx is done. An *Error is the
+	// answer to give instead, a *queue.Refusal the reason for one; any other error
 	// says that no endpoint is there.
 	Choose(ctx context.Context, r *picker.Request) (Choice, error)
 }
@@ -25,11 +26,12 @@ type Choice struct {
 	Transport *upstream.Transport
 }
 
-// embedded is the Chooser of a pool that is picked for in the process.
-type embedded struct{ pool *picker.Pool }
+// embedded is the Chooser of a pool that is picked for in the process: the picker, and
+// the queue before it.
+type embedded struct{ line *line }
 
-func (e embedded) Choose(_ context.Context, r *picker.Request) (Choice, error) {
-	lease, err := e.pool.Pick(r, Now())
+func (e embedded) Choose(ctx context.Context, r *picker.Request) (Choice, error) {
+	lease, err := e.line.lease(ctx, r)
 	if err != nil {
 		return Choice{}, err
 	}

@@ -33,11 +33,12 @@ func (x *Exchange) direct(d director) error {
 		x.exclude(func(e *picker.Endpoint) bool { return !slices.Contains(subset, e.Address()) })
 	}
 	asked := Now()
-	lease, err := x.pool.picker.Pick(&x.want, asked)
+	choice, err := x.pool.chooser.Choose(x.ctx, &x.want)
 	x.notePick(asked)
 	if err != nil {
 		return x.noEndpoint(err)
 	}
+	lease := choice.Lease
 	outcome := picker.Failed
 	defer func() { lease.End(Now(), outcome) }()
 	x.noteChoice(&lease)

@@ -20,16 +20,16 @@ type Error struct {
 	// RetryAfter, when set, is said in the Retry-After field, rounded up to
 	// seconds.
 	RetryAfter time.Duration
+	// Dropped, when set, is said in the x-llm-d-request-dropped-reason field.
+	Dropped string
 }
 
 func (e *Error) Error() string { return e.Message }
 
 const (
-	typeBadRequest     = "fairway_bad_request"
-	typeUpstreamFailed = "fairway_upstream_failed"
-	typeBuffersSpent   = "fairway_buffers_spent"
-	typeForbidden      = "fairway_forbidden"
-	typeNotReady       = "fairway_not_ready"
+	typeBuffersSpent = "fairway_buffers_spent"
+	typeForbidden    = "fairway_forbidden"
+	typeNotReady     = "fairway_not_ready"
 )
 
 func errBodyTooLarge(limit int64) *Error {
@@ -67,10 +67,6 @@ func errNotOurs(authority string) *Error {
 		Message: fmt.Sprintf("%s is no address of a Service or pod that this waypoint is for.", authority)}
 }
 
-func errNotReady() *Error {
-	return &Error{Status: 503, Type: typeNotReady, RetryAfter: time.Second, Message: "No configuration is in force yet."}
-}
-
 func errWithheld(why string) *Error {
 	return &Error{Status: 503, Type: typeNotReady, RetryAfter: time.Second, Message: "Nothing is let in for the moment: " + why + "."}
 }
@@ -86,7 +82,7 @@ func errPickerFailed(pool string, cause error) *Error {
 }
 
 func errUpstream(cause error) *Error {
-	return &Error{Status: 502, Type: typeUpstreamFailed,
+	return &Error{Status: 502, Type: "fairway_upstream_failed",
 		Message: fmt.Sprintf("The engine failed before it answered: %v.", cause)}
 }
 
@@ -107,7 +103,7 @@ func unreadable(err error) error {
 	if !ok {
 		return err
 	}
-	return &Error{Status: 400, Type: typeBadRequest, Param: e.Param, Message: "T" + e.Error()[1:]}
+	return &Error{Status: 400, Type: "fairway_bad_request", Param: e.Param, Message: "T" + e.Error()[1:]}
 }
 
 // challenge is what a 401 must ask for (RFC 9110 section 15.5.2).
@@ -132,21 +128,7 @@ func sentence(err error) string {
 }
 
 func errBadRequest(reason string) *Error {
-	return &Error{Status: 400, Type: typeBadRequest, Message: reason}
-}
-
-// errMalformed is for what breaks the rules of its HTTP version, which say the status.
-func errMalformed(status int, reason string) *Error {
-	return &Error{Status: status, Type: typeBadRequest, Message: reason}
-}
-
-func errPartlyDone(pool string, of int, failed []string) *Error {
-	return &Error{Status: 502, Type: "fairway_partly_done",
-		Message: fmt.Sprintf("%d of %d endpoints of pool %s did not do it: %s", len(failed), of, pool, strings.Join(failed, "; "))}
-}
-
-func errCut() *Error {
-	return &Error{Status: 502, Type: typeUpstreamFailed, Message: "The engine failed in the middle of this answer."}
+	return &Error{Status: 400, Type: "fairway_bad_request", Message: reason}
 }
 
 func errInternal() *Error {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/fairway-proxy/fairway/picker"
 	"github.com/fairway-proxy/fairway/picker/prefix"
+	"github.com/fairway-proxy/fairway/picker/queue"
 	"github.com/fairway-proxy/fairway/proxy/account"
 	"github.com/fairway-proxy/fairway/proxy/authz"
 	"github.com/fairway-proxy/fairway/proxy/hbone"
@@ -36,28 +37,31 @@ type Exchange struct {
 	someModels bool
 	passed     bool // judged before it came here: a copy, or by a proxy that asks for an endpoint
 
-	found    route.Found    // the rule it is served by; none without routes
-	backend  *route.Backend // of that rule; nil without routes
-	mirrored bool           // a copy, sent to backend by a rule's mirror
-	peer     *hbone.Peer    // of the tunnel it came through; nil for none
-	dest     *destination   // where the tunnel leads
-	http2    bool           // the endpoint is asked in HTTP/2
-	call     *call          // of gRPC; nil for anything else
-	pool     *pool
-	model    *servedModel
-	body     body
-	read     openai.Request
-	kind     openai.Kind
-	chooser  Chooser        // of the pool, or asked
-	consult  consultation   // of the pool's own picker; zero without one
-	early    bool           // an endpoint is chosen by the start of the body
-	override string         // the name that a field asks to be served by, if that is believed
-	fairness string         // whose the request is by its own word, if that is believed
-	target   string         // the model's name upstream
-	segments [][]byte       // the body on its way up, edits included
-	want     picker.Request // what the picker is asked
-	weighed  []picker.Candidate
-	chain    []uint64
+	found     route.Found    // the rule it is served by; none without routes
+	backend   *route.Backend // of that rule; nil without routes
+	mirrored  bool           // a copy, sent to backend by a rule's mirror
+	peer      *hbone.Peer    // of the tunnel it came through; nil for none
+	dest      *destination   // where the tunnel leads
+	http2     bool           // the endpoint is asked in HTTP/2
+	call      *call          // of gRPC; nil for anything else
+	pool      *pool
+	model     *servedModel
+	body      body
+	read      openai.Request
+	kind      openai.Kind
+	chooser   Chooser        // of the pool, or asked
+	consult   consultation   // of the pool's own picker; zero without one
+	early     bool           // an endpoint is chosen by the start of the body
+	override  string         // the name that a field asks to be served by, if that is believed
+	objective string         // what it asks to be ranked by
+	wanted    time.Duration  // by when its client wants the first token, on Now's clock; 0: whenever
+	spending  queue.Spending // of a budget
+	fairness  string         // whose the request is by its own word, if that is believed
+	target    string         // the model's name upstream
+	segments  [][]byte       // the body on its way up, edits included
+	want      picker.Request // what the picker is asked
+	weighed   []picker.Candidate
+	chain     []uint64
 
 	answer        message.Response
 	events        openai.Events
@@ -142,7 +146,7 @@ func (x *Exchange) serve() error {
 func (x *Exchange) begin() error {
 	x.serving = x.server.serving.Load()
 	if x.serving == nil {
-		return errNotReady()
+		return &Error{Status: 503, Type: typeNotReady, RetryAfter: time.Second, Message: "No configuration is in force yet."}
 	}
 	x.head = x.stream.Head()
 	x.ctx = x.stream.Context()
@@ -164,6 +168,7 @@ func (x *Exchange) takeFields(trusted bool) {
 	fields := x.head.Fields
 	kept := fields[:0]
 	for _, f := range fields {
+		x.takeRank(f)
 		switch {
 		case message.EqualFold(f.Name, "x-request-id"):
 			if x.record.ID != "" || !validID(f.Value) {
@@ -262,7 +267,8 @@ func (x *Exchange) route() error {
 	x.edit()
 	x.askLoad()
 	x.measure()
-	return nil
+	x.rank()
+	return x.spend()
 }
 
 // measure says what the picker is to know of the request.
@@ -393,6 +399,7 @@ func (x *Exchange) gone() bool { return x.stream.Context().Err() != nil }
 
 // account tells of the exchange what there is to tell.
 func (x *Exchange) account() {
+	x.settleBudget()
 	x.record.Duration = Now() - x.start
 	x.server.account.Done(&x.record)
 }

@@ -7,6 +7,7 @@ import (
 	"runtime/debug"
 
 	"github.com/fairway-proxy/fairway/picker"
+	"github.com/fairway-proxy/fairway/picker/queue"
 	"github.com/fairway-proxy/fairway/proxy/account"
 	"github.com/fairway-proxy/fairway/proxy/upstream"
 )
@@ -133,13 +134,15 @@ func (x *Exchange) noEndpoint(err error) error {
 	if p, ok := errors.AsType[*pickerAnswer](err); ok {
 		return p
 	}
+	if refused, ok := errors.AsType[*queue.Refusal](err); ok {
+		return x.refusal(refused)
+	}
 	switch {
 	case x.gone():
 		return errGone
 	case x.ctx.Err() != nil:
 		return x.timeout()
-	}
-	if x.failure != nil {
+	case x.failure != nil:
 		return errUpstream(x.failure)
 	}
 	return errNoEndpoint(x.pool.name)
@@ -177,9 +180,6 @@ func (x *Exchange) refuse(err error) {
 	if !ok {
 		x.server.log.Error("unexpected error", "request_id", x.record.ID, "error", err)
 		e = errInternal()
-	}
-	if x.record.ID == "" { // its head was not looked at
-		x.record.ID = newID()
 	}
 	x.record.Status, x.record.Reason = e.Status, e.Type
 	if err := writeError(x.stream, e, x.record.ID); err != nil {

@@ -65,7 +65,7 @@ func (x *Exchange) relay(conn carrier, lease *picker.Lease) (whole bool, outcome
 	}
 	x.record.Reason = account.UpstreamCut
 	x.server.log.Warn("answer broke off", "request_id", x.record.ID, "pool", x.pool.name, "endpoint", x.record.Endpoint, "error", err)
-	return x.cut(streamed, errCut()), picker.Failed
+	return x.cut(streamed, &Error{Status: 502, Type: "fairway_upstream_failed", Message: "The engine failed in the middle of this answer."}), picker.Failed
 }
 
 // outcomeOf is what an answer of that status says of its endpoint.
@@ -241,6 +241,9 @@ func writeError(s Stream, e *Error, id string) error {
 	if e.RetryAfter > 0 {
 		seconds := int64((e.RetryAfter + time.Second - 1) / time.Second)
 		fields = append(fields, message.Field{Name: []byte("retry-after"), Value: strconv.AppendInt(nil, seconds, 10)})
+	}
+	if e.Dropped != "" {
+		fields = append(fields, message.Field{Name: []byte(fieldDropped), Value: []byte(e.Dropped)})
 	}
 	head := message.Response{Status: e.Status, Fields: fields, ContentLength: int64(len(text))}
 	if err := s.WriteHead(&head); err != nil {

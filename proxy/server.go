@@ -21,6 +21,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/fairway-proxy/fairway/picker"
+	"github.com/fairway-proxy/fairway/picker/queue"
 	"github.com/fairway-proxy/fairway/proxy/account"
 	"github.com/fairway-proxy/fairway/proxy/authz"
 	"github.com/fairway-proxy/fairway/proxy/h1"
@@ -63,6 +64,7 @@ type Server struct {
 	serving   atomic.Pointer[serving]
 	keySets   authz.KeySets
 	buffers   budget
+	budgets   queue.Budgets
 	retries   *retryBudget
 	mirrors   *mirrors
 	live      atomic.Int64 // exchanges under way
@@ -136,8 +138,8 @@ func (s *Server) badRequest(st Stream, status int, cause error) {
 	var rec account.Record
 	rec.Reset()
 	rec.ID, rec.Start, rec.Remote = newID(), time.Now(), st.RemoteAddr().String()
-	e := errMalformed(status, cause.Error())
-	rec.Status, rec.Reason = e.Status, e.Type
+	rec.Status, rec.Reason = status, "fairway_bad_request"
+	e := &Error{Status: status, Type: rec.Reason, Message: cause.Error()}
 	if err := writeError(st, e, rec.ID); err != nil {
 		st.Abort()
 	}

@@ -34,6 +34,8 @@ type serving struct {
 	// that has models, and under "" all.
 	known map[string]string
 	guard *authz.Guard // of what is for no Service
+	// objectives are priorities, the first of a name in a pool.
+	objectives map[objectiveKey]*int
 
 	bodyLimit  int64
 	usage      UsageMode
@@ -47,6 +49,7 @@ type serving struct {
 type pool struct {
 	name        string
 	picker      *picker.Pool
+	line        *line // before picker
 	chooser     Chooser
 	own         atomic.Pointer[ownPicker] // the pool's own picker; nil for none
 	consulted   consultedCounts
@@ -63,6 +66,7 @@ func (s *Server) SetWorld(w *World) {
 
 	next := &serving{
 		world:      w,
+		objectives: make(map[objectiveKey]*int, len(w.Objectives)),
 		models:     make(map[modelKey]*servedModel, 2*len(w.Models)),
 		known:      make(map[string]string),
 		bodyLimit:  or(w.Limits.Body, DefaultBodyLimit),
@@ -81,6 +85,7 @@ func (s *Server) SetWorld(w *World) {
 		} else {
 			s.setOwnPicker(p, w.Pools[i].Picker, next.bodyLimit)
 		}
+		p.line.set(w.Queue)
 		pools[p.name] = p
 		next.pools = append(next.pools, p)
 	}
@@ -101,6 +106,12 @@ func (s *Server) SetWorld(w *World) {
 	for in, all := range names {
 		next.known[in] = knownModels(all)
 	}
+	for _, o := range w.Objectives {
+		if key := (objectiveKey{o.Pool, o.Name}); next.objectives[key] == nil {
+			next.objectives[key] = &o.Priority
+		}
+	}
+	s.budgets.Set(w.Budgets)
 	guards := authz.NewCompiler(&w.Access, &s.keySets)
 	next.guard = guards.Guard(&w.Gateway)
 	next.ports = destinations(w, pools, guards)
@@ -124,10 +135,10 @@ func (s *Server) updatePool(w *Pool, connect, interval time.Duration) *pool {
 		config.StaleAfter = or(config.StaleAfter, max(2*time.Second, 3*interval))
 		p = &pool{
 			name:       w.Name,
-			picker:     picker.NewPool(config),
 			transports: make(map[Endpoint]*upstream.Transport),
 		}
-		p.chooser = embedded{p.picker}
+		p.line, p.picker = newLine(config)
+		p.chooser = embedded{p.line}
 	}
 	specs := make([]picker.Spec, len(w.Endpoints))
 	named := make(map[Endpoint]bool, len(w.Endpoints))

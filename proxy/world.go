@@ -6,6 +6,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/fairway-proxy/fairway/picker/queue"
 	"github.com/fairway-proxy/fairway/proxy/authz"
 	"github.com/fairway-proxy/fairway/proxy/route"
 )
@@ -34,6 +35,12 @@ type World struct {
 	Services []Service
 	// WaypointFor says for whose addresses tunnels are taken; empty: ForServices.
 	WaypointFor WaypointFor
+
+	// Queue is what becomes of requests that no endpoint can start soon.
+	Queue Queue
+	// Budgets are how many tokens a minute may be had; the first that is about a
+	// request counts.
+	Budgets []queue.Limit
 
 	// Access is who may do what, whatever it is for.
 	Access authz.Config
@@ -236,11 +243,26 @@ const (
 func (c Criticality) Priority() int {
 	switch c {
 	case Critical:
-		return 10
+		return queue.Critical
 	case Sheddable:
-		return -10
+		return queue.Sheddable
 	}
-	return 0
+	return queue.Standard
+}
+
+// Queue bounds how much waits before each pool, and for how long. The zero value of
+// each is the default that package queue has.
+type Queue struct {
+	// Off has every request sent at once.
+	Off bool
+	// Requests and Bytes are what may wait: how many, and the memory of their bodies.
+	Requests int
+	Bytes    int64
+	// Wait is the longest wait, SheddableWait that of priorities below 0.
+	Wait, SheddableWait time.Duration
+	// LowerShare is the share of tokens, 0 to 1, that lower priorities get while
+	// higher ones wait.
+	LowerShare float64
 }
 
 // Objective is a priority that has a name in one pool: an InferenceObjective

@@ -55,7 +55,7 @@ var rules = map[string]rule{
 	"cmd/loadtest":     {may: []string{"cmd/internal/cli", "bench/engine", "bench/load", "bench/mock", "bench/report", "bench/sim", "bench/workload", "picker"}},
 
 	"discovery/doctor": {may: []string{"discovery/scrape", "picker", "proxy/message", "proxy/upstream"}},
-	"discovery/file":   {may: []string{"mtls", "picker", "proxy", "proxy/authz", "proxy/message", "proxy/normalize", "proxy/route", "proxy/upstream", "watch"}},
+	"discovery/file":   {may: []string{"mtls", "picker", "picker/queue", "proxy", "proxy/authz", "proxy/message", "proxy/normalize", "proxy/route", "proxy/upstream", "watch"}},
 	"discovery/kube":   {may: []string{"picker", "proxy", "proxy/authz", "proxy/message", "proxy/normalize", "proxy/route", "proxy/upstream"}},
 	"discovery/scrape": {may: []string{"picker", "proxy", "proxy/upstream"}},
 

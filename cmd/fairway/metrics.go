@@ -8,6 +8,7 @@ import (
 	"github.com/fairway-proxy/fairway/cmd/internal/cli"
 	"github.com/fairway-proxy/fairway/mtls"
 	"github.com/fairway-proxy/fairway/proxy"
+	"github.com/fairway-proxy/fairway/proxy/account"
 )
 
 // endpointMetrics are the gauges of each endpoint, as the picker uses them.
@@ -88,6 +89,7 @@ type appMetrics struct{ app *app }
 var (
 	descBuild    = prometheus.NewDesc("fairway_build_info", "1; its label says which version this is.", []string{"version"}, nil)
 	descLive     = prometheus.NewDesc("fairway_requests_live", "Requests under way.", nil, nil)
+	descQueue    = prometheus.NewDesc("fairway_queue_length", "Requests that wait for an endpoint of the pool to have room, by what they are worth: critical, standard, sheddable.", []string{"pool", "criticality"}, nil)
 	descBuffered = prometheus.NewDesc("fairway_request_bodies_bytes", "Memory that request bodies hold.", nil, nil)
 	descUptime   = prometheus.NewDesc("fairway_uptime_seconds", "Time since the process started.", nil, nil)
 	descWorld    = prometheus.NewDesc("fairway_world_version", "Which World is in force: it counts the changes of what is served since the process started.", nil, nil)
@@ -97,7 +99,7 @@ var (
 )
 
 func (m appMetrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descBuild, descLive, descBuffered, descUptime, descWorld, descChanged, descRejected, descFindings} {
+	for _, d := range []*prometheus.Desc{descBuild, descLive, descQueue, descBuffered, descUptime, descWorld, descChanged, descRejected, descFindings} {
 		ch <- d
 	}
 }
@@ -108,6 +110,11 @@ func (m appMetrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauge(descBuild, 1, cli.Version(version))
 	gauge(descLive, float64(m.app.server.Live()))
+	for _, q := range m.app.server.Queues() {
+		gauge(descQueue, float64(q.Critical), q.Pool, account.Critical)
+		gauge(descQueue, float64(q.Standard), q.Pool, account.Standard)
+		gauge(descQueue, float64(q.Sheddable), q.Pool, account.Sheddable)
+	}
 	gauge(descBuffered, float64(m.app.server.Buffered()))
 	gauge(descUptime, proxy.Now().Round(time.Millisecond).Seconds())
 	if w := m.app.world.Load(); w != nil {

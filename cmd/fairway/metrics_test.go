@@ -87,7 +87,7 @@ var metricSections = []struct{ title, prefix, text string }{
 	{"Istio", "istio_", "What a waypoint of Istio's own counts, for requests that come through a tunnel, with `reporter=\"waypoint\"`."},
 	{"OpenTelemetry", "gen_ai_", "The names that OpenTelemetry's conventions for generative AI give to servers' metrics."},
 	{"What is passed on unread", "fairway_tcp_", ""},
-	{"The proxy", "fairway_build_", ""}, {"The proxy", "fairway_requests_live", ""}, {"The proxy", "fairway_request_bodies_", ""}, {"The proxy", "fairway_uptime_", ""},
+	{"The proxy", "fairway_build_", ""}, {"The proxy", "fairway_requests_live", ""}, {"The proxy", "fairway_queue_length", ""}, {"The proxy", "fairway_request_bodies_", ""}, {"The proxy", "fairway_uptime_", ""},
 	{"The proxy", "fairway_world_", ""}, {"The proxy", "fairway_config_", ""}, {"The proxy", "fairway_findings", ""},
 	{"Requests", "fairway_", "Counted when a request has ended."},
 }
@@ -96,7 +96,7 @@ const metricsHead = `# Metrics
 
 Served at ` + "`:15020/metrics`" + ` (` + "`listen.metrics`" + `; ` + "`/stats/prometheus`" + ` is the same page) for Prometheus, in its text format or OpenMetrics. This page is made from the code; ` + "`go test ./cmd/fairway -run TestDocumentedMetrics -update`" + ` writes it anew.
 
-Values of labels are bounded: ` + "`pool`" + ` and ` + "`endpoint`" + ` by the configuration, ` + "`code`" + ` and ` + "`reason`" + ` ([errors](errors.md)) by their kind. ` + "`model`" + ` is the name that the client said if an engine has answered to it, up to 256 of them;
+Values of labels are bounded: ` + "`pool`" + ` and ` + "`endpoint`" + ` by the configuration, ` + "`code`" + ` and ` + "`reason`" + ` ([errors](configuration.md#errors-of-fairways-own)) by their kind. ` + "`model`" + ` is the name that the client said if an engine has answered to it, up to 256 of them;
 any other name is ` + "`other`" + `. Beside these there are ` + "`go_*` and `process_*`" + ` of the process.
 `
 

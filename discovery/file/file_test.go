@@ -146,11 +146,11 @@ func TestErrorsNameLinePathAndRemedy(t *testing.T) {
 	tests := map[string]struct{ file, want string }{
 		"nothing":           {"", `f:1: pools: missing: want at least one pool with the endpoints to serve from`},
 		"only comments":     {"# pools:\n---\n", `f:1: pools: missing: want at least one pool with the endpoints to serve from`},
-		"not a mapping":     {"- a", `f:1: a list: want a mapping of keys (auth, explain, limits, listen, log, model_names, models, normalization, objectives, pickers, policies, pools, raise_priority, routes, scrape, services, timeouts, tls, trusted_proxies, usage, waypoint_for)`},
+		"not a mapping":     {"- a", `f:1: a list: want a mapping of keys (auth, budgets, explain, limits, listen, log, model_names, models, normalization, objectives, pickers, policies, pools, queue, raise_priority, routes, scrape, services, timeouts, tls, trusted_proxies, usage, waypoint_for)`},
 		"not YAML":          {"pools:\n  - name: a\n endpoints: []\n", `f:2: not YAML: did not find expected key`},
 		"two documents":     {minimal + "---\n" + minimal, `f:2: a second YAML document: want one in a file`},
 		"unknown anchor":    {"pools: *p", `f: not YAML: unknown anchor 'p' referenced`},
-		"unknown key":       {minimal + "timeout: {}", `f:2: timeout: unknown key: did you mean "timeouts"? (keys: auth, explain, limits, listen, log, model_names, models, normalization, objectives, pickers, policies, pools, raise_priority, routes, scrape, services, timeouts, tls, trusted_proxies, usage, waypoint_for)`},
+		"unknown key":       {minimal + "timeout: {}", `f:2: timeout: unknown key: did you mean "timeouts"? (keys: auth, budgets, explain, limits, listen, log, model_names, models, normalization, objectives, pickers, policies, pools, queue, raise_priority, routes, scrape, services, timeouts, tls, trusted_proxies, usage, waypoint_for)`},
 		"unknown inner key": {minimal + "scrape:\n  # often\n  every: 5s\n", `f:4: scrape.every: unknown key (keys: interval, path, timeout)`},
 		"merge key":         {minimal + "scrape: {<<: {path: /x}}", `f:2: scrape.<<: unknown key (keys: interval, path, timeout)`},
 		"duplicate key":     {minimal + "usage: inject\nusage: observe\n", `f:3: usage: the same key as on line 2`},

@@ -306,6 +306,22 @@ func (r *reader) numberFrom(least int, into *int, most int) field {
 	}
 }
 
+// share is the field of a number from 0 to 1.
+func (r *reader) share(into *float64) field {
+	return func(n *yaml.Node, path string) {
+		n = r.scalar(n, path, "a share such as 0.1")
+		if n == nil {
+			return
+		}
+		f, err := strconv.ParseFloat(n.Value, 64)
+		if err != nil || !(f >= 0 && f <= 1) {
+			r.problem(path, "%s: want a share from 0 to 1", show(n.Value))
+			return
+		}
+		*into = f
+	}
+}
+
 func isNull(n *yaml.Node) bool {
 	return n.Kind == yaml.ScalarNode && n.ShortTag() == "!!null"
 }

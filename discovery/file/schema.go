@@ -6,6 +6,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"github.com/fairway-proxy/fairway/picker/queue"
 	"github.com/fairway-proxy/fairway/proxy"
 	"github.com/fairway-proxy/fairway/proxy/normalize"
 )
@@ -16,6 +17,7 @@ const (
 	maxHeaderBytes = 1 << 30
 	maxConnections = 1 << 30
 	maxWeight      = 1_000_000 // as in an HTTPRoute (Gateway API, BackendRef.weight)
+	maxTokens      = 1 << 40
 	maxPriority    = 1<<31 - 1 // as in an InferenceObjective
 	minInterval    = time.Millisecond
 )
@@ -53,6 +55,17 @@ func (r *reader) config(n *yaml.Node, c *Config) {
 		}),
 		"objectives": r.list(func(_ int, n *yaml.Node, path string) {
 			w.Objectives = append(w.Objectives, r.objective(n, path))
+		}),
+		"queue": r.section(map[string]field{
+			"off":            r.yesNo(&w.Queue.Off),
+			"requests":       r.numberFrom(1, &w.Queue.Requests, maxConnections),
+			"bytes":          size(r, &w.Queue.Bytes, maxBytes),
+			"wait":           r.duration(&w.Queue.Wait, minInterval),
+			"sheddable_wait": r.duration(&w.Queue.SheddableWait, minInterval),
+			"lower_share":    r.share(&w.Queue.LowerShare),
+		}),
+		"budgets": r.list(func(_ int, n *yaml.Node, path string) {
+			w.Budgets = append(w.Budgets, r.budget(n, path))
 		}),
 		"raise_priority": textInto(r, &w.RaisePriority, oneOf(raisePriorities)),
 		"routes": r.list(func(_ int, n *yaml.Node, path string) {
@@ -167,6 +180,18 @@ func (r *reader) objective(n *yaml.Node, path string) (o proxy.Objective) {
 		"priority": r.numberFrom(-maxPriority, &o.Priority, maxPriority),
 	})
 	return o
+}
+
+func (r *reader) budget(n *yaml.Node, path string) queue.Limit {
+	var l queue.Limit
+	tokens := 0
+	r.mapping(n, path, map[string]field{
+		"model":             textInto(r, &l.Model, "the name of a model"),
+		"principal":         textInto(r, &l.Principal, "whose requests it is about"),
+		"tokens_per_minute": r.numberFrom(1, &tokens, maxTokens),
+	})
+	l.TokensPerMinute = float64(tokens)
+	return l
 }
 
 // target reads one of a model's names and its weight, which is 1 unless told

@@ -56,6 +56,7 @@ func (c *Config) check() []problem {
 	}
 	k.timeouts(c.World.Timeouts)
 	k.limits(c.World.Limits)
+	k.queue(c.World)
 	k.scrape(c.World.Scrape)
 	k.access(&c.World.Access)
 	word(&k, "normalization", c.World.Access.Normalization, normalizations)
@@ -282,6 +283,28 @@ func (k *checker) limits(l proxy.Limits) {
 	}
 	if body > buffers {
 		k.problem("limits.body", "%s is more than limits.buffers, %s: want no more than all bodies together may have", formatSize(body), formatSize(buffers))
+	}
+}
+
+func (k *checker) queue(w *proxy.World) {
+	q := w.Queue
+	k.notNegative("queue.wait", q.Wait)
+	k.notNegative("queue.sheddable_wait", q.SheddableWait)
+	for _, s := range []struct {
+		path string
+		n    int64
+	}{{"queue.requests", int64(q.Requests)}, {"queue.bytes", q.Bytes}} {
+		if s.n < 0 {
+			k.problem(s.path, "%d: want 0, for the default, or more", s.n)
+		}
+	}
+	if !(q.LowerShare >= 0 && q.LowerShare <= 1) {
+		k.problem("queue.lower_share", "%v: want a share from 0 to 1", q.LowerShare)
+	}
+	for i, b := range w.Budgets {
+		if !(b.TokensPerMinute >= 1 && b.TokensPerMinute <= maxTokens) {
+			k.problem(fmt.Sprintf("budgets[%d].tokens_per_minute", i), "missing: want how many tokens a minute it allows")
+		}
 	}
 }
 

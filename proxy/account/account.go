@@ -59,6 +59,9 @@ type Record struct {
 
 	BytesIn, BytesOut int64
 
+	Criticality string // Critical, Standard or Sheddable; "": it does not wait for its turn
+	Shed        string // why it was refused though it could have been served at another time
+
 	Pick Pick
 
 	line []byte // memory for its line in the access log
@@ -89,6 +92,13 @@ const (
 	UpstreamCut     = "upstream_cut"     // the answer broke off
 	TunnelIdle      = "tunnel_idle"      // neither side of a tunnel said anything in time
 	UpstreamAborted = "upstream_aborted" // the engine gave it up, as vLLM does when it is told to end
+)
+
+// What a request may be worth: a priority above 0, of 0, or below.
+const (
+	Critical  = "critical"
+	Standard  = "standard"
+	Sheddable = "sheddable"
 )
 
 // Config says what is told, and to whom. Its zero value works.

@@ -51,6 +51,7 @@ type metrics struct {
 	picks     *prometheus.CounterVec
 	retries   *prometheus.CounterVec
 	gone      *prometheus.CounterVec
+	shed      *prometheus.CounterVec
 
 	genDuration *prometheus.HistogramVec
 	genFirst    *prometheus.HistogramVec
@@ -134,6 +135,9 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	m.gone = counter("fairway_clients_gone_total",
 		"Requests whose client left or was cut off before it had its answer, by phase: reading (the request), queued, waiting (for the answer), streaming.", "pool", "phase")
 
+	m.shed = counter("fairway_shed_total",
+		"Requests refused that could have been served at another time, by what they are worth (critical, standard, sheddable: a priority above 0, of 0, below) and why: saturated, queue_full, queue_timeout, deadline, over_budget.", "pool", "criticality", "reason")
+
 	m.genDuration = histogram("gen_ai_server_request_duration_seconds",
 		"OpenTelemetry's gen_ai.server.request.duration, as seen from the proxy.", genAIDuration, "gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model", "error_type")
 	m.genFirst = histogram("gen_ai_server_time_to_first_token_seconds",
@@ -178,6 +182,9 @@ func (m *metrics) done(rec *Record) {
 	}
 	if rec.Retries > 0 {
 		s.pool.retries.Add(float64(rec.Retries))
+	}
+	if rec.Shed != "" {
+		m.shed.WithLabelValues(rec.Pool, rec.Criticality, rec.Shed).Inc()
 	}
 	if rec.Reason == ClientGone || rec.Reason == ClientTimeout {
 		m.gone.WithLabelValues(rec.Pool, phase(rec)).Inc()

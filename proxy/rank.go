@@ -1,0 +1,174 @@
+package proxy
+
+import (
+	"bytes"
+	"cmp"
+	"strconv"
+	"time"
+
+	"github.com/fairway-proxy/fairway/picker/prefix"
+	"github.com/fairway-proxy/fairway/picker/queue"
+	"github.com/fairway-proxy/fairway/proxy/account"
+	"github.com/fairway-proxy/fairway/proxy/message"
+	"github.com/fairway-proxy/fairway/proxy/openai"
+)
+
+// What a request is worth when there is not enough for all, and whose it is.
+
+// objectiveKey names an Objective in a pool.
+type objectiveKey struct{ pool, name string }
+
+// takeRank takes from a field of the head what it says of the request's rank. Others may
+// read it too. The names are those of the Inference Extension, the newer ones of llm-d,
+// what OpenAI's SDKs say of their time-out, and Envoy of its own.
+func (x *Exchange) takeRank(f message.Field) {
+	if len(f.Name) < len("x-slo-ttft-ms") || f.Name[0]|0x20 != 'x' {
+		return
+	}
+	switch {
+	case message.EqualFold(f.Name, "x-gateway-inference-objective"), message.EqualFold(f.Name, "x-llm-d-inference-objective"):
+		x.objective = string(f.Value)
+	case message.EqualFold(f.Name, "x-slo-ttft-ms"), message.EqualFold(f.Name, "x-llm-d-slo-ttft-ms"),
+		message.EqualFold(f.Name, "x-envoy-expected-rq-timeout-ms"):
+		x.wantFirst(f.Value, time.Millisecond)
+	case message.EqualFold(f.Name, "x-stainless-timeout"), message.EqualFold(f.Name, "x-stainless-read-timeout"):
+		x.wantFirst(f.Value, time.Second)
+	}
+}
+
+// wantFirst keeps how long the client waits for its first token, the shortest of what it
+// says.
+func (x *Exchange) wantFirst(value []byte, unit time.Duration) {
+	v, err := strconv.ParseFloat(string(value), 64)
+	const most = 24 * 3600 // seconds: as good as no limit
+	if limit := v * unit.Seconds(); err == nil && limit > 0 && limit < most {
+		at := x.start + time.Duration(limit*float64(time.Second))
+		x.wanted = min(or(x.wanted, at), at)
+	}
+}
+
+// rank says to the queue what the request is worth, whose it is and how long it may
+// wait. What is not for a model does not wait.
+func (x *Exchange) rank() {
+	if x.kind == openai.Other || x.call != nil {
+		x.want.Waited = true
+		return
+	}
+	x.want.Priority = x.priority()
+	x.want.Flow = x.flowKey()
+	x.want.Held = x.body.taken
+	x.want.Until = cmp.Or(x.wanted, x.until)
+	if x.until > 0 {
+		x.want.Until = min(x.want.Until, x.until)
+	}
+	switch {
+	case x.want.Priority > 0:
+		x.record.Criticality = account.Critical
+	case x.want.Priority == 0:
+		x.record.Criticality = account.Standard
+	default:
+		x.record.Criticality = account.Sheddable
+	}
+}
+
+// priority is that of the model, or of the objective that the head names: anybody
+// may have a lower one than the model's, a higher one who is believed. A copy of a
+// request is never worth more than what real users ask for.
+func (x *Exchange) priority() int {
+	p := queue.Standard
+	if x.model != nil {
+		p = x.model.Criticality.Priority()
+	}
+	if x.objective != "" {
+		if o := x.serving.objectives[objectiveKey{x.pool.name, x.objective}]; o != nil && (*o < p || x.believed()) {
+			p = *o
+		}
+	}
+	if x.mirrored {
+		p = min(p, queue.Sheddable)
+	}
+	return p
+}
+
+// flowKey is a number for whose the request is: see flow. Who shows nothing that was
+// verified is told apart by the key for the engines.
+func (x *Exchange) flowKey() uint64 {
+	if whose := x.flow(); whose != "" {
+		return prefix.Seed(whose)
+	}
+	for _, name := range [...]string{"authorization", "x-api-key"} {
+		if v := message.Get(x.head.Fields, name); len(v) > 0 {
+			return prefix.ExtendSeed(1, bytes.TrimSpace(v))
+		}
+	}
+	return 0
+}
+
+// spend takes from the budget of whose the request is what it is expected to cost.
+func (x *Exchange) spend() error {
+	if x.kind == openai.Other || x.mirrored {
+		return nil
+	}
+	budgets := &x.server.budgets
+	if !budgets.Any() {
+		return nil
+	}
+	var err error
+	x.spending, err = budgets.Take(x.record.Model, cmp.Or(x.record.Principal, x.record.Peer), x.pool.picker.Tokens(&x.want), Now())
+	if err != nil {
+		return x.refusal(err.(*queue.Refusal))
+	}
+	return nil
+}
+
+// settleBudget settles what was spent by what the engine counted; what it did not
+// count costs what was expected, if there was an answer at all.
+func (x *Exchange) settleBudget() {
+	if !x.spending.Made() {
+		return
+	}
+	tokens := x.spending.Tokens()
+	switch {
+	case x.record.PromptTokens >= 0:
+		tokens = float64(x.record.PromptTokens + max(x.record.CompletionTokens, 0))
+	case x.record.Status/100 != 2:
+		tokens = 0
+	}
+	x.server.budgets.Settle(x.spending, tokens, Now())
+}
+
+// refusal is the answer to a request that the queue does not take, or no longer. Its
+// type and the reason for the drop, in llm-d's words, tell machines why.
+func (x *Exchange) refusal(r *queue.Refusal) *Error {
+	e := &Error{Status: 429, RetryAfter: min(max(r.RetryAfter, time.Second), maxRetryAfter), Dropped: droppedSaturated}
+	again := " Try again later (Retry-After)."
+	switch r.Reason {
+	case queue.Saturated:
+		e.Type, e.Message = "fairway_saturated", "Every engine of pool "+x.pool.name+" is busy, and this request may be shed."
+	case queue.Full:
+		e.Type, e.Message = "fairway_queue_full", "As many requests wait for pool "+x.pool.name+" as may."
+	case queue.TimedOut:
+		e.Type, e.Message = "fairway_queue_timeout", "No engine of pool "+x.pool.name+" had room for this request in time."
+		e.Dropped = droppedExpired
+	case queue.TooLate:
+		e.Type, e.Message = "fairway_deadline", "The first token would come later than this request wants it."
+		e.Dropped = droppedExpired
+	case queue.OverBudget:
+		e.Type, e.Message = "fairway_budget_exceeded", "The tokens that you may have of this model in a minute are spent."
+		e.Dropped = droppedBudget
+	}
+	e.Message += again
+	x.record.Shed = r.Reason.String()
+	return e
+}
+
+// maxRetryAfter bounds what a client is told to wait: rates change.
+const maxRetryAfter = time.Minute
+
+// Why a request was dropped, in the field that llm-d's router has for it.
+const (
+	fieldDropped     = "x-llm-d-request-dropped-reason"
+	droppedSaturated = "rejected-saturated"
+	droppedExpired   = "rejected-ttl-expired"
+	droppedBudget    = "rejected-over-budget"
+)
