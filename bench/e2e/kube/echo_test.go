@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httputil"
+	"net/netip"
 	"net/url"
 	"sync"
 	"testing"
@@ -76,8 +77,13 @@ type echo struct {
 
 func startEcho(t *testing.T, namespace, name, labels string) *echo {
 	t.Helper()
+	return startEchoAt(t, 8000, namespace, name, labels)
+}
+
+func startEchoAt(t *testing.T, port uint16, namespace, name, labels string) *echo {
+	t.Helper()
 	e := &echo{pod: &pod{namespace: namespace, name: name, labels: labels, ip: podIP()}, counts: make(map[string]int)}
-	l, err := net.Listen("tcp", e.pod.address())
+	l, err := net.Listen("tcp", netip.AddrPortFrom(e.pod.ip, port).String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,7 +95,7 @@ func startEcho(t *testing.T, namespace, name, labels string) *echo {
 }
 
 func (e *echo) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if r.URL.Path == "/metrics" {
+	if r.URL.Path == "/metrics" || r.URL.Path == "/health" {
 		return
 	}
 	e.mu.Lock()
