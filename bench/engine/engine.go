@@ -243,6 +243,7 @@ func (e *Engine) admit(w *work, now time.Duration) {
 		e.waiting.removeAt(e.deferred)
 		if e.adapters.acquire(s.Adapter) {
 			w.adapterLoads++
+			s.AdapterLoads++
 		}
 		e.start(s, hits, now)
 		n := min(s.tokens()-s.computed, budget)

@@ -18,13 +18,14 @@ type Sequence struct {
 	Owner any // for the caller's use
 
 	// Written by the engine.
-	Generated   int           // tokens produced
-	Cached      int           // prompt tokens found in the cache when it was first scheduled
-	Preemptions int           // how often it lost its place
-	Arrived     time.Duration // when it was submitted, on the caller's clock, as all of these
-	Scheduled   time.Duration // when the step began that first served it
-	FirstToken  time.Duration // when its first token was there
-	Ended       time.Duration // when its last token was there; not set by Abort and Stop
+	Generated    int           // tokens produced
+	Cached       int           // prompt tokens found in the cache when it was first scheduled
+	AdapterLoads int           // how often its adapter had to be brought to the GPU for it
+	Preemptions  int           // how often it lost its place
+	Arrived      time.Duration // when it was submitted, on the caller's clock, as all of these
+	Scheduled    time.Duration // when the step began that first served it
+	FirstToken   time.Duration // when its first token was there
+	Ended        time.Duration // when its last token was there; not set by Abort and Stop
 
 	state    state
 	computed int     // tokens whose KV is in its blocks, those of the step under way included

@@ -41,6 +41,7 @@ type Comparison struct {
 	Seeds         int                // 1 to Seeds; 0: 1
 	Replicas      int                // of the router; 0: 1
 	Burst         int                // as in workload.Params
+	Groups        int                // likewise
 	SLO           SLO
 	ByCriticality bool // a row for each criticality instead of one for all
 
@@ -71,9 +72,10 @@ type Row struct {
 	TTFTP90s    []float64 `json:"-"`           // of each seed, the lowest first; +Inf: it was given up
 	TPOTP90     float64   `json:"tpot_p90_s"`
 	E2EP90      float64   `json:"e2e_p90_s"`
-	HitRate     float64   `json:"hit_rate"`     // prompt tokens found cached
-	Goodput     float64   `json:"goodput"`      // requests a second that met the SLO
-	TokensPerS  float64   `json:"tokens_per_s"` // generated
+	HitRate     float64   `json:"hit_rate"`                // prompt tokens found cached
+	Goodput     float64   `json:"goodput"`                 // requests a second that met the SLO
+	TokensPerS  float64   `json:"tokens_per_s"`            // generated
+	Loads       float64   `json:"adapter_loads,omitempty"` // LoRA adapters brought to a GPU, a request
 }
 
 // RequestRate is how many requests a second the comparison offers.
@@ -100,7 +102,7 @@ func (c *Comparison) config(policy string, seed uint64) (Config, error) {
 	w := c.Trace
 	if w != nil {
 		w = w.At(rate)
-	} else if w, err = workload.New(c.Workload, workload.Params{Seed: seed, Rate: rate, Burst: c.Burst}); err != nil {
+	} else if w, err = workload.New(c.Workload, workload.Params{Seed: seed, Rate: rate, Burst: c.Burst, Groups: c.Groups}); err != nil {
 		return Config{}, err
 	}
 	scene := sceneOf(c.Workload)
@@ -245,13 +247,14 @@ func (c *Comparison) row(policy, class string, results []*Result) (Row, bool) {
 			continue
 		}
 		var ttft, tpot, e2e []float64
-		var prompt, cached, output, good int
+		var prompt, cached, output, good, loads int
 		for i := range res.Records {
 			r := &res.Records[i]
 			if class != "" && classOf(r.Criticality) != class {
 				continue
 			}
 			ttft, tpot, e2e = append(ttft, r.TTFT.Seconds()), append(tpot, r.TPOT.Seconds()), append(e2e, r.E2E.Seconds())
+			loads += r.AdapterLoads
 			prompt, cached, output = prompt+r.PromptTokens, cached+r.CachedTokens, output+r.OutputTokens
 			if c.SLO.met(r) {
 				good++
@@ -280,6 +283,7 @@ func (c *Comparison) row(policy, class string, results []*Result) (Row, bool) {
 		p90s = append(p90s, quantile(ttft, 0.9))
 		row.TPOTP90 += quantile(tpot, 0.9)
 		row.E2EP90 += quantile(e2e, 0.9)
+		row.Loads += float64(loads) / float64(len(ttft))
 		row.HitRate += float64(cached) / float64(prompt)
 		row.Goodput += float64(good) / res.Window.Seconds()
 		// The window's answers, over the time in which they were given: longer than the window where the fleet does not keep up.
@@ -290,7 +294,7 @@ func (c *Comparison) row(policy, class string, results []*Result) (Row, bool) {
 	if row.Seeds == 0 {
 		return row, len(row.TTFTP90s) > 0
 	}
-	for _, v := range []*float64{&row.TTFTP50, &row.TPOTP90, &row.E2EP90, &row.HitRate, &row.Goodput, &row.TokensPerS} {
+	for _, v := range []*float64{&row.TTFTP50, &row.TPOTP90, &row.E2EP90, &row.HitRate, &row.Loads, &row.Goodput, &row.TokensPerS} {
 		*v /= float64(row.Seeds)
 	}
 	row.TTFTP90, row.TTFTP90SD = meanAndDeviation(p90s)

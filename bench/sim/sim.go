@@ -62,6 +62,7 @@ type Record struct {
 	PromptTokens int
 	CachedTokens int
 	OutputTokens int
+	AdapterLoads int // for it
 	Pod          int // index in the order in which pods came
 }
 
@@ -292,7 +293,7 @@ func (s *simulation) finish(r *request) {
 		rec := Record{
 			Criticality: r.criticality, Pod: int(r.pod),
 			TTFT: seq.FirstToken - r.intended, E2E: seq.Ended - r.intended,
-			PromptTokens: seq.PromptTokens, CachedTokens: seq.Cached, OutputTokens: seq.Generated,
+			PromptTokens: seq.PromptTokens, CachedTokens: seq.Cached, OutputTokens: seq.Generated, AdapterLoads: seq.AdapterLoads,
 		}
 		if seq.Generated > 1 {
 			rec.TPOT = (seq.Ended - seq.FirstToken) / time.Duration(seq.Generated-1)

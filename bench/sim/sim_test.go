@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/fairway-proxy/fairway/bench/workload"
+	"github.com/fairway-proxy/fairway/picker"
 )
 
 // play runs a workload for a few virtual seconds.
@@ -122,5 +123,26 @@ func TestWithoutMetricsAndStreams(t *testing.T) {
 		if share := float64(hits) / float64(prompts); share < 0.25 { // by lot, hardly anything would be
 			t.Errorf("%s: %.2f cached", name, share)
 		}
+	}
+}
+
+// With more adapters than the fleet has room for, the score keeps them in place: without what an adapter costs, each request
+// brings more of them to a GPU.
+func TestAdaptersStayInPlace(t *testing.T) {
+	loads := func(without picker.Term) float64 {
+		c := Comparison{
+			Workload: "adapters", Groups: 40, Rate: 100, Policies: []string{"fairway"}, Without: without,
+			Warmup: 30 * time.Second, Measure: 20 * time.Second,
+		}
+		rows, err := c.Run(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return rows[0].Loads
+	}
+	aware, blind := loads(0), loads(picker.AdapterCost)
+	t.Logf("%.4f loads a request, without the term %.4f", aware, blind)
+	if aware <= 0 || aware > blind*0.8 {
+		t.Errorf("%.4f loads a request, without the term %.4f: want a fifth fewer at least", aware, blind)
 	}
 }

@@ -54,6 +54,7 @@ func newCompare() *cobra.Command {
 	f.DurationVar(&o.Measure, "measure", 0, "virtual time to measure (default: as the workload needs)")
 	f.DurationVar(&o.Churn, "churn", 0, "so often a pod leaves, and half of that later a new one joins; 0: never")
 	f.IntVar(&o.Burst, "burst", 0, "conversations that begin at the same moment, in the mean; 0: each by itself")
+	f.IntVar(&o.Groups, "groups", 0, "system prompts, of \"adapters\" adapters (default: as the workload has)")
 	f.BoolVar(&o.NonStreaming, "non-streaming", false, "answers come whole, and their first token counts when they do")
 	f.BoolVar(&o.NoCacheReport, "no-cache-report", false, "engines do not report cached tokens in their answers")
 	f.BoolVar(&o.NoQueue, "no-queue", false, "Fairway sends every request at once, whatever the engines have to do")
@@ -77,8 +78,8 @@ func (o *compareOptions) complete() error {
 		return errors.New("--load and --rate must be above zero")
 	case o.Seeds < 1 || o.Replicas < 1:
 		return errors.New("--seeds and --replicas must be at least 1")
-	case min(o.Warmup, o.Measure, o.Churn, time.Duration(o.Burst)) < 0:
-		return errors.New("--warmup, --measure, --churn and --burst must not be below zero")
+	case min(o.Warmup, o.Measure, o.Churn, time.Duration(o.Burst), time.Duration(o.Groups)) < 0:
+		return errors.New("--warmup, --measure, --churn, --burst and --groups must not be below zero")
 	}
 	for _, p := range o.Policies {
 		if sim.AboutPolicy(p) == "" {
