@@ -32,9 +32,13 @@ func destinations(w *World, pools map[string]*pool, guards *authz.Compiler) map[
 	all := make(map[string]*destination)
 	if f := w.WaypointFor; f == ForWorkloads || f == ForAll {
 		guard := guards.Guard(&w.Gateway)
+		meant := make(map[netip.Addr]bool, len(w.Workloads))
+		for _, a := range w.Workloads {
+			meant[a] = true
+		}
 		for i := range w.Pools {
 			for _, e := range w.Pools[i].Endpoints {
-				if a, err := netip.ParseAddrPort(e.Address); err == nil {
+				if a, err := netip.ParseAddrPort(e.Address); err == nil && (w.Workloads == nil || meant[a.Addr()]) {
 					all[a.String()] = &destination{host: e.Address, protocol: PortAuto, pool: pools[w.Pools[i].Name], pod: e.Address, guard: guard}
 				}
 			}

@@ -35,6 +35,8 @@ type World struct {
 	Services []Service
 	// WaypointFor says for whose addresses tunnels are taken; empty: ForServices.
 	WaypointFor WaypointFor
+	// Workloads are the addresses of endpoints that WaypointFor may mean; nil: all.
+	Workloads []netip.Addr
 
 	// Queue is what becomes of requests that no endpoint can start soon.
 	Queue Queue

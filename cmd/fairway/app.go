@@ -121,6 +121,7 @@ func (a *app) putInForce() {
 	if t := a.objects; t != nil {
 		both, w := *c, *c.World
 		w.Pools, w.Models, w.Routes, w.Services = t.World.Pools, t.World.Models, t.World.Routes, t.World.Services
+		w.Objectives, w.WaypointFor, w.Workloads = t.World.Objectives, t.World.WaypointFor, t.World.Workloads
 		w.Gateway = t.World.Gateway
 		both.World = &w
 		c = &both

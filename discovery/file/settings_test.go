@@ -30,9 +30,9 @@ func TestSettings(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	for text, want := range map[string]string{
-		tls + minimal:              `f:2: pools: the cluster says this: leave it out beside --kubernetes`,
-		"limits: {body: 1MiB}":     `f:1: listen.hbone: tunnels need an identity: say where it comes from under tls, or want no tunnels (hbone: "")`,
-		tls + "waypoint_for: pods": `f:2: waypoint_for: "pods": want service, workload, all or none`,
+		tls + minimal:             `f:2: pools: the cluster says this: leave it out beside --kubernetes`,
+		"limits: {body: 1MiB}":    `f:1: listen.hbone: tunnels need an identity: say where it comes from under tls, or want no tunnels (hbone: "")`,
+		tls + "waypoint_for: all": `f:2: waypoint_for: the labels of Gateways say this: leave it out beside --kubernetes`,
 	} {
 		if _, err := load(text); err == nil || err.Error() != want {
 			t.Errorf("\ngot  %v\nwant %s", err, want)

@@ -106,7 +106,9 @@ func (k *checker) settings(c *Config) {
 			k.problem(s.path, "the cluster says this: leave it out beside --kubernetes")
 		}
 	}
-	word(k, "waypoint_for", w.WaypointFor, waypointFor)
+	if w.WaypointFor != "" {
+		k.problem("waypoint_for", "the labels of Gateways say this: leave it out beside --kubernetes")
+	}
 	if c.Listen.HBONE != "" && c.TLS == nil {
 		k.problem("listen.hbone", `tunnels need an identity: say where it comes from under tls, or want no tunnels (hbone: "")`)
 	}

@@ -65,6 +65,15 @@ func show(m *Manifests, t *Translation) string {
 			all = append(all, strings.TrimSpace(strings.TrimPrefix(string(e.Scheme)+"://", "://")+e.Address+" "+e.UID+" "+strings.TrimPrefix(e.Identity.String(), "spiffe://cluster.local")))
 		}
 		line("%s", strings.TrimRight("pool "+p.Name+": "+strings.Join(all, ", "), " "))
+		if picker := p.Picker; picker != nil {
+			line("  asks %s, %s, plain %t", picker.Address, picker.FailureMode, picker.Plain)
+		}
+	}
+	for _, o := range t.World.Objectives {
+		line("objective %s of %s: %d", o.Name, o.Pool, o.Priority)
+	}
+	if t.World.WaypointFor != "" {
+		line("waypoint for %s: %s", t.World.WaypointFor, t.World.Workloads)
 	}
 	for _, model := range t.World.Models {
 		var to []string

@@ -67,6 +67,43 @@ func claim(s *corev1.Service, g *gatewayv1.Gateway) string {
 	return c
 }
 
+// workloads finds the pods that use a waypoint of ours that is for pods.
+func (t *translator) workloads() {
+	services, pods := false, false
+	for _, g := range t.objects.Gateways {
+		if t.serves(g) {
+			to := t.waypointFor(g)
+			services, pods = services || servesServices(to), pods || servesPods(to)
+		}
+	}
+	switch {
+	case !pods:
+		return
+	case services:
+		t.out.World.WaypointFor = proxy.ForAll
+	default:
+		t.out.World.WaypointFor = proxy.ForWorkloads
+	}
+	t.out.World.Workloads = []netip.Addr{}
+	for _, p := range t.objects.Pods {
+		ns := namespace(&p.ObjectMeta)
+		g := t.gateways[waypointOf(p.Labels, ns, t.namespaces)]
+		if g == nil || !t.serves(g) || !servesPods(t.waypointFor(g)) || !t.takes(g, ns) {
+			continue
+		}
+		if a, err := netip.ParseAddr(p.Status.PodIP); err == nil && !p.Spec.HostNetwork {
+			t.out.World.Workloads = append(t.out.World.Workloads, a.Unmap())
+		}
+	}
+	slices.SortFunc(t.out.World.Workloads, netip.Addr.Compare)
+	t.out.World.Workloads = slices.Compact(t.out.World.Workloads)
+}
+
+// servesPods tells whether a waypoint takes what is sent to pods themselves.
+func servesPods(to proxy.WaypointFor) bool {
+	return to == proxy.ForWorkloads || to == proxy.ForAll
+}
+
 // waypoint gives the Gateway of a class of ours that a Service of a namespace is
 // bound to, nil for none. Another process may serve it.
 func (t *translator) waypoint(labels map[string]string, ns string) *gatewayv1.Gateway {

@@ -25,6 +25,7 @@ func Translate(o *Objects, options Options) *Translation {
 	t.models()
 	t.indexPolicies()
 	t.waypoints()
+	t.workloads()
 	t.routes()
 	t.out.World.Services = bound(t.out.Services)
 	slices.SortFunc(t.out.World.Pools, func(a, b proxy.Pool) int { return cmp.Compare(a.Name, b.Name) })
@@ -127,10 +128,13 @@ func (t *translator) inferencePools() {
 		default:
 			t.find(about.finding("spec.appProtocol", "", "%q: want http or kubernetes.io/h2c; its engines are asked by HTTP/1.1", p.Spec.AppProtocol))
 		}
-		if p.Spec.EndpointPickerRef.Name != "" {
-			t.warn(about.finding("spec.endpointPickerRef", "", "%s is not asked: Fairway picks by itself", p.Spec.EndpointPickerRef.Name))
+		ref := p.Spec.EndpointPickerRef
+		port := int32(0)
+		if ref.Port != nil {
+			port = int32(ref.Port.Number)
 		}
-		t.inferencePool(about, selector, "spec.selector.matchLabels", ports, "spec.targetPorts", scheme)
+		picker := t.endpointPicker(about, "spec.endpointPickerRef", string(ref.Name), port, string(ref.FailureMode))
+		t.inferencePool(about, selector, "spec.selector.matchLabels", ports, "spec.targetPorts", scheme, picker)
 	}
 	for _, p := range sorted(t.objects.AlphaPools, func(p *AlphaPool) *metav1.ObjectMeta { return &p.ObjectMeta }) {
 		about := object{"InferencePool", &p.ObjectMeta}
@@ -138,14 +142,42 @@ func (t *translator) inferencePools() {
 			t.warn(about.finding("", "", "there is one of this name in inference.networking.k8s.io/v1 as well: that one counts"))
 			continue
 		}
-		if p.Spec.ExtensionRef != nil {
-			t.warn(about.finding("spec.extensionRef", "", "%s is not asked: Fairway picks by itself", p.Spec.ExtensionRef.Name))
+		var picker *proxy.Picker
+		if ref := p.Spec.ExtensionRef; ref != nil {
+			picker = t.endpointPicker(about, "spec.extensionRef", ref.Name, cmp.Or(value(ref.PortNumber), defaultPickerPort), value(ref.FailureMode))
 		}
-		t.inferencePool(about, p.Spec.Selector, "spec.selector", []int32{p.Spec.TargetPortNumber}, "spec.targetPortNumber", "")
+		t.inferencePool(about, p.Spec.Selector, "spec.selector", []int32{p.Spec.TargetPortNumber}, "spec.targetPortNumber", "", picker)
 	}
 }
 
-func (t *translator) inferencePool(about object, selector map[string]string, selectorPath string, ports []int32, portPath string, scheme proxy.Scheme) {
+// defaultPickerPort is where a pool of v1alpha2 has its endpoint picker asked.
+const defaultPickerPort = 9002
+
+// endpointPicker is the one that a pool names, a Service of its namespace; nil for
+// none. One that is not there is not waited for: we pick as well.
+func (t *translator) endpointPicker(about object, path, name string, port int32, mode string) *proxy.Picker {
+	if name == "" {
+		return nil
+	}
+	k := namespace(about.meta) + "/" + name
+	s := t.services[k]
+	if s == nil {
+		t.warn(about.finding(path, "", "there is no Service %s: Fairway picks by itself", k))
+		return nil
+	}
+	at := slices.IndexFunc(s.Spec.Ports, func(p corev1.ServicePort) bool { return p.Port == port })
+	if at < 0 {
+		t.warn(about.finding(path, "", "Service %s has no port %d: Fairway picks by itself", k, port))
+		return nil
+	}
+	return &proxy.Picker{
+		Address:     net.JoinHostPort(t.host(s), strconv.Itoa(int(port))),
+		FailureMode: proxy.FailureMode(cmp.Or(mode, string(proxy.FailClose))),
+		Plain:       value(s.Spec.Ports[at].AppProtocol) == "kubernetes.io/h2c",
+	}
+}
+
+func (t *translator) inferencePool(about object, selector map[string]string, selectorPath string, ports []int32, portPath string, scheme proxy.Scheme, picker *proxy.Picker) {
 	if len(selector) == 0 {
 		t.find(about.finding(selectorPath, "", "it selects nothing: want labels of the engines' pods"))
 	}
@@ -153,7 +185,7 @@ func (t *translator) inferencePool(about object, selector map[string]string, sel
 		t.find(about.finding(portPath, "", "want the ports that the engines listen on, from 1 to 65535"))
 		ports = nil
 	}
-	pool := proxy.Pool{Name: key(about.meta)}
+	pool := proxy.Pool{Name: key(about.meta), Picker: picker}
 	for _, pod := range t.pods[namespace(about.meta)] {
 		if len(selector) == 0 || !selects(selector, pod.Labels) || !serves(pod) {
 			continue
@@ -167,12 +199,15 @@ func (t *translator) inferencePool(about object, selector map[string]string, sel
 	t.addPool(pool)
 }
 
+// annotationRedirection says whether a ztunnel takes in a pod's traffic.
+const annotationRedirection = "ambient.istio.io/redirection"
+
 // tunnel has an endpoint reached through a tunnel if its pod is in the mesh: a
 // ztunnel redirects its traffic, or it takes tunnels by itself (Istio, the annotation
 // ambient.istio.io/redirection and the label networking.istio.io/tunnel).
 func (t *translator) tunnel(e *proxy.Endpoint, p *corev1.Pod) {
 	domain, err := spiffeid.TrustDomainFromString(t.options.TrustDomain)
-	if err != nil || p.Spec.HostNetwork || p.Annotations["ambient.istio.io/redirection"] != "enabled" && p.Labels["networking.istio.io/tunnel"] != "http" {
+	if err != nil || p.Spec.HostNetwork || p.Annotations[annotationRedirection] != "enabled" && p.Labels["networking.istio.io/tunnel"] != "http" {
 		return
 	}
 	id, err := spiffeid.FromSegments(domain, "ns", namespace(&p.ObjectMeta), "sa", cmp.Or(p.Spec.ServiceAccountName, "default"))
@@ -298,10 +333,17 @@ func (t *translator) models() {
 		}
 		add(about, "spec.modelName", model)
 	}
+	ranked := make(map[[2]string]bool) // objectives by pool and name, which may stand in both groups
 	for _, o := range sorted(t.objects.Objectives, func(o *inferencev1alpha2.InferenceObjective) *metav1.ObjectMeta { return &o.ObjectMeta }) {
 		about := object{"InferenceObjective", &o.ObjectMeta}
-		if _, ok := t.poolRef(about, string(o.Spec.PoolRef.Kind), string(o.Spec.PoolRef.Name)); ok {
-			t.warn(about.finding("spec.priority", "", "priorities make no difference in this version"))
+		pool, ok := t.poolRef(about, string(o.Spec.PoolRef.Kind), string(o.Spec.PoolRef.Name))
+		switch id := [2]string{pool, o.Name}; {
+		case !ok:
+		case ranked[id]:
+			t.warn(about.finding("", "", "there is an older one of this name for pool %s in another group: that one counts", pool))
+		default:
+			ranked[id] = true
+			t.out.World.Objectives = append(t.out.World.Objectives, proxy.Objective{Name: o.Name, Pool: pool, Priority: int(value(o.Spec.Priority))})
 		}
 	}
 }
@@ -336,10 +378,7 @@ func (t *translator) servicePool(s *corev1.Service, port *corev1.ServicePort) st
 		return name
 	}
 	pool := proxy.Pool{Name: name}
-	for _, slice := range t.slices[key(&s.ObjectMeta)] {
-		if slice.AddressType == discoveryv1.AddressTypeFQDN {
-			continue
-		}
+	for _, slice := range t.family(s) {
 		for _, p := range slice.Ports {
 			if p.Port == nil || value(p.Name) != port.Name || value(p.Protocol) == corev1.ProtocolUDP {
 				continue
@@ -361,6 +400,28 @@ func (t *translator) servicePool(s *corev1.Service, port *corev1.ServicePort) st
 	}
 	t.addPool(pool)
 	return name
+}
+
+// family gives the slices of a Service whose addresses are of one kind: in dual stack
+// a pod is in one of each, and counts once. The Service's first family goes first.
+func (t *translator) family(s *corev1.Service) (out []*discoveryv1.EndpointSlice) {
+	kinds := []discoveryv1.AddressType{discoveryv1.AddressTypeIPv4, discoveryv1.AddressTypeIPv6}
+	if len(s.Spec.IPFamilies) > 0 && s.Spec.IPFamilies[0] == corev1.IPv6Protocol {
+		slices.Reverse(kinds)
+	}
+	for _, kind := range kinds {
+		some := false
+		for _, slice := range t.slices[key(&s.ObjectMeta)] {
+			if slice.AddressType == kind || slice.AddressType == "" && kind == discoveryv1.AddressTypeIPv4 {
+				out, some = append(out, slice), some || len(slice.Endpoints) > 0
+			}
+		}
+		if some {
+			break
+		}
+		out = nil
+	}
+	return out
 }
 
 // sorted gives objects in their order of precedence, the oldest first.

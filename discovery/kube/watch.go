@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -90,11 +91,36 @@ func slim(o any) any {
 	if m, ok := o.(metav1.Object); ok {
 		m.SetManagedFields(nil)
 	}
-	if p, ok := o.(*corev1.Pod); ok {
-		p.Spec = corev1.PodSpec{ServiceAccountName: p.Spec.ServiceAccountName, HostNetwork: p.Spec.HostNetwork}
-		p.Status = corev1.PodStatus{PodIP: p.Status.PodIP, PodIPs: p.Status.PodIPs, Phase: p.Status.Phase, Conditions: p.Status.Conditions}
+	switch o := o.(type) {
+	case *corev1.Pod:
+		redirection, said := o.Annotations[annotationRedirection]
+		o.Annotations = nil
+		if said {
+			o.Annotations = map[string]string{annotationRedirection: redirection}
+		}
+		o.OwnerReferences = nil
+		ready := slices.DeleteFunc(o.Status.Conditions, func(c corev1.PodCondition) bool { return c.Type != corev1.PodReady })
+		for i, c := range ready {
+			ready[i] = corev1.PodCondition{Type: c.Type, Status: c.Status}
+		}
+		o.Spec = corev1.PodSpec{ServiceAccountName: o.Spec.ServiceAccountName, HostNetwork: o.Spec.HostNetwork}
+		o.Status = corev1.PodStatus{PodIP: o.Status.PodIP, Phase: o.Status.Phase, Conditions: slices.Clip(ready)}
+	case *discoveryv1.EndpointSlice:
+		o.Annotations = nil // when it was last written, among them
 	}
 	return o
+}
+
+// same tells whether an object says what it said before, apart from its version.
+func same(before, now any) bool {
+	was, ok := before.(runtime.Object)
+	is, too := now.(metav1.Object)
+	if !ok || !too {
+		return false
+	}
+	was = was.DeepCopyObject()
+	was.(metav1.Object).SetResourceVersion(is.GetResourceVersion())
+	return reflect.DeepEqual(was, now)
 }
 
 // resources are all that is watched.
@@ -250,7 +276,12 @@ func (w *Watcher) feed(r resource, tell func()) (*feed, error) {
 		return nil, err
 	}
 	_, err := f.informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc: func(any) { tell() }, UpdateFunc: func(any, any) { tell() }, DeleteFunc: func(any) { tell() },
+		AddFunc: func(any) { tell() }, DeleteFunc: func(any) { tell() },
+		UpdateFunc: func(before, now any) {
+			if !same(before, now) {
+				tell()
+			}
+		},
 	})
 	return f, err
 }

@@ -29,13 +29,9 @@ import (
 	"github.com/fairway-proxy/fairway/proxy"
 )
 
-// cluster is an API server in memory that holds the objects of a file.
-func cluster(t *testing.T, name string) *fake.FakeDynamicClient {
+// cluster is an API server in memory that holds the objects of files.
+func cluster(t testing.TB, names ...string) *fake.FakeDynamicClient {
 	t.Helper()
-	data, err := os.ReadFile(name)
-	if err != nil {
-		t.Fatal(err)
-	}
 	lists := make(map[schema.GroupVersionResource]string)
 	for _, r := range resources {
 		for _, v := range r.versions {
@@ -43,7 +39,15 @@ func cluster(t *testing.T, name string) *fake.FakeDynamicClient {
 		}
 	}
 	client := fake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), lists)
-	for _, doc := range strings.Split(string(data), "\n---\n") {
+	var documents []string
+	for _, name := range names {
+		data, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		documents = append(documents, strings.Split(string(data), "\n---\n")...)
+	}
+	for _, doc := range documents {
 		var o map[string]any
 		if err := yaml.Unmarshal([]byte(doc), &o); err != nil {
 			t.Fatal(err)
@@ -204,23 +208,29 @@ func TestWatcherWithoutTheServer(t *testing.T) {
 	})
 }
 
+// crowd is n pods behind ten pools.
+func crowd(n int) *Objects {
+	o := new(Objects)
+	for i := range n {
+		p := &corev1.Pod{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"}, ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint("p", i), Namespace: "ns", UID: types.UID(fmt.Sprint(i)), Labels: map[string]string{"app": fmt.Sprint(i % 10)}}}
+		p.Status.PodIP = fmt.Sprintf("10.%d.%d.%d", i>>16, i>>8&255, i&255)
+		p.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
+		o.Pods = append(o.Pods, p)
+	}
+	for i := range 10 {
+		p := &inferencev1.InferencePool{TypeMeta: metav1.TypeMeta{APIVersion: poolResource.GroupVersion().String(), Kind: "InferencePool"}, ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint("pool", i), Namespace: "ns"}}
+		p.Spec.Selector.MatchLabels = map[inferencev1.LabelKey]inferencev1.LabelValue{"app": inferencev1.LabelValue(fmt.Sprint(i))}
+		p.Spec.TargetPorts = []inferencev1.Port{{Number: 8000}}
+		o.Pools = append(o.Pools, p)
+	}
+	return o
+}
+
 // BenchmarkTranslate is what a change costs in a cluster of that many pods.
 func BenchmarkTranslate(b *testing.B) {
 	for _, n := range []int{100, 5000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			o := new(Objects)
-			for i := range n {
-				p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint("p", i), Namespace: "ns", UID: types.UID(fmt.Sprint(i)), Labels: map[string]string{"app": fmt.Sprint(i % 10)}}}
-				p.Status.PodIP = fmt.Sprintf("10.%d.%d.%d", i>>16, i>>8&255, i&255)
-				p.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
-				o.Pods = append(o.Pods, p)
-			}
-			for i := range 10 {
-				p := &inferencev1.InferencePool{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint("pool", i), Namespace: "ns"}}
-				p.Spec.Selector.MatchLabels = map[inferencev1.LabelKey]inferencev1.LabelValue{"app": inferencev1.LabelValue(fmt.Sprint(i))}
-				p.Spec.TargetPorts = []inferencev1.Port{{Number: 8000}}
-				o.Pools = append(o.Pools, p)
-			}
+			o := crowd(n)
 			for b.Loop() {
 				if t := Translate(o, Options{}); len(t.World.Pools) != 10 || len(t.World.Pools[0].Endpoints) != n/10 {
 					b.Fatal(len(t.World.Pools))
@@ -228,6 +238,69 @@ func BenchmarkTranslate(b *testing.B) {
 			}
 		})
 	}
+}
+
+// BenchmarkChange is the time from a pod's becoming ready, or no longer so, to its
+// being told, with what is gathered meanwhile (DefaultSettle); the longest of them is a
+// metric.
+func BenchmarkChange(b *testing.B) {
+	client, o := cluster(b), crowd(5000)
+	create := func(r schema.GroupVersionResource, object runtime.Object) {
+		raw, err := runtime.DefaultUnstructuredConverter.ToUnstructured(object)
+		if err == nil {
+			err = client.Tracker().Create(r, &unstructured.Unstructured{Object: raw}, "ns")
+		}
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+	for _, p := range o.Pods {
+		create(podResource, p)
+	}
+	for _, p := range o.Pools {
+		create(poolResource, p)
+	}
+	ctx, cancel := context.WithCancel(b.Context())
+	told, done := make(chan int), make(chan struct{})
+	go func() {
+		defer close(done)
+		w := Watcher{Client: client, Log: slog.New(slog.DiscardHandler)}
+		w.Run(ctx, func(t *Translation) {
+			n := 0
+			for _, p := range t.World.Pools {
+				n += len(p.Endpoints)
+			}
+			select {
+			case told <- n:
+			case <-ctx.Done():
+			}
+		})
+	}()
+	defer func() { cancel(); <-done }()
+	wait := func(want int) {
+		for n := range told {
+			if n == want {
+				return
+			}
+		}
+	}
+	wait(5000)
+	var longest time.Duration
+	ready := true
+	for b.Loop() {
+		ready = !ready
+		status, n := "True", 5000
+		if !ready {
+			status, n = "False", 4999
+		}
+		begin := time.Now()
+		if _, err := client.Resource(podResource).Namespace("ns").Patch(ctx, "p7", types.MergePatchType, fmt.Appendf(nil, `{"status":{"conditions":[{"type":"Ready","status":%q}]}}`, status), metav1.PatchOptions{}); err != nil {
+			b.Fatal(err)
+		}
+		wait(n)
+		longest = max(longest, time.Since(begin))
+	}
+	b.ReportMetric(float64(longest.Microseconds())/1000, "longest-ms")
 }
 
 var (
