@@ -153,6 +153,8 @@ func (e *Endpoint) weigh(c *Candidate, m *measure) {
 	m.guess = c.Depth
 	c.Hit = m.cached(c.Depth) * e.belief.credit()
 	c.Uncached = m.tokens - c.Hit
+	c.Again = m.again * c.Uncached
+	m.best = max(m.best, c.Hit)
 	if m.adapter != 0 {
 		c.Adapter = e.adapterCost(m.adapter, v)
 	}
@@ -200,6 +202,7 @@ func (e *Endpoint) reserve(c *Candidate, m *measure, force bool) (Lease, bool) {
 	e.promised.Add(int64(m.output))
 	e.sent.Add(u)
 	e.pool.uncached.add(float64(u), 1, uncachedHorizon)
+	e.pool.copied.add(m.best-c.Hit, c.Uncached, againHorizon)
 
 	r := m.request
 	l := Lease{

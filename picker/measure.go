@@ -40,6 +40,8 @@ type measure struct {
 	known    uint64  // the last chunk that any endpoint holds; 0: none. Only if the endpoint chosen is the prompt's home
 	adapter  uint64  // hash of the adapter's name; 0: none
 	output   float64 // tokens that it is expected to generate
+	again    float64 // tokens to be computed again for each that is computed now
+	best     float64 // tokens that are cached where most are
 	guess    int     // chunks that the endpoint weighed last holds
 }
 
@@ -55,6 +57,9 @@ func (p *Pool) measure(r *Request, now time.Duration) measure {
 		if key := prefix.Seed(r.Model); known[key] {
 			m.adapter = key
 		}
+	}
+	if p.has(Copies) { // others' picks are not seen, and would not follow
+		m.again = min(againWorth*p.copied.mean(0, againPrior), mostAgain) * max(1-m.others, 0)
 	}
 	m.foreign = p.uncached.mean(defaultUncached, 1)
 	return m

@@ -11,6 +11,7 @@ type Candidate struct {
 	Queued   float64 // Q: uncached tokens sent to it whose first token has not come
 	InFlight float64 // n: requests on it, others' included
 	Adapter  float64 // what bringing its LoRA adapter to the GPU costs, in prompt tokens
+	Again    float64 // tokens that will have to be computed again because what is computed here takes their place
 	KV       float64 // 0..1 of its KV cache in use
 	Speed    float64 // seconds a prompt token
 	Home     bool    // where the replicas agree to send this prompt while nobody has it
@@ -42,6 +43,16 @@ const (
 	// token counts are not known better. Without it an idle pool would send every cold prompt to the pod that happened to measure
 	// fastest. A share of the whole score would be more than a queue is long on a pod with many requests.
 	tieBand = 0.1
+
+	// Caches that have room for copies are not computing much that another pod holds. Where they do, every copy pushes out
+	// what is needed, until all pods compute everything: each token to be computed counts for againWorth times the share of
+	// tokens that were computed though another pod held them, but for no more than mostAgain more.
+	againWorth = 200
+	mostAgain  = 16
+	// againPrior and againHorizon: how many tokens computed the prior (none held elsewhere) counts for, and how many the
+	// memory holds.
+	againPrior   = 65536
+	againHorizon = 1 << 20
 )
 
 // A Term is a part of the score, or of what feeds it.
@@ -58,6 +69,7 @@ const (
 	NearTies                       // the prompt's hash decides among scores that hardly differ
 	Homes                          // replicas agree on where cold prompts go
 	Mirror                         // what other replicas have sent since the last scrape is like what we have
+	Copies                         // where caches have no room for copies, what is not cached is dearer
 )
 
 func (p *Pool) has(t Term) bool { return p.cfg.Without&t == 0 }
@@ -119,7 +131,7 @@ func (p *Pool) score(c *Candidate) float64 {
 	if p.has(DecodeShare) {
 		inflicted = decodeTokens
 	}
-	cost := c.Queued + work
+	cost := c.Queued + work + c.Again
 	if p.has(Interference) {
 		cost += interference * c.InFlight * (work + inflicted)
 	}

@@ -39,6 +39,7 @@ func TestScore(t *testing.T) {
 		{"half the cache in use", Candidate{Uncached: 600, KV: .5, Speed: 1}, 1000},
 		{"cache full", Candidate{Uncached: 100, KV: 1, Speed: 1}, 500},
 		{"an adapter to load", Candidate{Uncached: 300, Adapter: 4000, InFlight: 10, Speed: 1}, 4300 + .1*10*6300},
+		{"no room for copies", Candidate{Uncached: 300, Again: 600, InFlight: 10, Speed: 1}, 900 + .1*10*2300},
 		{"all at once, on an H100", Candidate{Uncached: 500, Queued: 1500, InFlight: 4, KV: .25, Speed: 25e-6}, 25e-6 * 3000 / .8},
 	} {
 		if got := p.score(&tt.c); math.Abs(got-tt.want) > 1e-9*tt.want {

@@ -48,6 +48,7 @@ type Pool struct {
 	speed    ratio // seconds a prompt token
 	uncached ratio // uncached tokens a request
 	learned
+	copied ratio // tokens computed though another endpoint had them cached, of all computed
 	others others
 
 	models   atomic.Pointer[map[string]*learned] // by name; copied to add one

@@ -41,20 +41,20 @@ type Costs struct {
 	Queue      float64 // computing what is queued before the prompt
 	Prompt     float64 // computing what of the prompt is not cached
 	Adapter    float64 // bringing the LoRA adapter to the GPU
-	Inflicted  float64 // the delay of the requests already there, as far as it counts
+	Inflicted  float64 // the delay of others, as far as it counts: of the requests already there, and of those whose cached prompts this one pushes out
 	Pressure   float64 // by how much all of it is dearer because the KV cache is filling: 1 when it is empty
 	FirstToken float64 // Queue, Prompt and Adapter: when the first token is expected
 }
 
 // Costs gives the parts of a candidate's score.
 func (p *Pool) Costs(c *Candidate) Costs {
-	prompt, pressure, inflicted := c.Uncached-c.Forgiven, 1.0, 0.0
+	prompt, pressure, inflicted := c.Uncached-c.Forgiven, 1.0, c.Again
 	if p.has(Interference) {
 		work := prompt + c.Adapter
 		if p.has(DecodeShare) {
 			work += decodeTokens
 		}
-		inflicted = interference * c.InFlight * work
+		inflicted += interference * c.InFlight * work
 	}
 	if p.has(KVBarrier) {
 		pressure = 1 / (1 - kvBarrier*c.KV)
@@ -106,7 +106,7 @@ func (p *Pool) factor(a, b *Candidate) Factor {
 		change(&c)
 		consider(f, b.Score-p.score(&c))
 	}
-	alike(Cache, func(c *Candidate) { c.Uncached = a.Uncached })
+	alike(Cache, func(c *Candidate) { c.Uncached, c.Again = a.Uncached, a.Again })
 	alike(Queue, func(c *Candidate) { c.Queued = a.Queued })
 	alike(Requests, func(c *Candidate) { c.InFlight = a.InFlight })
 	alike(KV, func(c *Candidate) { c.KV = a.KV })

@@ -10,7 +10,7 @@ import (
 func TestCosts(t *testing.T) {
 	for _, without := range []Term{0, Interference, DecodeShare, KVBarrier} {
 		p := NewPool(Config{Without: without})
-		c := Candidate{Uncached: 500, Forgiven: 100, Queued: 1500, InFlight: 4, Adapter: 4000, KV: .25, Speed: 25e-6}
+		c := Candidate{Uncached: 500, Forgiven: 100, Queued: 1500, InFlight: 4, Adapter: 4000, Again: 700, KV: .25, Speed: 25e-6}
 		k := p.Costs(&c)
 		if got, want := (k.Queue+k.Prompt+k.Adapter+k.Inflicted)*k.Pressure, p.score(&c); math.Abs(got-want) > 1e-12 {
 			t.Errorf("without %b: costs %v, score %v", without, got, want)

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/fairway-proxy/fairway/bench/engine"
 	"github.com/fairway-proxy/fairway/bench/workload"
 	"github.com/fairway-proxy/fairway/picker"
 )
@@ -50,6 +51,7 @@ type Comparison struct {
 	NonStreaming, NoCacheReport    bool
 	Without                        picker.Term
 	NoQueue                        bool // Fairway sends every request at once
+	CacheTokens                    int  // of each pod, instead of what its GPU has room for; 0: that
 	GiveUp                         bool // on a run as soon as more than a tenth of its first tokens were later than 5 s
 
 	// Done is called after each run with how many there were and will be, never by two goroutines at once; nil: nobody looks.
@@ -110,6 +112,11 @@ func (c *Comparison) config(policy string, seed uint64) (Config, error) {
 		Workload: w, Policy: policy, Fleet: scene.fleet, Replicas: c.Replicas, Seed: seed,
 		Warmup: scene.warmup, Measure: scene.measure, Scrape: c.Scrape, Churn: c.Churn,
 		NonStreaming: c.NonStreaming, NoCacheReport: c.NoCacheReport, Without: c.Without, NoQueue: c.NoQueue,
+	}
+	for i := range cfg.Fleet {
+		if c.CacheTokens > 0 {
+			cfg.Fleet[i].Blocks = c.CacheTokens / engine.BlockSize
+		}
 	}
 	if c.Trace != nil { // the beginning of a trace fills the caches
 		cfg.Warmup, cfg.Measure = w.Length()/10, w.Length()-w.Length()/10

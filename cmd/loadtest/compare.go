@@ -56,6 +56,7 @@ func newCompare() *cobra.Command {
 	f.IntVar(&o.Burst, "burst", 0, "conversations that begin at the same moment, in the mean; 0: each by itself")
 	f.IntVar(&o.Groups, "groups", 0, "system prompts, of \"adapters\" adapters (default: as the workload has)")
 	f.BoolVar(&o.NonStreaming, "non-streaming", false, "answers come whole, and their first token counts when they do")
+	f.IntVar(&o.CacheTokens, "cache-tokens", 0, "tokens that the KV cache of each pod holds (default: as its GPU has room for)")
 	f.BoolVar(&o.NoCacheReport, "no-cache-report", false, "engines do not report cached tokens in their answers")
 	f.BoolVar(&o.NoQueue, "no-queue", false, "Fairway sends every request at once, whatever the engines have to do")
 	f.BoolVar(&o.quiet, "quiet", false, "show no progress")
