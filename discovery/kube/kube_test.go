@@ -303,7 +303,16 @@ func FuzzManifests(f *testing.F) {
 				t.Errorf("a problem without its place: %s", p)
 			}
 		}
-		show(&m, Translate(&m.Objects, Options{TrustDomain: "cluster.local", Providers: []string{}}))
+		options := Options{TrustDomain: "cluster.local", Providers: []string{}}
+		translation := Translate(&m.Objects, options)
+		show(&m, translation)
+		// What is reported once stays as it is.
+		for _, s := range Statuses(&m.Objects, translation, options) {
+			merged, _ := s.merge(rawStatus(s.current), time.Unix(0, 0))
+			if again, changed := s.merge(merged, time.Unix(1, 0)); changed {
+				t.Errorf("%s %s/%s:\n%v\n%v", s.Kind, s.Namespace, s.Name, merged, again)
+			}
+		}
 		IsManifest(data)
 	})
 }
