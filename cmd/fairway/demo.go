@@ -128,6 +128,11 @@ func (o *demoOptions) greet(out io.Writer, s *stack) {
 	fmt.Fprintf(out, "    -d '{\"model\":\"%s\",\"stream\":true,\"max_tokens\":20,\"messages\":[{\"role\":\"user\",\"content\":\"Where did this go?\"}]}'\n\n", demoModel)
 	if s.app.admin != nil {
 		fmt.Fprintf(out, "Dashboard: http://%s/\n", s.app.admin.Addr)
+		at := ""
+		if s.app.admin.Addr != "127.0.0.1:15000" {
+			at = " --admin http://" + s.app.admin.Addr
+		}
+		fmt.Fprintf(out, "Why a request went where it went: fairway explain ID%s, with the x-request-id of its answer\n", at)
 	}
 	if s.app.metrics != nil {
 		_, port, _ := net.SplitHostPort(s.app.metrics.Addr)

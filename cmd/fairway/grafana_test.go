@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -32,5 +33,29 @@ func TestGrafanaMetricsExist(t *testing.T) {
 	}
 	if n < 50 {
 		t.Errorf("%d names found: this test shows little", n)
+	}
+}
+
+// Every alert has its row in the runbook, and no other.
+func TestDocumentedAlerts(t *testing.T) {
+	page, err := os.ReadFile("../../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rules, err := os.ReadFile("../../deploy/grafana/alerts.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := func(text []byte, row string) []string {
+		var all []string
+		for _, m := range regexp.MustCompile(row).FindAllSubmatch(text, -1) {
+			all = append(all, string(m[1]))
+		}
+		slices.Sort(all)
+		return all
+	}
+	documented, there := names(page, "(?m)^\\| `(Fairway\\w+)` \\|"), names(rules, `(?m)- alert: (\w+)`)
+	if !slices.Equal(documented, there) || len(there) < 10 {
+		t.Errorf("documented %v, there are %v", documented, there)
 	}
 }
