@@ -27,9 +27,11 @@ type Error struct {
 func (e *Error) Error() string { return e.Message }
 
 const (
-	typeBuffersSpent = "fairway_buffers_spent"
-	typeForbidden    = "fairway_forbidden"
-	typeNotReady     = "fairway_not_ready"
+	typeBadRequest     = "fairway_bad_request"
+	typeUpstreamFailed = "fairway_upstream_failed"
+	typeBuffersSpent   = "fairway_buffers_spent"
+	typeForbidden      = "fairway_forbidden"
+	typeNotReady       = "fairway_not_ready"
 )
 
 func errBodyTooLarge(limit int64) *Error {
@@ -67,6 +69,10 @@ func errNotOurs(authority string) *Error {
 		Message: fmt.Sprintf("%s is no address of a Service or pod that this waypoint is for.", authority)}
 }
 
+func errNotReady() *Error {
+	return &Error{Status: 503, Type: typeNotReady, RetryAfter: time.Second, Message: "No configuration is in force yet."}
+}
+
 func errWithheld(why string) *Error {
 	return &Error{Status: 503, Type: typeNotReady, RetryAfter: time.Second, Message: "Nothing is let in for the moment: " + why + "."}
 }
@@ -82,7 +88,7 @@ func errPickerFailed(pool string, cause error) *Error {
 }
 
 func errUpstream(cause error) *Error {
-	return &Error{Status: 502, Type: "fairway_upstream_failed",
+	return &Error{Status: 502, Type: typeUpstreamFailed,
 		Message: fmt.Sprintf("The engine failed before it answered: %v.", cause)}
 }
 
@@ -103,7 +109,7 @@ func unreadable(err error) error {
 	if !ok {
 		return err
 	}
-	return &Error{Status: 400, Type: "fairway_bad_request", Param: e.Param, Message: "T" + e.Error()[1:]}
+	return &Error{Status: 400, Type: typeBadRequest, Param: e.Param, Message: "T" + e.Error()[1:]}
 }
 
 // challenge is what a 401 must ask for (RFC 9110 section 15.5.2).
@@ -128,7 +134,54 @@ func sentence(err error) string {
 }
 
 func errBadRequest(reason string) *Error {
-	return &Error{Status: 400, Type: "fairway_bad_request", Message: reason}
+	return &Error{Status: 400, Type: typeBadRequest, Message: reason}
+}
+
+// errMalformed is for what breaks the rules of its HTTP version, which say the status.
+func errMalformed(status int, reason string) *Error {
+	return &Error{Status: status, Type: typeBadRequest, Message: reason}
+}
+
+func errPartlyDone(pool string, of int, failed []string) *Error {
+	return &Error{Status: 502, Type: "fairway_partly_done",
+		Message: fmt.Sprintf("%d of %d endpoints of pool %s did not do it: %s", len(failed), of, pool, strings.Join(failed, "; "))}
+}
+
+func errCut() *Error {
+	return &Error{Status: 502, Type: typeUpstreamFailed, Message: "The engine failed in the middle of this answer."}
+}
+
+// Why a request was dropped, in the field and the words that llm-d's router has for it.
+const (
+	fieldDropped     = "x-llm-d-request-dropped-reason"
+	droppedSaturated = "rejected-saturated"
+	droppedExpired   = "rejected-ttl-expired"
+	droppedBudget    = "rejected-over-budget"
+)
+
+func errSaturated(pool string, after time.Duration) *Error {
+	return &Error{Status: 429, Type: "fairway_saturated", RetryAfter: after, Dropped: droppedSaturated,
+		Message: fmt.Sprintf("Every engine of pool %s is busy, and requests of this priority do not wait. Try again later.", pool)}
+}
+
+func errQueueFull(pool string, after time.Duration) *Error {
+	return &Error{Status: 429, Type: "fairway_queue_full", RetryAfter: after, Dropped: droppedSaturated,
+		Message: fmt.Sprintf("As many requests wait for pool %s as may (queue.requests, queue.bytes). Try again later.", pool)}
+}
+
+func errQueueTimeout(pool string, after time.Duration) *Error {
+	return &Error{Status: 429, Type: "fairway_queue_timeout", RetryAfter: after, Dropped: droppedExpired,
+		Message: fmt.Sprintf("No engine of pool %s had room for this request in time (queue.wait). Try again later.", pool)}
+}
+
+func errDeadline(pool string, after time.Duration) *Error {
+	return &Error{Status: 429, Type: "fairway_deadline", RetryAfter: after, Dropped: droppedExpired,
+		Message: fmt.Sprintf("Pool %s would give the first token later than this request wants it. Try again later.", pool)}
+}
+
+func errBudget(after time.Duration) *Error {
+	return &Error{Status: 429, Type: "fairway_budget_exceeded", RetryAfter: after, Dropped: droppedBudget,
+		Message: "The tokens that you may have of this model in a minute are spent (budgets). Try again later."}
 }
 
 func errInternal() *Error {

@@ -146,7 +146,7 @@ func (x *Exchange) serve() error {
 func (x *Exchange) begin() error {
 	x.serving = x.server.serving.Load()
 	if x.serving == nil {
-		return &Error{Status: 503, Type: typeNotReady, RetryAfter: time.Second, Message: "No configuration is in force yet."}
+		return errNotReady()
 	}
 	x.head = x.stream.Head()
 	x.ctx = x.stream.Context()

@@ -181,6 +181,9 @@ func (x *Exchange) refuse(err error) {
 		x.server.log.Error("unexpected error", "request_id", x.record.ID, "error", err)
 		e = errInternal()
 	}
+	if x.record.ID == "" { // its head was not looked at
+		x.record.ID = newID()
+	}
 	x.record.Status, x.record.Reason = e.Status, e.Type
 	if err := writeError(x.stream, e, x.record.ID); err != nil {
 		x.stream.Abort()

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"strings"
 	"sync"
 	"time"
 
@@ -103,8 +102,7 @@ func (x *Exchange) tellPool() error {
 		}
 	}
 	if n := len(failed); n > 0 && n < len(replies) {
-		return &Error{Status: 502, Type: "fairway_partly_done",
-			Message: fmt.Sprintf("%d of %d endpoints of pool %s did not do it: %s", n, len(replies), x.pool.name, strings.Join(failed, "; "))}
+		return errPartlyDone(x.pool.name, len(replies), failed)
 	}
 	return x.passFirst(replies)
 }

@@ -19,7 +19,7 @@ func TestMediaAreCountedAsTheEngineDoes(t *testing.T) {
 	if err := png.Encode(&picture, image.NewGray(image.Rect(0, 0, 1024, 768))); err != nil {
 		t.Fatal(err)
 	}
-	large := base64.StdEncoding.EncodeToString(append(bytes.Clone(picture.Bytes()), make([]byte, 10<<20)...))
+	large := base64.StdEncoding.EncodeToString(append(bytes.Clone(picture.Bytes()), make([]byte, 512<<10)...))
 	small := base64.StdEncoding.EncodeToString(picture.Bytes())
 	sound := []byte("RIFF\x00\x00\x00\x00WAVEfmt \x10\x00\x00\x00\x01\x00\x01\x00")
 	sound = binary.LittleEndian.AppendUint32(sound, 16_000)

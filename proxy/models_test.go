@@ -1,8 +1,12 @@
 package proxy
 
 import (
+	"bufio"
+	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -336,15 +340,30 @@ func TestModelNamedByAField(t *testing.T) {
 // A body whose start ends before the first message of the user does is received until
 // its conversation is known; one whose first message is there is sent on early.
 func TestLargeTurnsKeepTheirTarget(t *testing.T) {
-	p := startPod(t, "", mock.Config{Speed: 1000, Loras: []string{"v1", "v2"}})
-	model := modelOf(p)
+	var model atomic.Value
+	p := scripted(t, func(c net.Conn, in *bufio.Reader) {
+		for {
+			r, err := http.ReadRequest(in)
+			if err != nil {
+				return
+			}
+			body, err := io.ReadAll(r.Body)
+			if err != nil {
+				return
+			}
+			_, after, _ := bytes.Cut(body, []byte(`"model":"`))
+			name, _, _ := bytes.Cut(after, []byte(`"`))
+			model.Store(string(name))
+			io.WriteString(c, okAnswer)
+		}
+	})
 	s := startServer(t, World{Models: []Model{{Name: "asked", Pool: "pool", Targets: []Target{{"v1", 1}, {"v2", 1}}}}}, p)
-	long := strings.Repeat("A long document. ", 100_000)
+	long := strings.Repeat("A long document. ", 80_000)
 	got := make(map[string]bool)
-	for i := range 8 {
+	for i := range 6 {
 		opening := fmt.Sprintf(`{"model":"asked","max_tokens":1,"messages":[{"role":"user","content":"Question %d`, i)
 		var targets [3]string
-		for j, body := range []string{ // the mock engine says of the long ones that they are too long
+		for j, body := range []string{
 			opening + `"}]}`,
 			opening + `"},{"role":"assistant","content":"` + long + `"}]}`,
 			opening + `"},{"role":"assistant","content":"a"},{"role":"user","content":"` + long + `"}]}`,

@@ -137,38 +137,22 @@ func (x *Exchange) settleBudget() {
 	x.server.budgets.Settle(x.spending, tokens, Now())
 }
 
-// refusal is the answer to a request that the queue does not take, or no longer. Its
-// type and the reason for the drop, in llm-d's words, tell machines why.
+// refusal is the answer to a request that the queue does not take, or no longer.
 func (x *Exchange) refusal(r *queue.Refusal) *Error {
-	e := &Error{Status: 429, RetryAfter: min(max(r.RetryAfter, time.Second), maxRetryAfter), Dropped: droppedSaturated}
-	again := " Try again later (Retry-After)."
+	x.record.Shed = r.Reason.String()
+	after := min(max(r.RetryAfter, time.Second), maxRetryAfter)
 	switch r.Reason {
 	case queue.Saturated:
-		e.Type, e.Message = "fairway_saturated", "Every engine of pool "+x.pool.name+" is busy, and this request may be shed."
+		return errSaturated(x.pool.name, after)
 	case queue.Full:
-		e.Type, e.Message = "fairway_queue_full", "As many requests wait for pool "+x.pool.name+" as may."
+		return errQueueFull(x.pool.name, after)
 	case queue.TimedOut:
-		e.Type, e.Message = "fairway_queue_timeout", "No engine of pool "+x.pool.name+" had room for this request in time."
-		e.Dropped = droppedExpired
+		return errQueueTimeout(x.pool.name, after)
 	case queue.TooLate:
-		e.Type, e.Message = "fairway_deadline", "The first token would come later than this request wants it."
-		e.Dropped = droppedExpired
-	case queue.OverBudget:
-		e.Type, e.Message = "fairway_budget_exceeded", "The tokens that you may have of this model in a minute are spent."
-		e.Dropped = droppedBudget
+		return errDeadline(x.pool.name, after)
 	}
-	e.Message += again
-	x.record.Shed = r.Reason.String()
-	return e
+	return errBudget(after)
 }
 
 // maxRetryAfter bounds what a client is told to wait: rates change.
 const maxRetryAfter = time.Minute
-
-// Why a request was dropped, in the field that llm-d's router has for it.
-const (
-	fieldDropped     = "x-llm-d-request-dropped-reason"
-	droppedSaturated = "rejected-saturated"
-	droppedExpired   = "rejected-ttl-expired"
-	droppedBudget    = "rejected-over-budget"
-)

@@ -65,7 +65,7 @@ func (x *Exchange) relay(conn carrier, lease *picker.Lease) (whole bool, outcome
 	}
 	x.record.Reason = account.UpstreamCut
 	x.server.log.Warn("answer broke off", "request_id", x.record.ID, "pool", x.pool.name, "endpoint", x.record.Endpoint, "error", err)
-	return x.cut(streamed, &Error{Status: 502, Type: "fairway_upstream_failed", Message: "The engine failed in the middle of this answer."}), picker.Failed
+	return x.cut(streamed, errCut()), picker.Failed
 }
 
 // outcomeOf is what an answer of that status says of its endpoint.

@@ -138,8 +138,8 @@ func (s *Server) badRequest(st Stream, status int, cause error) {
 	var rec account.Record
 	rec.Reset()
 	rec.ID, rec.Start, rec.Remote = newID(), time.Now(), st.RemoteAddr().String()
-	rec.Status, rec.Reason = status, "fairway_bad_request"
-	e := &Error{Status: status, Type: rec.Reason, Message: cause.Error()}
+	e := errMalformed(status, cause.Error())
+	rec.Status, rec.Reason = e.Status, e.Type
 	if err := writeError(st, e, rec.ID); err != nil {
 		st.Abort()
 	}

@@ -78,7 +78,7 @@ func (x *Exchange) bodyError(err error) error {
 		return errGone
 	}
 	if status := malformed(err); status != 0 {
-		return &Error{Status: status, Type: "fairway_bad_request", Message: "The request body cannot be taken: " + err.Error() + "."}
+		return errMalformed(status, "The request body cannot be taken: "+err.Error()+".")
 	}
 	return errBadRequest("The request body broke off: " + err.Error() + ".")
 }

@@ -1,11 +1,16 @@
 package main
 
 import (
+	"cmp"
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -152,9 +157,9 @@ func checkFlags(t *testing.T, command, name string) {
 	}
 }
 
-// Every error the proxy answers with, and every reason it logs, is documented.
-func TestDocumentedErrors(t *testing.T) {
-	page, err := os.ReadFile("../../docs/configuration.md")
+// Every reason the proxy logs is documented, those that are no error's type too.
+func TestDocumentedReasons(t *testing.T) {
+	page, err := os.ReadFile("../../docs/errors.md")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -209,4 +214,127 @@ func TestDocumentedChecks(t *testing.T) {
 	if !maps.Equal(documented, found) || len(found) < 15 {
 		t.Errorf("documented %v\nfound %v", slices.Sorted(maps.Keys(documented)), slices.Sorted(maps.Keys(found)))
 	}
+}
+
+// Every error that a client can be answered with is in docs/errors.md, with its status and fields, and nothing else is.
+// That each comes as the page has it is held in package proxy.
+func TestDocumentedErrors(t *testing.T) {
+	page, err := os.ReadFile("../../docs/errors.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	documented := make(map[string]bool) // "type status" and "type status Retry-After"
+	for _, m := range regexp.MustCompile("(?m)^\\| `(fairway_\\w+)` \\| ([0-9, ]+) \\| (.*?) \\|").FindAllStringSubmatch(string(page), -1) {
+		for _, status := range strings.Split(m[2], ", ") {
+			documented[strings.TrimSpace(m[1]+" "+status+" "+map[bool]string{true: "Retry-After"}[strings.Contains(m[3], "Retry-After")])] = true
+		}
+	}
+	errors := make(map[string]bool)
+	byProtocol := protocolStatuses(t)
+	for _, e := range literals(t, "../../proxy", "Error") {
+		typ, ok := e["Type"]
+		if !ok {
+			continue
+		}
+		statuses := []string{e["Status"]}
+		if e["Status"] == "status" { // what package h1 or h2 says
+			statuses = byProtocol
+		}
+		for _, status := range statuses {
+			line := strings.Trim(typ, `"`) + " " + status
+			if e["RetryAfter"] != "" {
+				line += " Retry-After"
+			}
+			errors[line] = true
+		}
+	}
+	if len(errors) < 20 {
+		t.Fatalf("found only %v", errors)
+	}
+	for line := range errors {
+		if !documented[line] {
+			t.Errorf("docs/errors.md does not have %s", line)
+		}
+	}
+	for line := range documented {
+		if !errors[line] {
+			t.Errorf("docs/errors.md has %s, which no request is answered with", line)
+		}
+	}
+}
+
+// protocolStatuses are the statuses for what breaks the rules of HTTP.
+func protocolStatuses(t *testing.T) (all []string) {
+	for _, dir := range []string{"../../proxy/h1", "../../proxy/h2"} {
+		for _, e := range literals(t, dir, "ProtocolError") {
+			if status := e["0"]; len(status) == 3 {
+				all = append(all, status)
+			}
+		}
+	}
+	return all
+}
+
+// literals are the composite literals of a type in the Go files of a directory: each its members as they are written, constants
+// of the package resolved; members without a name are by their place.
+func literals(t *testing.T, dir, name string) (all []map[string]string) {
+	t.Helper()
+	files, err := filepath.Glob(dir + "/*.go")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("%v, %v", files, err)
+	}
+	constants := make(map[string]string)
+	fset := token.NewFileSet()
+	var parsed []*ast.File
+	for _, f := range files {
+		if strings.HasSuffix(f, "_test.go") {
+			continue
+		}
+		file, err := parser.ParseFile(fset, f, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		parsed = append(parsed, file)
+		ast.Inspect(file, func(n ast.Node) bool {
+			if v, ok := n.(*ast.ValueSpec); ok && len(v.Names) == len(v.Values) {
+				for i, id := range v.Names {
+					if lit, ok := v.Values[i].(*ast.BasicLit); ok {
+						constants[id.Name] = lit.Value
+					}
+				}
+			}
+			return true
+		})
+	}
+	written := func(e ast.Expr) string {
+		switch e := e.(type) {
+		case *ast.BasicLit:
+			return e.Value
+		case *ast.Ident:
+			return cmp.Or(constants[e.Name], e.Name)
+		}
+		return "…"
+	}
+	for _, file := range parsed {
+		ast.Inspect(file, func(n ast.Node) bool {
+			lit, ok := n.(*ast.CompositeLit)
+			if !ok {
+				return true
+			}
+			if id, ok := lit.Type.(*ast.Ident); !ok || id.Name != name {
+				return true
+			}
+			members := make(map[string]string)
+			for i, e := range lit.Elts {
+				if kv, ok := e.(*ast.KeyValueExpr); ok {
+					members[written(kv.Key)] = written(kv.Value)
+				} else {
+					members[strconv.Itoa(i)] = written(e)
+				}
+			}
+			all = append(all, members)
+			return true
+		})
+	}
+	return all
 }
