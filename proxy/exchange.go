@@ -83,6 +83,7 @@ type Exchange struct {
 	resends      int                // how often the request was sent again
 	retry        *retryPlace        // held in the retry budget
 	record       account.Record
+	traceparent  []byte // memory for the field's value
 	scratch      []byte
 }
 
@@ -156,6 +157,7 @@ func (x *Exchange) begin() error {
 	x.locate()
 	x.passed = x.mirrored || x.guard.Elsewhere
 	x.takeFields(x.guard.Trusts(x.judged.Source))
+	x.trace()
 	x.http2 = isGRPC(x.head) || x.dest != nil && x.dest.http2()
 	return x.spell()
 }
@@ -426,7 +428,7 @@ func (x *Exchange) reset(s Stream) {
 		stream: s,
 		judged: x.judged, asked: message.Request{Fields: x.asked.Fields[:0]}, spelled: x.spelled,
 		read: x.read, answer: x.answer, events: x.events, plain: x.plain, rename: x.rename, renamed: x.renamed[:0],
-		segments: x.segments[:0], chain: x.chain[:0], tried: x.tried[:0], scratch: x.scratch[:0],
+		segments: x.segments[:0], chain: x.chain[:0], tried: x.tried[:0], scratch: x.scratch[:0], traceparent: x.traceparent[:0],
 		consult: consultation{endpoints: x.consult.endpoints[:0]}, weighed: x.weighed[:0], record: x.record,
 		start: now,
 	}

@@ -37,6 +37,7 @@ type app struct {
 	scraper  *scrape.Scraper
 	registry *prometheus.Registry
 	account  *account.Recorder
+	tracing  *tracing                    // nil: off
 	identity *mtls.Source                // nil: the configuration gives none
 	config   atomic.Pointer[file.Config] // in force
 	stopping atomic.Bool
@@ -69,7 +70,15 @@ func newApp(c *file.Config, l logs, s proxy.Config) (*app, error) {
 	log := l.Logger
 	a := &app{log: log, level: l.level, access: l.access, registry: prometheus.NewRegistry(), failed: make(chan error, 6)}
 	a.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	a.account = account.New(a.registry, account.Config{Access: l.access, Replica: replica()})
+	told := account.Config{Access: l.access, Replica: replica()}
+	var err error
+	if a.tracing, err = startTracing(c.Tracing, told.Replica, log); err != nil {
+		return nil, err
+	}
+	if a.tracing != nil {
+		told.Tracing = &account.Tracing{Ratio: c.Tracing.Sampling, Span: a.tracing.span}
+	}
+	a.account = account.New(a.registry, told)
 	s.Account = a.account
 	s.Log = log
 	s.HeaderLimit = c.World.Limits.Headers
@@ -306,6 +315,11 @@ func (a *app) close() {
 	}
 	if a.identity != nil {
 		a.identity.Close()
+	}
+	if a.tracing != nil {
+		if err := a.tracing.close(); err != nil {
+			a.log.Warn("spans are lost: the collector did not take them", "error", err)
+		}
 	}
 	if a.access != nil {
 		if err := a.access.Close(); err != nil {

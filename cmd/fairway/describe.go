@@ -22,6 +22,7 @@ import (
 type configView struct {
 	Listen     map[string]string `json:"listen"`
 	Log        map[string]string `json:"log"`
+	Tracing    file.Tracing      `json:"tracing"`
 	TLS        map[string]any    `json:"tls,omitempty"`
 	Pools      []poolView        `json:"pools"`
 	Models     []modelView       `json:"models"`
@@ -100,9 +101,10 @@ type targetView struct {
 func describeConfig(c *file.Config) configView {
 	w := c.World
 	v := configView{
-		Listen: map[string]string{"http": c.Listen.HTTP, "hbone": c.Listen.HBONE, "sandwich": c.Listen.Sandwich, "metrics": c.Listen.Metrics, "admin": c.Listen.Admin},
-		Log:    map[string]string{"level": cmp.Or(c.Log.Level, "info"), "access": string(c.Log.Access)},
-		Pools:  describePools(w), Models: describeModels(w.Models), Routes: describeRoutes(w.Routes), Services: describeServices(w.Services),
+		Listen:  map[string]string{"http": c.Listen.HTTP, "hbone": c.Listen.HBONE, "sandwich": c.Listen.Sandwich, "metrics": c.Listen.Metrics, "admin": c.Listen.Admin},
+		Tracing: c.Tracing,
+		Log:     map[string]string{"level": cmp.Or(c.Log.Level, "info"), "access": string(c.Log.Access)},
+		Pools:   describePools(w), Models: describeModels(w.Models), Routes: describeRoutes(w.Routes), Services: describeServices(w.Services),
 		Timeouts: map[string]string{
 			"connect": w.Timeouts.Connect.String(), "first_byte": w.Timeouts.FirstByte.String(),
 			"stream_idle": w.Timeouts.StreamIdle.String(), "request": w.Timeouts.Request.String(), "drain": w.Timeouts.Drain.String(),

@@ -66,7 +66,7 @@ func TestDocumentedKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	n := 0
-	for _, text := range []string{"?: 1", "listen: {?: 1}", "log: {?: 1}", "auth: {?: 1}", "auth: {jwtRules: [{?: 1}]}", "policies: [{?: 1}]", "timeouts: {?: 1}", "limits: {?: 1}", "scrape: {?: 1}", "models: [{?: 1}]", "pools: [{?: 1}]", "pools: [{picker: {?: 1}}]"} {
+	for _, text := range []string{"?: 1", "listen: {?: 1}", "log: {?: 1}", "tracing: {?: 1}", "auth: {?: 1}", "auth: {jwtRules: [{?: 1}]}", "policies: [{?: 1}]", "timeouts: {?: 1}", "limits: {?: 1}", "scrape: {?: 1}", "models: [{?: 1}]", "pools: [{?: 1}]", "pools: [{picker: {?: 1}}]"} {
 		_, err := file.Parse("f", []byte(strings.Replace(text, "?", "unknown", 1)))
 		m := regexp.MustCompile(`unknown key.*\(keys: (.*)\)`).FindStringSubmatch(err.Error())
 		if m == nil {

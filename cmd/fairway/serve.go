@@ -136,8 +136,8 @@ func (a *app) reload(c *file.Config, err error, o *serveOptions) {
 	}
 	was, is := a.config.Load(), c
 	if was.Listen != is.Listen || !reflect.DeepEqual(was.TLS, is.TLS) || was.Keys != is.Keys ||
-		was.Log.Access != is.Log.Access || was.World.Limits.Headers != is.World.Limits.Headers || was.World.Limits.Connections != is.World.Limits.Connections {
-		a.log.Warn("changes to listen, tls, log.access, auth.keys, limits.headers and limits.connections take a restart; the rest is in force")
+		was.Log.Access != is.Log.Access || was.Tracing != is.Tracing || was.World.Limits.Headers != is.World.Limits.Headers || was.World.Limits.Connections != is.World.Limits.Connections {
+		a.log.Warn("changes to listen, tls, log.access, tracing, auth.keys, limits.headers and limits.connections take a restart; the rest is in force")
 	}
 	if was.Log.Level != is.Log.Level && a.level != nil {
 		if level, err := parseLevel(is.Log.Level); err == nil {

@@ -31,9 +31,10 @@ const MaxSize = watch.MaxSize
 
 // Config is what a fairway.yaml says.
 type Config struct {
-	Listen Listen
-	Log    Log
-	World  *proxy.World
+	Listen  Listen
+	Log     Log
+	Tracing Tracing
+	World   *proxy.World
 	// TLS is where our identity in the mesh comes from: mtls.Files,
 	// mtls.WorkloadAPI or mtls.IstioCA; nil: we have none.
 	TLS mtls.Provider
@@ -81,6 +82,28 @@ const (
 	AccessOff  Access = "off" // there is none
 )
 
+// Tracing says where spans of requests go. Its zero value is nowhere.
+type Tracing struct {
+	// Endpoint is the URL of an OpenTelemetry collector.
+	Endpoint string `json:"endpoint"`
+	// Protocol is how it is spoken to.
+	Protocol OTLP `json:"protocol"`
+	// Sampling is the share of the traces that begin here of which spans are sent, 0 to 1.
+	Sampling float64 `json:"sampling"`
+}
+
+// OTLP is a transport of OpenTelemetry's protocol.
+type OTLP string
+
+// The transports. Empty counts as OTLPGRPC.
+const (
+	OTLPGRPC OTLP = "grpc"
+	OTLPHTTP OTLP = "http"
+)
+
+// DefaultSampling is the share of traces that are sampled unless told otherwise.
+const DefaultSampling = 0.01
+
 // TLS is a certificate and its key, files in PEM.
 type TLS struct{ Certificate, Key string }
 
@@ -88,7 +111,8 @@ type TLS struct{ Certificate, Key string }
 // every default filled in, nothing served yet.
 func Default() *Config {
 	return &Config{
-		Listen: Listen{HTTP: ":8080", Metrics: ":15020", Admin: "127.0.0.1:15000"},
+		Listen:  Listen{HTTP: ":8080", Metrics: ":15020", Admin: "127.0.0.1:15000"},
+		Tracing: Tracing{Protocol: OTLPGRPC, Sampling: DefaultSampling},
 		World: &proxy.World{
 			Timeouts: proxy.Timeouts{
 				Connect: proxy.DefaultConnectTimeout,

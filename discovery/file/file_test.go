@@ -35,7 +35,8 @@ func parse(t *testing.T, data string) *Config {
 
 func TestMinimalFileHasEveryDefault(t *testing.T) {
 	want := &Config{
-		Listen: Listen{HTTP: ":8080", HBONE: "", Metrics: ":15020", Admin: "127.0.0.1:15000"},
+		Tracing: Tracing{Protocol: OTLPGRPC, Sampling: DefaultSampling},
+		Listen:  Listen{HTTP: ":8080", HBONE: "", Metrics: ":15020", Admin: "127.0.0.1:15000"},
 		World: &proxy.World{
 			Pools:    []proxy.Pool{{Name: "llama", Endpoints: []proxy.Endpoint{{Address: "10.0.0.1:8000"}}}},
 			Timeouts: proxy.Timeouts{Connect: 2 * time.Second, Drain: 300 * time.Second},
@@ -92,7 +93,8 @@ model_names: served
 `)
 	endpoints := []proxy.Endpoint{{Address: "one.example:80"}, {Address: "[2001:db8::1]:8000"}}
 	want := &Config{
-		Listen: Listen{HTTP: "127.0.0.1:1", Admin: "[::1]:3"},
+		Tracing: Tracing{Protocol: OTLPGRPC, Sampling: DefaultSampling},
+		Listen:  Listen{HTTP: "127.0.0.1:1", Admin: "[::1]:3"},
 		World: &proxy.World{
 			Pools: []proxy.Pool{{Name: "a", Endpoints: endpoints}, {Name: "b", Endpoints: endpoints}, {Name: "c", Endpoints: []proxy.Endpoint{{Address: "10.0.0.1:8000"}}, Picker: &proxy.Picker{
 				Address: "Picker.example:9002", FailureMode: proxy.FailOpen, Timeout: 5 * time.Second, Body: proxy.BodyBuffered, Answers: proxy.AnswersBody, Plain: true,
@@ -142,15 +144,26 @@ func TestIdentityIsRead(t *testing.T) {
 }
 
 // Each file is minimal plus something wrong; its errors are told exactly.
+func TestLogAndTracing(t *testing.T) {
+	c := parse(t, minimal+"log: {level: warn, access: \"off\"}\ntracing: {endpoint: \"https://c:4318\", protocol: http, sampling: 1}\n")
+	if c.Log != (Log{"warn", AccessOff}) || c.Tracing != (Tracing{"https://c:4318", OTLPHTTP, 1}) {
+		t.Errorf("%+v, %+v", c.Log, c.Tracing)
+	}
+}
+
 func TestErrorsNameLinePathAndRemedy(t *testing.T) {
 	tests := map[string]struct{ file, want string }{
 		"nothing":           {"", `f:1: pools: missing: want at least one pool with the endpoints to serve from`},
 		"only comments":     {"# pools:\n---\n", `f:1: pools: missing: want at least one pool with the endpoints to serve from`},
-		"not a mapping":     {"- a", `f:1: a list: want a mapping of keys (auth, budgets, explain, limits, listen, log, model_names, models, normalization, objectives, pickers, policies, pools, queue, raise_priority, routes, scrape, services, timeouts, tls, trusted_proxies, usage, waypoint_for)`},
+		"not a mapping":     {"- a", `f:1: a list: want a mapping of keys (auth, budgets, explain, limits, listen, log, model_names, models, normalization, objectives, pickers, policies, pools, queue, raise_priority, routes, scrape, services, timeouts, tls, tracing, trusted_proxies, usage, waypoint_for)`},
 		"not YAML":          {"pools:\n  - name: a\n endpoints: []\n", `f:2: not YAML: did not find expected key`},
 		"two documents":     {minimal + "---\n" + minimal, `f:2: a second YAML document: want one in a file`},
 		"unknown anchor":    {"pools: *p", `f: not YAML: unknown anchor 'p' referenced`},
-		"unknown key":       {minimal + "timeout: {}", `f:2: timeout: unknown key: did you mean "timeouts"? (keys: auth, budgets, explain, limits, listen, log, model_names, models, normalization, objectives, pickers, policies, pools, queue, raise_priority, routes, scrape, services, timeouts, tls, trusted_proxies, usage, waypoint_for)`},
+		"unknown key":       {minimal + "timeout: {}", `f:2: timeout: unknown key: did you mean "timeouts"? (keys: auth, budgets, explain, limits, listen, log, model_names, models, normalization, objectives, pickers, policies, pools, queue, raise_priority, routes, scrape, services, timeouts, tls, tracing, trusted_proxies, usage, waypoint_for)`},
+		"no collector":      {minimal + "tracing: {endpoint: \"collector:4317\"}", `f:2: tracing.endpoint: "collector:4317": want the URL of a collector, such as http://collector:4317, or https:// for TLS`},
+		"more than all":     {minimal + "tracing: {sampling: 1.5}", `f:2: tracing.sampling: "1.5": want a share from 0 to 1`},
+		"no level":          {minimal + "log: {level: loud}", `f:2: log.level: "loud": want debug, info, warn or error`},
+		"off, unquoted":     {minimal + "log: {access: false}", `f:2: log.access: "false" is a boolean: want text, json or off (text, in quotes)`},
 		"unknown inner key": {minimal + "scrape:\n  # often\n  every: 5s\n", `f:4: scrape.every: unknown key (keys: interval, path, timeout)`},
 		"merge key":         {minimal + "scrape: {<<: {path: /x}}", `f:2: scrape.<<: unknown key (keys: interval, path, timeout)`},
 		"duplicate key":     {minimal + "usage: inject\nusage: observe\n", `f:3: usage: the same key as on line 2`},

@@ -43,6 +43,11 @@ func (r *reader) config(n *yaml.Node, c *Config) {
 			"level":  textInto(r, &c.Log.Level, oneOf(levels)),
 			"access": textInto(r, &c.Log.Access, oneOf(accessFormats)),
 		}),
+		"tracing": r.section(map[string]field{
+			"endpoint": textInto(r, &c.Tracing.Endpoint, "the URL of a collector, such as http://collector:4317"),
+			"protocol": textInto(r, &c.Tracing.Protocol, oneOf(otlps)),
+			"sampling": r.share(&c.Tracing.Sampling),
+		}),
 		"auth":            r.auth(c),
 		"policies":        r.policies(&w.Access),
 		"normalization":   textInto(r, &w.Access.Normalization, oneOf(normalizations)),
@@ -213,6 +218,7 @@ func (r *reader) section(fields map[string]field) field {
 // The words a setting can have.
 var (
 	levels          = []string{"debug", "info", "warn", "error"}
+	otlps           = []OTLP{OTLPGRPC, OTLPHTTP}
 	accessFormats   = []Access{AccessText, AccessJSON, AccessOff}
 	usageModes      = []proxy.UsageMode{proxy.UsageInject, proxy.UsageObserve}
 	modelNames      = []proxy.ModelNames{proxy.ModelAsked, proxy.ModelServed}

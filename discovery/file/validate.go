@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -62,12 +63,25 @@ func (c *Config) check() []problem {
 	word(&k, "normalization", c.World.Access.Normalization, normalizations)
 	word(&k, "raise_priority", c.World.RaisePriority, raisePriorities)
 	word(&k, "log.level", c.Log.Level, levels)
+	word(&k, "tracing.protocol", c.Tracing.Protocol, otlps)
+	k.tracing(c.Tracing)
 	word(&k, "log.access", c.Log.Access, accessFormats)
 	word(&k, "usage", c.World.Usage, usageModes)
 	word(&k, "model_names", c.World.ModelNames, modelNames)
 	word(&k, "pickers", c.World.Pickers, pickerChoices)
 	word(&k, "explain", c.World.Explain, explainModes)
 	return k.problems
+}
+
+func (k *checker) tracing(t Tracing) {
+	if t.Endpoint != "" {
+		if u, err := url.Parse(t.Endpoint); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+			k.problem("tracing.endpoint", "%s: want the URL of a collector, such as http://collector:4317, or https:// for TLS", show(t.Endpoint))
+		}
+	}
+	if !(t.Sampling >= 0 && t.Sampling <= 1) {
+		k.problem("tracing.sampling", "%v: want a share from 0 to 1", t.Sampling)
+	}
 }
 
 func (k *checker) listen(l Listen) {

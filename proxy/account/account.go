@@ -62,6 +62,8 @@ type Record struct {
 	Criticality string // Critical, Standard or Sheddable; "": it does not wait for its turn
 	Shed        string // why it was refused though it could have been served at another time
 
+	Trace Trace
+
 	Pick Pick
 
 	line []byte // memory for its line in the access log
@@ -105,6 +107,8 @@ const (
 type Config struct {
 	// Access is the access log; nil: there is none. Who made it closes it.
 	Access *Log
+	// Tracing says what is told of traces; nil: nothing.
+	Tracing *Tracing
 	// Receipts is how many receipts are kept; 0: DefaultReceipts, less: none.
 	Receipts int
 	// Replica is the name of this process among those that serve the same.
@@ -114,6 +118,7 @@ type Config struct {
 // Recorder counts and logs Records, and keeps the last as receipts.
 type Recorder struct {
 	log      *Log // access log; nil: none
+	tracing  *Tracing
 	replica  string
 	receipts receipts
 
@@ -125,6 +130,7 @@ type Recorder struct {
 func New(reg prometheus.Registerer, c Config) *Recorder {
 	return &Recorder{
 		log:      c.Access,
+		tracing:  c.Tracing,
 		replica:  c.Replica,
 		receipts: receipts{slots: make([]slot, max(cmp.Or(c.Receipts, DefaultReceipts), 0))},
 		metrics:  newMetrics(reg),
@@ -142,6 +148,9 @@ func (r *Recorder) Done(rec *Record) {
 		l.access(rec)
 		r.log.add(l.b)
 		rec.line = l.b
+	}
+	if r.tracing != nil && rec.Trace.Sampled {
+		r.tracing.Span(rec)
 	}
 }
 

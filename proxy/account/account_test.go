@@ -344,8 +344,8 @@ func TestAccessLog(t *testing.T) {
 // field of its name. Whoever adds one has to say here that it is no such text.
 func TestAccessLogHoldsNoPrompt(t *testing.T) {
 	fieldOf := map[string]string{ // "": it is not logged
-		"Operation": "",
-		"ID":        "request_id", "Method": "method", "Path": "path", "Model": "model", "Pool": "upstream_cluster",
+		"Operation": "", "Criticality": "", "Shed": "",
+		"ID": "request_id", "Method": "method", "Path": "path", "Model": "model", "Pool": "upstream_cluster",
 		"Endpoint": "upstream_host", "Remote": "downstream_remote_address", "Reason": "response_code_details",
 		"Principal": "principal", "Policy": "denied_by", "DryRunPolicy": "dry_run_denied_by", "AuditPolicy": "audited_by",
 		"Peer": "downstream_peer_uri_san", "Service": "destination_service",
@@ -360,7 +360,7 @@ func TestAccessLogHoldsNoPrompt(t *testing.T) {
 			field.SetString("text of " + f.Name)
 		case reflect.Bool, reflect.Int, reflect.Int64: // a time.Duration too
 		default:
-			if f.Name != "line" && f.Type != reflect.TypeFor[time.Time]() && f.Type != reflect.TypeFor[Pick]() {
+			if f.Name != "line" && f.Type != reflect.TypeFor[time.Time]() && f.Type != reflect.TypeFor[Pick]() && f.Type != reflect.TypeFor[Trace]() {
 				t.Errorf("%s is a %s, which may hold text", f.Name, f.Type)
 			}
 		}
