@@ -13,7 +13,7 @@ RACE := $(shell [ "$$(go env CGO_ENABLED)" = 1 ] && echo '\#include <stdlib.h>' 
 ALLOCATING = $(shell grep -rl AllocsPerRun --include='*_test.go' . | xargs -n 1 dirname | sort -u)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test check bench bench-proxy bench-peers bench-routing bench-overload bench-validate bench-vllm churn image-context image e2e-compose e2e-vllm e2e-clients e2e-smuggling e2e-envoy e2e-hbone e2e-kube e2e-observe clean
+.PHONY: help demo build test check bench bench-proxy bench-peers bench-epp bench-routing bench-overload bench-validate bench-vllm churn image-context image e2e-compose e2e-vllm e2e-clients e2e-smuggling e2e-envoy e2e-hbone e2e-kube e2e-observe clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -45,6 +45,10 @@ bench-proxy: build ## what a request costs beside haproxy, nginx, Envoy and net/
 
 bench-peers: build ## likewise beside the routers for vLLM (vllm-router, sglang-router, smg; installs them)
 	@bench/proxies/peers.sh $(if $(JSON),-json)
+
+bench-epp: build ## what an endpoint picker costs behind Envoy, beside haproxy; and what it takes to read 100 engines' metrics 20 times a second
+	@bench/proxies/run.sh -proxies haproxy,epp
+	@bench/proxies/run.sh -scrape 100 -rounds 3
 
 bench-routing: ## saturation rates and every table of docs/routing.md, in virtual time; SEEDS says how often
 	go run ./cmd/loadtest saturation --out bench/sim/saturation.json

@@ -8,6 +8,7 @@ import (
 	"net"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -21,6 +22,9 @@ type backend struct {
 // A prompt that begins like this asks for a stream of so many events, so far apart.
 // It says so in its text because not every proxy passes on fields that it does not know.
 const streamFormat = "events=%d pace=%dus "
+
+// scrapes counts the metrics pages that all backends gave.
+var scrapes atomic.Int64
 
 var (
 	answer = canned("application/json", `{"id":"chatcmpl-1","object":"chat.completion","created":1,"model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"Forty-two."},"finish_reason":"stop"}],"usage":{"prompt_tokens":300,"completion_tokens":4,"total_tokens":304,"prompt_tokens_details":{"cached_tokens":0}}}`)
@@ -71,6 +75,7 @@ func (b *backend) serve(c net.Conn) {
 		}
 		switch {
 		case bytes.HasPrefix(head, []byte("GET /metrics")):
+			scrapes.Add(1)
 			_, err = c.Write(b.page)
 		case bytes.HasPrefix(head, []byte("GET /v1/models")):
 			_, err = c.Write(models)

@@ -28,6 +28,7 @@ var (
 	page     = flag.String("metrics", "discovery/scrape/testdata/vllm-0.32.txt", "the engines' metrics `page`")
 	asJSON   = flag.Bool("json", false, "print one JSON object in the place of tables")
 	rate     = flag.Int("rate", 1000, "requests a second while latency is measured")
+	scraped  = flag.Int("scrape", 0, "measure instead what Fairway as an idle picker takes for the metrics of so many `endpoints`, 20 times a second each")
 	reversed = flag.String("reverse-proxy", "", "be net/http's ReverseProxy at this `address`")
 )
 
@@ -67,6 +68,9 @@ func run() error {
 	defer os.RemoveAll(dir)
 	if err := os.Chmod(dir, 0o755); err != nil { // nginx's workers are another user
 		return err
+	}
+	if *scraped > 0 {
+		return scraping(dir, *scraped, metrics)
 	}
 	site, err := newSite(dir, metrics)
 	if err != nil {

@@ -14,6 +14,8 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -250,6 +252,85 @@ func TestClientLeaves(t *testing.T) {
 	await(t, "the picker has let go", func() bool {
 		return metric(t, "http://"+p.metrics+"/metrics", "fairway_endpoint_requests_in_flight") == 0
 	})
+}
+
+// Two pickers that know nothing of each other send a prompt that is new to both to the
+// same engine.
+func TestReplicasAgree(t *testing.T) {
+	engines := startEngines(t, 4)
+	var urls []string
+	for range 2 {
+		p := startPicker(t, "", addressesOf(engines), "--replicas", "2")
+		url, _ := startEnvoy(t, setup{}, addressesOf(engines), p)
+		urls = append(urls, url)
+	}
+	used := make(map[string]bool)
+	same := 0
+	const prompts = 20
+	for i := range prompts {
+		prompt := message{"user", strings.Repeat(fmt.Sprintf("Document %d says so. ", i), 300)}
+		var where [2]string
+		for j, url := range urls {
+			r := chat(t, url, false, 1, prompt)
+			if answer := text(t, r); r.StatusCode != 200 {
+				t.Fatalf("status %d: %s", r.StatusCode, answer)
+			}
+			where[j] = r.Header.Get("X-Fairway-Endpoint")
+		}
+		used[where[0]] = true
+		if where[0] == where[1] {
+			same++
+		}
+	}
+	if same < prompts*3/4 || len(used) < 2 {
+		t.Errorf("%d of %d prompts went to one engine each, %d engines were used", same, prompts, len(used))
+	}
+}
+
+// Fairway asks Fairway: a proxy whose pool names a picker, and that picker, over TLS
+// with a certificate that it made up.
+func TestBothEnds(t *testing.T) {
+	engines := startEngines(t, 3)
+	p := startPicker(t, "", addressesOf(engines), "--secure-serving")
+	for _, mode := range []string{"FULL_DUPLEX_STREAMED", "BUFFERED"} {
+		listen, metrics := freeAddress(t), freeAddress(t)
+		config := filepath.Join(t.TempDir(), "fairway.yaml")
+		var endpoints []string
+		for _, e := range engines {
+			endpoints = append(endpoints, "http://"+e.address)
+		}
+		yaml := fmt.Sprintf("listen: {http: %q, metrics: %q, admin: %q}\npools:\n  - name: llama\n    endpoints: [%s]\n    picker: {address: %q, body_mode: %s, answers: body, timeout: 30s}\n",
+			listen, metrics, freeAddress(t), strings.Join(endpoints, ", "), p.address, mode)
+		if err := os.WriteFile(config, []byte(yaml), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		start(t, "http://"+metrics+"/healthz/ready", filepath.Join(os.Getenv("E2E_BIN"), "fairway"), "serve", "--config", config)
+		warm := message{"user", strings.Repeat("The same prompt every time. ", 3000)}
+		first := ""
+		for i := range 6 {
+			r := chat(t, "http://"+listen, i%2 == 0, 20, warm)
+			answer := text(t, r)
+			if r.StatusCode != 200 || i%2 == 0 && !strings.HasSuffix(answer, "data: [DONE]\n\n") {
+				t.Fatalf("%s: status %d: %s", mode, r.StatusCode, answer)
+			}
+			where := r.Header.Get("X-Fairway-Endpoint")
+			if first == "" {
+				first = where
+			}
+			if where != first {
+				t.Errorf("%s: request %d went to %s, the first to %s", mode, i, where, first)
+			}
+		}
+		if n := metric(t, "http://"+metrics+"/metrics", `fairway_own_picker_requests_total{outcome="named",pool="llama"}`); n != 6 {
+			t.Errorf("%s: the picker named an endpoint for %v requests of 6", mode, n)
+		}
+	}
+	await(t, "the picker counts no request as in flight", func() bool {
+		return metric(t, "http://"+p.metrics+"/metrics", "fairway_endpoint_requests_in_flight") == 0
+	})
+	if metric(t, "http://"+p.metrics+"/metrics", "fairway_tokens_total") == 0 {
+		t.Error("the picker learned no tokens from the answers that it was told of")
+	}
 }
 
 // Two pickers; one after the other is stopped and started again, while clients go
