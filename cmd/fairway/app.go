@@ -13,6 +13,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+	dto "github.com/prometheus/client_model/go"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/fairway-proxy/fairway/cmd/internal/cli"
@@ -41,10 +42,12 @@ type app struct {
 	identity *mtls.Source                // nil: the configuration gives none
 	config   atomic.Pointer[file.Config] // in force
 	stopping atomic.Bool
-	world    atomic.Pointer[worldState]     // in force; stored with applying held
-	findings atomic.Pointer[[]kube.Finding] // of the cluster's objects in force; nil: none were read
-	rejected atomic.Int64                   // configurations that could not be used
-	unread   atomic.Bool                    // the cluster that says what is served has not been read yet
+	// reference has metrics shown by the reference picker's names too.
+	reference atomic.Bool
+	world     atomic.Pointer[worldState]     // in force; stored with applying held
+	findings  atomic.Pointer[[]kube.Finding] // of the cluster's objects in force; nil: none were read
+	rejected  atomic.Int64                   // configurations that could not be used
+	unread    atomic.Bool                    // the cluster that says what is served has not been read yet
 
 	secrets
 
@@ -163,7 +166,7 @@ func (a *app) setWorld(c *file.Config) {
 func (a *app) listen(l file.Listen) error {
 	source := admin.Source{
 		Ready:     a.ready,
-		Gatherer:  a.registry,
+		Gatherer:  prometheus.GathererFunc(a.gather),
 		Endpoints: func() any { return describeEndpoints(a.server) },
 		Config:    func() any { return describeConfig(a.config.Load()) },
 		Receipts:  a.account.Receipts,
@@ -222,6 +225,15 @@ func (a *app) serveHTTP(what, address string, h http.Handler) (*http.Server, err
 		}
 	}()
 	return s, nil
+}
+
+// gather is what the metrics pages show.
+func (a *app) gather() ([]*dto.MetricFamily, error) {
+	families, err := a.registry.Gather()
+	if a.reference.Load() {
+		families = withAliases(families)
+	}
+	return families, err
 }
 
 // ready says why requests are not wanted; "" when they are.

@@ -55,6 +55,7 @@ all of them.`,
 	f.StringVar(&o.certPath, "cert-path", "", "the `directory` of tls.crt and tls.key, which are read anew for each connection")
 	f.IntVar(&o.fallbacks, "fallbacks", 0, "how many endpoints to name beside the best, for gateways that take a list (Envoy's override_host)")
 	f.DurationVar(&o.lameDuck, "lame-duck", 3*time.Second, "how long to go on serving when told to stop, having told health checks so")
+	f.BoolVar(&o.reference, "reference-metrics", false, "serve metrics by the names of the reference picker too (inference_objective_…, inference_pool_…)")
 	f.IntVar(&o.replicas, "replicas", 0, "how many pickers share the pools; they agree without talking (0: learned from the engines' metrics)")
 	return cmd
 }
@@ -65,6 +66,7 @@ type eppOptions struct {
 	secure    bool
 	certPath  string
 	replicas  int
+	reference bool
 	fallbacks int
 	lameDuck  time.Duration
 }
@@ -104,6 +106,7 @@ func (o *eppOptions) run(cmd *cobra.Command) error {
 		// megabytes, which would be gone through many times a second.
 		debug.SetGCPercent(400)
 	}
+	a.reference.Store(o.reference)
 	service := &extproc.Server{
 		Handler:      func(s *extproc.Stream) { a.server.Handle(s) },
 		MessageLimit: messageLimit(config),

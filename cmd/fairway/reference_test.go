@@ -1,0 +1,64 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/fairway-proxy/fairway/discovery/file"
+	"github.com/fairway-proxy/fairway/proxy"
+	"github.com/fairway-proxy/fairway/proxy/account"
+)
+
+// With the flag, dashboards of the reference picker find what they ask for.
+func TestReferenceMetrics(t *testing.T) {
+	c := file.Default()
+	c.Listen = file.Listen{Metrics: "127.0.0.1:0"}
+	c.World.Pools = []proxy.Pool{{Name: "llama", Endpoints: []proxy.Endpoint{{Address: "127.0.0.1:1"}, {Address: "127.0.0.1:2"}}}}
+	a, err := newApp(c, logs{Logger: slog.New(slog.DiscardHandler)}, proxy.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.close()
+	for _, status := range []int{200, 200, 503} {
+		rec := account.Record{Pool: "llama", Model: "m", Operation: "chat", Status: status, Streamed: true, TTFT: 1, CompletionTokens: 2, Duration: 2}
+		a.account.Done(&rec)
+	}
+	page := func() []string {
+		r, err := http.Get("http://" + serverAddress(a.metrics) + "/metrics")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Body.Close()
+		text, err := io.ReadAll(r.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Split(string(text), "\n")
+	}
+	if lines := page(); slices.ContainsFunc(lines, func(l string) bool { return strings.HasPrefix(l, "inference_") }) {
+		t.Error("the reference picker's metrics are there without being asked for")
+	}
+	a.reference.Store(true)
+	lines := page()
+	for _, want := range []string{
+		`inference_objective_request_total{code="200",model_name="m",pool="llama",reason=""} 2`,
+		`inference_objective_request_error_total{error_code="503",model_name="m",pool="llama",reason=""} 1`,
+		`inference_objective_request_duration_seconds_count{pool="llama"} 3`,
+		`inference_objective_request_ttft_seconds_count{model_name="m",pool="llama"} 3`,
+		`inference_pool_ready_pods{name="llama"} 2`,
+		`inference_pool_average_kv_cache_utilization{name="llama"} 0`,
+		`inference_pool_average_queue_size{name="llama"} 0`,
+		`inference_pool_average_running_requests{name="llama"} 0`,
+	} {
+		if !slices.Contains(lines, want) {
+			t.Errorf("%s is not there; of its kind there is %q", want, slices.DeleteFunc(slices.Clone(lines), func(l string) bool {
+				return !strings.HasPrefix(l, fmt.Sprint(want[:strings.IndexByte(want, '{')]))
+			}))
+		}
+	}
+}
