@@ -98,7 +98,7 @@ e2e-hbone: ## Fairway as a waypoint between peers that are not ours: ztunnel's s
 e2e-kube: ## Fairway, its chart and its examples against a real API server and etcd; builds kube-apiserver and helm the first time
 	bench/e2e/kube/e2e.sh
 
-e2e-observe: ## a running demo as Prometheus, a browser and a newcomer see it
+e2e-observe: ## a running demo as Prometheus, a collector of spans, a browser and a newcomer see it
 	bench/e2e/observe/e2e.sh
 
 clean: ## remove what was built

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# e2e.sh: a running Fairway as Prometheus, a browser and a newcomer see it, as the tests here say. Run it as
+# e2e.sh: a running Fairway as Prometheus, OpenTelemetry's collector, a browser and a newcomer see it, as the tests here say. Run it as
 # `make e2e-observe`. Flags (-run=…) go to the tests. E2E_SHOTS names a folder for screenshots, else they are in a
 # temporary one that goes with the tests.
 #
-# Prometheus and Chromium are Debian's, installed where they are missing and it may.
+# Prometheus and Chromium are Debian's, installed where they are missing and it may. The collector of spans is built from
+# its Go modules by its own builder, and stays in ${XDG_CACHE_HOME:-$HOME/.cache}/fairway-e2e for the next time.
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 
@@ -20,6 +21,21 @@ if ! have && [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
 		echo "e2e-observe: apt-get could not install them" >&2
 fi
 have || skip "it needs Prometheus with promtool, and Chromium (Debian: prometheus, chromium)"
+
+# The collector is named after what makes it, so that a change makes a new one.
+collector=${XDG_CACHE_HOME:-$HOME/.cache}/fairway-e2e/otelcol-$({ cat $here/collector.yaml && go env GOVERSION; } | sha256sum | cut -c 1-12)
+build_collector() {
+	rm -rf "$collector"
+	mkdir -p "$collector"
+	sed "s#^dist:#dist:\n  output_path: $collector/src#" $here/collector.yaml >"$collector/builder.yaml"
+	(cd "$collector" && CGO_ENABLED=0 go run "go.opentelemetry.io/collector/cmd/builder@v$(sed -n 's/^  version: //p' builder.yaml)" --config builder.yaml) &&
+		mv "$collector/src/otelcol" "$collector/otelcol" && rm -rf "$collector/src"
+}
+if [ ! -x "$collector/otelcol" ]; then
+	echo "e2e-observe: building OpenTelemetry's collector in $collector"
+	retry build_collector || fail "the collector could not be built"
+fi
+export E2E_OTELCOL=$collector/otelcol
 
 mkdir -p bin
 go build -o bin/ ./cmd/fairway ./cmd/mockvllm

@@ -1,6 +1,7 @@
 //go:build e2e && linux
 
-// Package observe_test looks at a running Fairway with what people look with: a real Prometheus and a real browser. `make e2e-observe` installs them and runs it.
+// Package observe_test looks at a running Fairway with what people look with: a real Prometheus, a real collector
+// of OpenTelemetry, and a real browser. `make e2e-observe` installs them and runs it.
 package observe_test
 
 import (
