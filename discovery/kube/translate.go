@@ -378,6 +378,10 @@ func (t *translator) servicePool(s *corev1.Service, port *corev1.ServicePort) st
 		return name
 	}
 	pool := proxy.Pool{Name: name}
+	var scheme proxy.Scheme // HTTP
+	if speaks := protocol(port); speaks == proxy.PortH2C || speaks == proxy.PortGRPC {
+		scheme = proxy.SchemeH2C
+	}
 	for _, slice := range t.family(s) {
 		for _, p := range slice.Ports {
 			if p.Port == nil || value(p.Name) != port.Name || value(p.Protocol) == corev1.ProtocolUDP {
@@ -387,7 +391,7 @@ func (t *translator) servicePool(s *corev1.Service, port *corev1.ServicePort) st
 				if (e.Conditions.Ready != nil && !*e.Conditions.Ready) || len(e.Addresses) == 0 {
 					continue
 				}
-				endpoint := proxy.Endpoint{Address: net.JoinHostPort(e.Addresses[0], strconv.Itoa(int(*p.Port)))}
+				endpoint := proxy.Endpoint{Address: net.JoinHostPort(e.Addresses[0], strconv.Itoa(int(*p.Port))), Scheme: scheme}
 				if e.TargetRef != nil {
 					endpoint.UID = string(e.TargetRef.UID)
 					if pod := t.byUID[e.TargetRef.UID]; pod != nil {
