@@ -3,22 +3,25 @@
 # Flags (-test.run=…) go to the tests; E2E_VERBOSE=1 prints all that they say.
 #
 # etcd is installed from Debian's packages where it is missing and it may. kube-apiserver, kubectl, helm and the echo
-# server of the Gateway API's conformance tests are built from their Go modules; they stay in ${XDG_CACHE_HOME:-$HOME/.cache}/fairway-e2e for the next time (the first build takes about
-# 15 minutes of processor time). The CRDs are those in their projects' modules.
+# server of the Gateway API's conformance tests are built from their Go modules; they stay in
+# ${XDG_CACHE_HOME:-$HOME/.cache}/fairway-e2e for the next time (the first build takes about 15 minutes of processor time).
+# The CRDs are those in their projects' modules.
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 
 name=e2e-kube
 . bench/e2e/e2e.bash
 
-if ! command -v etcd >/dev/null && [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
-	echo "e2e-kube: installing etcd"
+PATH=$PATH:/usr/sbin
+have() { command -v etcd >/dev/null && command -v ip >/dev/null; }
+if ! have && [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
+	echo "e2e-kube: installing etcd and iproute2"
 	retry apt-get -q update &&
 		# In run level 1, Debian does not start what it installs.
-		retry env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get -q install -y --no-install-recommends ca-certificates etcd-server ||
-		echo "e2e-kube: apt-get could not install it" >&2
+		retry env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get -q install -y --no-install-recommends ca-certificates etcd-server iproute2 ||
+		echo "e2e-kube: apt-get could not install them" >&2
 fi
-command -v etcd >/dev/null || skip "it needs etcd (Debian: etcd-server)"
+have || skip "it needs etcd and ip (Debian: etcd-server, iproute2)"
 
 here=bench/e2e/kube
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/fairway-e2e
@@ -79,7 +82,7 @@ elif unshare -Urn true 2>/dev/null; then
 	private=(unshare -Urn)
 fi
 if [ ${#private[@]} -gt 0 ]; then
-	private+=(bash -c 'PATH=$PATH:/usr/sbin && ip link set lo up && ip addr add 10.244.0.1/16 dev lo && exec "$@"' --)
+	private+=(bash -c 'ip link set lo up && ip addr add 10.244.0.1/16 dev lo && exec "$@"' --)
 	export E2E_NETWORK=10.244
 else
 	echo "e2e-kube: no network namespaces here: the conformance tests are skipped" >&2
