@@ -77,7 +77,7 @@ func TestInferenceConformance(t *testing.T) {
 	for _, pool := range []string{"primary", "secondary"} {
 		servers[pool] = startEchoAt(t, 3000, inferenceBackend, pool+"-0", fmt.Sprintf("{app: %s-inference-model-server}", pool))
 	}
-	f := startFairway(t, "")
+	f := startFairway(t, "pickers: embedded\n") // nothing stands behind the Services of the endpoint pickers
 	client := plainClient(t)
 	// ask sends a request and gives its status and who answered.
 	ask := func(host, path string) (int, string) {
