@@ -20,6 +20,7 @@ import (
 	"github.com/fairway-proxy/fairway/bench/mock"
 	"github.com/fairway-proxy/fairway/discovery/file"
 	"github.com/fairway-proxy/fairway/proxy"
+	"github.com/fairway-proxy/fairway/proxy/account"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -70,6 +71,8 @@ type fleet struct {
 	url    string
 	client *http.Client
 	config *file.Config
+
+	accessed bytes.Buffer // its access log; to be read after access.Close
 }
 
 // startFleet runs a proxy with one pool of these pods until the test ends.
@@ -92,12 +95,13 @@ func startFleetWith(t testing.TB, change func(*file.Config), pods ...*pod) *flee
 	}
 	c.World.Pools = []proxy.Pool{pool}
 	change(c)
-	a, err := newApp(c, logs{Logger: slog.New(slog.DiscardHandler)}, proxy.Config{})
+	f := &fleet{config: c}
+	a, err := newApp(c, logs{Logger: slog.New(slog.DiscardHandler), access: account.NewLog(&f.accessed, account.JSON)}, proxy.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &fleet{app: a, url: "http://" + a.plain.Addr().String(), config: c,
-		client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 1000}}}
+	f.app, f.url = a, "http://"+a.plain.Addr().String()
+	f.client = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 1000}}
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- a.run(ctx) }()
