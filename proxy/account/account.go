@@ -138,8 +138,11 @@ func New(reg prometheus.Registerer, c Config) *Recorder {
 	}
 }
 
-// Done counts and logs one exchange, and keeps its receipt. It holds nothing of rec.
+// Done counts and logs one exchange, and keeps its receipt. It holds nothing of rec. A nil Recorder tells nothing.
 func (r *Recorder) Done(rec *Record) {
+	if r == nil {
+		return
+	}
 	r.receipts.add(rec)
 	r.metrics.done(rec)
 	r.policies.count(rec)
@@ -156,6 +159,9 @@ func (r *Recorder) Done(rec *Record) {
 
 // DoneTCP counts and logs a connection that was passed on unread.
 func (r *Recorder) DoneTCP(rec *Record) {
+	if r == nil {
+		return
+	}
 	r.metrics.doneTCP(rec)
 	r.policies.count(rec)
 	if r.log != nil {

@@ -159,7 +159,12 @@ func (r *Recorder) Receipts(q Query) []Receipt {
 }
 
 // Replica is the name of this process among those that serve the same.
-func (r *Recorder) Replica() string { return r.replica }
+func (r *Recorder) Replica() string {
+	if r == nil {
+		return ""
+	}
+	return r.replica
+}
 
 // Receipt says why a request went where it went, and what came of it. What is not known is absent. Times are in seconds.
 type Receipt struct {

@@ -31,4 +31,9 @@ func (t *Tracing) Samples(id [16]byte) bool {
 }
 
 // Tracing gives what is told of traces; nil: nothing.
-func (r *Recorder) Tracing() *Tracing { return r.tracing }
+func (r *Recorder) Tracing() *Tracing {
+	if r == nil {
+		return nil
+	}
+	return r.tracing
+}
