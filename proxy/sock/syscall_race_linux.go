@@ -6,8 +6,6 @@ import (
 	"errors"
 	"syscall"
 	"unsafe"
-
-	"golang.org/x/sys/unix"
 )
 
 // The race detector takes a write and the read of what was written for the order
@@ -23,13 +21,9 @@ func rawWrite(fd uintptr, p []byte) (int, syscall.Errno) {
 	return n, errnoOf(err)
 }
 
+// rawWritev writes the first piece: package syscall has no writev to tell by.
 func rawWritev(fd uintptr, v []syscall.Iovec) (int, syscall.Errno) {
-	pieces := make([][]byte, len(v))
-	for i := range v {
-		pieces[i] = unsafe.Slice(v[i].Base, int(v[i].Len))
-	}
-	n, err := unix.Writev(int(fd), pieces)
-	return n, errnoOf(err)
+	return rawWrite(fd, unsafe.Slice(v[0].Base, int(v[0].Len)))
 }
 
 func errnoOf(err error) syscall.Errno {
