@@ -82,7 +82,7 @@ type Diagnosis struct {
 	ORCA            *bool     `json:"orca,omitempty"`          // answers tell the load
 	FirstToken      float64   `json:"first_token_s,omitempty"` // of a prompt of a few words
 	SecondsPerToken float64   `json:"s_per_token,omitempty"`   // of a prompt that is not cached
-	PromptTokens    int       `json:"prompt_tokens,omitempty"` // of the prompt that the speed was measured with
+	PromptTokens    int       `json:"prompt_tokens,omitempty"` // of the prompt that was sent twice
 	CachedOnRepeat  *int      `json:"cached_repeat,omitempty"` // of that prompt, sent again, as usage or metrics tell
 	Findings        []Finding `json:"findings"`
 }

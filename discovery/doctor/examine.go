@@ -368,7 +368,7 @@ func (e *examination) judgeCache(again answer, before, after float64) {
 	// Some may have been evicted, and the last block is never full.
 	missed := known && again.Usage.PromptTokens > 2*max(e.d.BlockSize, largeBlock) && found < again.Usage.PromptTokens/2
 	if known {
-		e.d.CachedOnRepeat = &found
+		e.d.CachedOnRepeat, e.d.PromptTokens = &found, again.Usage.PromptTokens
 	}
 	if missed && (e.d.PrefixCaching == nil || *e.d.PrefixCaching) {
 		e.d.find(Problem, "prefix-caching", fmt.Sprintf("of a prompt of %d tokens that was sent twice, %d were found in the cache", again.Usage.PromptTokens, found),
