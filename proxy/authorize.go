@@ -41,7 +41,10 @@ func (x *Exchange) authorize() error {
 	}
 	g, r := x.guard, &x.judged
 	r.Remote = g.Remote(r.Source, x.head.Fields)
-	r.Head = x.head
+	r.Head, r.ModelPending = x.head, g.ReadsModel()
+	if err := x.askNow(); err != nil {
+		return err
+	}
 	if err := g.Authenticate(x.ctx, r); err != nil {
 		switch token, ok := errors.AsType[*authz.TokenError](err); {
 		case x.gone():
@@ -67,17 +70,20 @@ func (x *Exchange) authorizeModel() error {
 		return err
 	}
 	g, r := x.guard, &x.judged
-	if x.passed || g == x.judge && !r.ModelPending {
+	if x.passed || g == x.judge && !r.ModelPending && len(x.owed) == 0 {
 		return nil
+	}
+	var err error
+	if r.Model, err = x.askedModel(); err != nil {
+		return err
+	}
+	r.ModelPending = false
+	if err := x.askRest(); err != nil {
+		return err
 	}
 	if x.listing() && g.ReadsModel() {
 		return x.permitList(g)
 	}
-	model, err := x.askedModel()
-	if err != nil {
-		return err
-	}
-	r.Model, r.ModelPending = model, false
 	if err := x.permit(g); err != nil || x.override == "" {
 		return err
 	}
@@ -205,20 +211,6 @@ func place(r *authz.Request, p *hbone.Peer, remote, local net.Addr) {
 			r.Port = uint16(n)
 		}
 	}
-}
-
-// admit tells whether the policies of a destination let a connection that is not HTTP
-// in, and keeps what they say in its record.
-func (d *destination) admit(rec *account.Record, p *hbone.Peer, c net.Conn) bool {
-	var r authz.Request
-	place(&r, p, c.RemoteAddr(), c.LocalAddr())
-	r.Remote = r.Source
-	decision := d.guard.JudgeConn(&r)
-	note(rec, decision)
-	if decision.Denied {
-		rec.Reason = typeForbidden
-	}
-	return !decision.Denied
 }
 
 // byDefault stands for the policy where no ALLOW policy matched.

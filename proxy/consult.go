@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/fairway-proxy/fairway/picker"
+	"github.com/fairway-proxy/fairway/proxy/account"
 	"github.com/fairway-proxy/fairway/proxy/authz"
 	"github.com/fairway-proxy/fairway/proxy/extproc"
 	"github.com/fairway-proxy/fairway/proxy/message"
@@ -113,7 +114,7 @@ func (c *consultation) ask(ctx context.Context) error {
 	c.ruling = ruling
 	if ruling.Immediate != nil {
 		x.pool.consulted.count(PickerAnswered)
-		return &pickerAnswer{head: *ruling.Immediate, body: ruling.Body}
+		return &foreignAnswer{head: *ruling.Immediate, body: ruling.Body, reason: account.PickerAnswered}
 	}
 	if c.endpoints = x.pool.named(c.endpoints[:0], ruling.Endpoints); len(c.endpoints) == 0 {
 		return c.failed(PickerOutside, fmt.Errorf("it named %.200q, of which the pool has none", ruling.Endpoints))
@@ -241,18 +242,20 @@ func changeField(fields []message.Field, c *extproc.FieldChange) []message.Field
 	return append(fields, message.Field{Name: c.Name, Value: c.Value})
 }
 
-// pickerAnswer is what a picker has a request answered with, as an error of choosing.
-type pickerAnswer struct {
-	head message.Response
-	body []byte
+// foreignAnswer is what a picker, or an external authorizer, has a request answered
+// with, as an error.
+type foreignAnswer struct {
+	head   message.Response
+	body   []byte
+	reason string // for the access log
 }
 
-func (p *pickerAnswer) Error() string {
-	return fmt.Sprintf("the endpoint picker answered with status %d", p.head.Status)
+func (p *foreignAnswer) Error() string {
+	return fmt.Sprintf("%s: status %d", p.reason, p.head.Status)
 }
 
 // write gives the answer to the client.
-func (p *pickerAnswer) write(s Stream, id string) error {
+func (p *foreignAnswer) write(s Stream, id string) error {
 	fields := []message.Field{{Name: []byte("date"), Value: httpDate(time.Now())}, {Name: fieldRequestID, Value: []byte(id)}}
 	for _, f := range p.head.Fields {
 		if !protected(f.Name) {

@@ -25,6 +25,7 @@ import (
 	"github.com/fairway-proxy/fairway/picker/queue"
 	"github.com/fairway-proxy/fairway/proxy/account"
 	"github.com/fairway-proxy/fairway/proxy/authz"
+	"github.com/fairway-proxy/fairway/proxy/extauthz"
 	"github.com/fairway-proxy/fairway/proxy/hbone"
 	"github.com/fairway-proxy/fairway/proxy/route"
 )
@@ -104,6 +105,8 @@ func TestEveryErrorIsAsDocumented(t *testing.T) {
 		{"a version", nil, nil, wire("GET / HTTP/3.0\r\nHost: a\r\n\r\n"), documentedError{"fairway_bad_request", 505}},
 		{"no key", &World{Access: authz.Config{HasKeys: true, Required: true}}, nil, hi(), documentedError{"fairway_unauthenticated", 401}},
 		{"a policy", &World{Access: authz.Config{Policies: []authz.Policy{policy(authz.Deny, authz.Rule{})}}}, nil, hi(), documentedError{"fairway_forbidden", 403}},
+		{"an authorizer that is not there", &World{Authorizers: []extauthz.Provider{{Name: "p", Address: "127.0.0.1:1"}}, Access: authz.Config{Policies: []authz.Policy{custom("p", authz.Rule{})}}}, nil,
+			hi(), documentedError{"fairway_authorizer_failed", 403}},
 		{"a model", &World{Models: []Model{{Name: "known", Pool: "pool"}}}, nil, hi(), documentedError{"fairway_unknown_model", 404}},
 		{"no rule", &World{Routes: rule()}, nil, ask(post("/v2", "{}")), documentedError{"fairway_no_route", 404}},
 		{"two pools", &World{Pools: []Pool{{Name: "other"}}}, nil, ask(post("/v2", "{}")), documentedError{"fairway_no_route", 404}},

@@ -23,16 +23,20 @@ import (
 // One goroutine runs it from top to bottom. It is reused for the next request,
 // so that in steady state an exchange allocates next to nothing.
 type Exchange struct {
-	server  *Server
-	serving *serving // the World it began in; once its body is there, the one it is routed by
-	stream  Stream
-	ctx     context.Context // done when the client has gone, or its time is over
-	head    *message.Request
-	judged  authz.Request   // what policies are asked about it
-	asked   message.Request // its head as they know it, before a route changed it
-	spelled []byte          // memory for its target
-	guard   *authz.Guard    // who may do what there, in the World it belongs to
-	judge   *authz.Guard    // the last that let it pass
+	server    *Server
+	serving   *serving // the World it began in; once its body is there, the one it is routed by
+	stream    Stream
+	ctx       context.Context // done when the client has gone, or its time is over
+	head      *message.Request
+	judged    authz.Request   // what policies are asked about it
+	asked     message.Request // its head as they know it, before a route changed it
+	spelled   []byte          // memory for its target
+	guard     *authz.Guard    // who may do what there, in the World it belongs to
+	judge     *authz.Guard    // the last that let it pass
+	asks      []authz.Asked   // external authorizers it is for
+	owed      []authz.Asked   // those of asks that wait for its body
+	bodyAsked int64           // how much of it they want
+	toClient  []message.Field // what they want its answer to say
 	// someModels: the list of models is for it only as far as it may use them.
 	someModels bool
 	passed     bool // judged before it came here: a copy, or by a proxy that asks for an endpoint
@@ -220,6 +224,9 @@ func (x *Exchange) readBody() error {
 	first := int64(wholeSize)
 	if x.mirrors() {
 		first = x.serving.bodyLimit + 1
+	}
+	if x.bodyAsked > 0 {
+		first = max(first, x.bodyAsked+1)
 	}
 	if err := x.receive(first); err != nil {
 		return err
@@ -413,6 +420,7 @@ func (x *Exchange) forget() {
 	x.peer, x.dest = nil, nil
 	x.judged.Forget()
 	clear(x.asked.Fields[:cap(x.asked.Fields)])
+	x.asks, x.owed, x.toClient = x.asks[:0], x.owed[:0], nil
 	x.read.Reset()
 	clear(x.segments[:cap(x.segments)])
 	clear(x.renamed[:cap(x.renamed)])
@@ -426,6 +434,7 @@ func (x *Exchange) reset(s Stream) {
 	*x = Exchange{
 		server: x.server,
 		stream: s,
+		asks:   x.asks[:0], owed: x.owed[:0],
 		judged: x.judged, asked: message.Request{Fields: x.asked.Fields[:0]}, spelled: x.spelled,
 		read: x.read, answer: x.answer, events: x.events, plain: x.plain, rename: x.rename, renamed: x.renamed[:0],
 		segments: x.segments[:0], chain: x.chain[:0], tried: x.tried[:0], scratch: x.scratch[:0], traceparent: x.traceparent[:0],

@@ -131,7 +131,7 @@ func (x *Exchange) noEndpoint(err error) error {
 	if own, ok := errors.AsType[*Error](err); ok {
 		return own
 	}
-	if p, ok := errors.AsType[*pickerAnswer](err); ok {
+	if p, ok := errors.AsType[*foreignAnswer](err); ok {
 		return p
 	}
 	if refused, ok := errors.AsType[*queue.Refusal](err); ok {
@@ -169,8 +169,8 @@ func (x *Exchange) refuse(err error) {
 		x.stream.Abort()
 		return
 	}
-	if p, ok := errors.AsType[*pickerAnswer](err); ok {
-		x.record.Status, x.record.Reason = p.head.Status, account.PickerAnswered
+	if p, ok := errors.AsType[*foreignAnswer](err); ok {
+		x.record.Status, x.record.Reason = p.head.Status, p.reason
 		if err := p.write(x.stream, x.record.ID); err != nil {
 			x.stream.Abort()
 		}

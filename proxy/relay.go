@@ -208,7 +208,7 @@ func (x *Exchange) addFields(lease *picker.Lease) {
 			fields = append(fields, f)
 		}
 	}
-	fields = x.changeAnswer(fields)
+	fields = withTold(x.changeAnswer(fields), x.toClient)
 	fields = append(fields, message.Field{Name: fieldRequestID, Value: []byte(x.record.ID)})
 	if x.explain {
 		fields = append(fields,

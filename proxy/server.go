@@ -24,6 +24,7 @@ import (
 	"github.com/fairway-proxy/fairway/picker/queue"
 	"github.com/fairway-proxy/fairway/proxy/account"
 	"github.com/fairway-proxy/fairway/proxy/authz"
+	"github.com/fairway-proxy/fairway/proxy/extauthz"
 	"github.com/fairway-proxy/fairway/proxy/h1"
 	"github.com/fairway-proxy/fairway/proxy/h2"
 	"github.com/fairway-proxy/fairway/proxy/hbone"
@@ -61,14 +62,15 @@ type Server struct {
 	log     *slog.Logger
 	account *account.Recorder
 
-	serving   atomic.Pointer[serving]
-	keySets   authz.KeySets
-	buffers   budget
-	budgets   queue.Budgets
-	retries   *retryBudget
-	mirrors   *mirrors
-	live      atomic.Int64 // exchanges under way
-	exchanges sync.Pool    // of *Exchange
+	serving     atomic.Pointer[serving]
+	keySets     authz.KeySets
+	authorizers extauthz.Authorizers
+	buffers     budget
+	budgets     queue.Budgets
+	retries     *retryBudget
+	mirrors     *mirrors
+	live        atomic.Int64 // exchanges under way
+	exchanges   sync.Pool    // of *Exchange
 
 	relays relays
 
@@ -91,7 +93,7 @@ func New(c Config) *Server {
 		mirrors:   newMirrors(),
 		listeners: make(map[net.Listener]bool),
 	}
-	s.keySets.Log = s.log
+	s.keySets.Log, s.authorizers.Log = s.log, s.log
 	s.exchanges.New = func() any { return &Exchange{server: s} }
 	s.http1 = h1.Server{
 		Handler:       func(st *h1.Stream) { s.Handle(st) },
@@ -301,6 +303,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 
 	s.mirrors.close()
 	s.keySets.Close()
+	s.authorizers.Close()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, p := range s.pools {

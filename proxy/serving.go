@@ -11,6 +11,7 @@ import (
 
 	"github.com/fairway-proxy/fairway/picker"
 	"github.com/fairway-proxy/fairway/proxy/authz"
+	"github.com/fairway-proxy/fairway/proxy/extauthz"
 	"github.com/fairway-proxy/fairway/proxy/route"
 	"github.com/fairway-proxy/fairway/proxy/upstream"
 )
@@ -36,6 +37,8 @@ type serving struct {
 	guard *authz.Guard // of what is for no Service
 	// objectives are priorities, the first of a name in a pool.
 	objectives map[objectiveKey]*int
+	// authorizers by name.
+	authorizers map[string]*extauthz.Authorizer
 
 	bodyLimit  int64
 	usage      UsageMode
@@ -116,6 +119,7 @@ func (s *Server) SetWorld(w *World) {
 	next.guard = guards.Guard(&w.Gateway)
 	next.ports = destinations(w, pools, guards)
 	guards.Finish()
+	next.authorizers = s.authorizers.Set(w.Authorizers)
 
 	s.serving.Store(next)
 	for name, p := range s.pools {

@@ -191,7 +191,7 @@ func (s *Server) serveTCP(client *sock.Conn, peer *hbone.Peer, d *destination) {
 		client.Reset()
 		return
 	}
-	if !d.admit(&rec, peer, client) {
+	if !s.admit(d, &rec, peer, client) {
 		client.Reset()
 		return
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/fairway-proxy/fairway/picker/queue"
 	"github.com/fairway-proxy/fairway/proxy/authz"
+	"github.com/fairway-proxy/fairway/proxy/extauthz"
 	"github.com/fairway-proxy/fairway/proxy/route"
 )
 
@@ -49,6 +50,10 @@ type World struct {
 	// Gateway is who may do what, besides, with what is for no Service: what comes by
 	// the plain listener, or is for a pod.
 	Gateway authz.Scope
+
+	// Authorizers are whom CUSTOM policies may have asked. A policy that names none of them
+	// denies what it matches.
+	Authorizers []extauthz.Provider
 
 	// Pickers says whether pools that have a Picker get it; empty: HonourPickers.
 	Pickers PickerChoice

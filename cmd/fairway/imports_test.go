@@ -55,12 +55,12 @@ var rules = map[string]rule{
 	"cmd/loadtest":     {may: []string{"cmd/internal/cli", "bench/engine", "bench/load", "bench/mock", "bench/report", "bench/sim", "bench/workload", "picker"}},
 
 	"discovery/doctor": {may: []string{"discovery/scrape", "picker", "proxy/message", "proxy/upstream"}},
-	"discovery/file":   {may: []string{"mtls", "picker", "picker/queue", "proxy", "proxy/authz", "proxy/message", "proxy/normalize", "proxy/route", "proxy/upstream", "watch"}},
+	"discovery/file":   {may: []string{"mtls", "picker", "picker/queue", "proxy", "proxy/authz", "proxy/extauthz", "proxy/message", "proxy/normalize", "proxy/route", "proxy/upstream", "watch"}},
 	"discovery/kube":   {may: []string{"picker", "proxy", "proxy/authz", "proxy/message", "proxy/normalize", "proxy/route", "proxy/upstream"}},
 	"discovery/scrape": {may: []string{"picker", "proxy", "proxy/upstream"}},
 
 	"proxy": {
-		may: []string{"mtls", "picker", "picker/prefix", "picker/queue", "proxy/account", "proxy/authz", "proxy/extproc", "proxy/h1", "proxy/h2",
+		may: []string{"mtls", "picker", "picker/prefix", "picker/queue", "proxy/account", "proxy/authz", "proxy/extauthz", "proxy/extproc", "proxy/h1", "proxy/h2",
 			"proxy/hbone", "proxy/message", "proxy/normalize", "proxy/openai", "proxy/route", "proxy/sock", "proxy/upstream"},
 		never: noHTTPVersion,
 	},
@@ -68,6 +68,7 @@ var rules = map[string]rule{
 	"proxy/admin":     {may: []string{"proxy/account"}},
 	"proxy/authz":     {may: []string{"proxy/message", "proxy/normalize"}},
 	"proxy/dashboard": {may: []string{"proxy/account"}},
+	"proxy/extauthz":  {may: []string{"proxy/message"}},
 	"proxy/extproc":   {may: []string{"proxy/message", "proxy/sock"}},
 	"proxy/h1":        {may: []string{"proxy/message", "proxy/sock"}},
 	"proxy/h2":        {may: []string{"proxy/message", "proxy/sock"}},

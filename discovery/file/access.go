@@ -63,9 +63,10 @@ func (r *reader) policies(a *authz.Config) field {
 	return r.list(func(_ int, n *yaml.Node, path string) {
 		var p authz.Policy
 		r.mapping(n, path, map[string]field{
-			"name":   textInto(r, &p.Name, "a name"),
-			"action": textInto(r, &p.Action, oneOf(actions)),
-			"dryRun": r.yesNo(&p.DryRun),
+			"name":     textInto(r, &p.Name, "a name"),
+			"action":   textInto(r, &p.Action, oneOf(actions)),
+			"dryRun":   r.yesNo(&p.DryRun),
+			"provider": r.section(map[string]field{"name": textInto(r, &p.Provider, "the name of one of extension_providers")}),
 			"rules": r.list(func(_ int, n *yaml.Node, path string) {
 				p.Rules = append(p.Rules, r.rule(n, path))
 			}),

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/fairway-proxy/fairway/proxy/authz"
+	"github.com/fairway-proxy/fairway/proxy/extauthz"
 	"github.com/fairway-proxy/fairway/proxy/normalize"
 )
 
@@ -122,27 +123,67 @@ func TestCredentialsAreRequired(t *testing.T) {
 
 func TestAccessErrors(t *testing.T) {
 	for text, want := range map[string]string{
-		"listen: {tls: {certificate: a}}":                                    `f:2: listen.tls: want both certificate and key`,
-		"normalization: none":                                                `f:2: normalization: "none": want DECODE_AND_MERGE_SLASHES, MERGE_SLASHES, BASE or NONE`,
-		"trusted_proxies: [10.0.0.0/33]":                                     `f:2: trusted_proxies[0]: "10.0.0.0/33": want an address or a CIDR such as 10.0.0.0/8`,
-		"auth: {anonymous: 1}":                                               `f:2: auth.anonymous: "1": want true or false`,
-		"auth: {key: a}":                                                     `f:2: auth.key: unknown key: did you mean "keys"? (keys: anonymous, jwtRules, keys)`,
-		"auth: {jwtRules: [{issuer: a}]}":                                    `f:2: auth.jwtRules[0]: no keys: want jwks or jwksUri (they are not looked for at the issuer)`,
-		"auth: {jwtRules: [{issuer: a, jwks: '{}'}]}":                        `f:2: auth.jwtRules[0].jwks: the JSON Web Key Set has no public signing key`,
-		"auth: {jwtRules: [{issuer: a, jwksUri: 'file:///a'}]}":              `f:2: auth.jwtRules[0].jwksUri: "file:///a" is no URL: want http or https`,
-		"auth: {jwtRules: [{issuer: key, jwksUri: 'http://a'}]}":             `f:2: auth.jwtRules[0].issuer: "key" stands for API keys`,
-		"policies: [{action: DENY, rules: [{}]}]":                            `f:2: policies[0].name: missing: want a name`,
-		"policies: [{name: a}, {name: a}]":                                   `f:2: policies[1].name: "a" is the name of policies[0] as well`,
-		"policies: [{name: a, action: deny, rules: [{}]}]":                   `f:2: policies[0].action: "deny" is no action: want ALLOW, DENY, AUDIT or CUSTOM; what the policy matches is denied`,
-		"policies: [{name: a, action: CUSTOM, rules: [{}]}]":                 `f:2: policies[0].provider: missing: want the name of an external authorizer; what the policy matches is denied`,
-		"policies: [{name: a, rules: [{when: [{key: x, values: [y]}]}]}]":    `f:2: policies[0].rules[0].when[0].key: unknown attribute "x"`,
-		"policies: [{name: a, rules: [{to: [{operation: {ports: [80]}}]}]}]": `f:2: policies[0].rules[0].to[0].operation.ports[0]: "80" is a number: want a value (text, in quotes)`,
-		"policies: [{name: a, rules: [{from: [{source: {}}]}]}]":             `f:2: policies[0].rules[0].from[0].source: empty: want one of its fields`,
-		"policies: [{name: a, rules: [{when: [{keys: a}]}]}]":                "f:2: policies[0].rules[0].when[0].keys: unknown key: did you mean \"key\"? (keys: key, notValues, values)",
+		"listen: {tls: {certificate: a}}":                                                                  `f:2: listen.tls: want both certificate and key`,
+		"normalization: none":                                                                              `f:2: normalization: "none": want DECODE_AND_MERGE_SLASHES, MERGE_SLASHES, BASE or NONE`,
+		"trusted_proxies: [10.0.0.0/33]":                                                                   `f:2: trusted_proxies[0]: "10.0.0.0/33": want an address or a CIDR such as 10.0.0.0/8`,
+		"auth: {anonymous: 1}":                                                                             `f:2: auth.anonymous: "1": want true or false`,
+		"auth: {key: a}":                                                                                   `f:2: auth.key: unknown key: did you mean "keys"? (keys: anonymous, jwtRules, keys)`,
+		"auth: {jwtRules: [{issuer: a}]}":                                                                  `f:2: auth.jwtRules[0]: no keys: want jwks or jwksUri (they are not looked for at the issuer)`,
+		"auth: {jwtRules: [{issuer: a, jwks: '{}'}]}":                                                      `f:2: auth.jwtRules[0].jwks: the JSON Web Key Set has no public signing key`,
+		"auth: {jwtRules: [{issuer: a, jwksUri: 'file:///a'}]}":                                            `f:2: auth.jwtRules[0].jwksUri: "file:///a" is no URL: want http or https`,
+		"auth: {jwtRules: [{issuer: key, jwksUri: 'http://a'}]}":                                           `f:2: auth.jwtRules[0].issuer: "key" stands for API keys`,
+		"policies: [{action: DENY, rules: [{}]}]":                                                          `f:2: policies[0].name: missing: want a name`,
+		"policies: [{name: a}, {name: a}]":                                                                 `f:2: policies[1].name: "a" is the name of policies[0] as well`,
+		"policies: [{name: a, action: deny, rules: [{}]}]":                                                 `f:2: policies[0].action: "deny" is no action: want ALLOW, DENY, AUDIT or CUSTOM; what the policy matches is denied`,
+		"policies: [{name: a, action: CUSTOM, rules: [{}]}]":                                               `f:2: policies[0].provider: missing: want the name of an external authorizer; what the policy matches is denied`,
+		"policies: [{name: a, rules: [{when: [{key: x, values: [y]}]}]}]":                                  `f:2: policies[0].rules[0].when[0].key: unknown attribute "x"`,
+		"policies: [{name: a, rules: [{to: [{operation: {ports: [80]}}]}]}]":                               `f:2: policies[0].rules[0].to[0].operation.ports[0]: "80" is a number: want a value (text, in quotes)`,
+		"policies: [{name: a, rules: [{from: [{source: {}}]}]}]":                                           `f:2: policies[0].rules[0].from[0].source: empty: want one of its fields`,
+		"policies: [{name: a, action: CUSTOM, provider: {name: opa}, rules: [{}]}]":                        `f:2: policies[0].provider.name: "opa" is not one of extension_providers (there is none)`,
+		"extension_providers: [{name: a}]":                                                                 `f:2: extension_providers[0]: want one of envoyExtAuthzGrpc and envoyExtAuthzHttp`,
+		"extension_providers: [{name: a, envoyExtAuthzGrpc: {service: a, port: 1, pathPrefix: /x}}]":       `f:2: extension_providers[0].envoyExtAuthzGrpc.pathPrefix: unknown key (keys: failOpen, includeRequestBodyInCheck, port, service, statusOnError, timeout)`,
+		"extension_providers: [{name: a, envoyExtAuthzGrpc: {service: a, port: 1, statusOnError: '200'}}]": `f:2: extension_providers[0].envoyExtAuthzGrpc.statusOnError: "200": want a status from 400 to 599`,
+		"extension_providers: [{name: a, envoyExtAuthzHttp: {service: a, port: 1, pathPrefix: x}}]":        `f:2: extension_providers[0].pathPrefix: "x": want a path`,
+		"policies: [{name: a, rules: [{when: [{keys: a}]}]}]":                                              "f:2: policies[0].rules[0].when[0].keys: unknown key: did you mean \"key\"? (keys: key, notValues, values)",
 	} {
 		if _, err := Parse("f", []byte(minimal+text)); err == nil || err.Error() != want {
 			t.Errorf("%s:\ngot  %v\nwant %s", text, err, want)
 		}
+	}
+}
+
+// Providers are read as Istio's mesh configuration spells them.
+func TestEverySettingOfAProviderIsRead(t *testing.T) {
+	c := parse(t, minimal+`
+extension_providers:
+- name: opa
+  envoyExtAuthzGrpc:
+    service: ns/opa.default.svc.cluster.local
+    port: 9000
+    timeout: 250ms
+    failOpen: true
+    statusOnError: "503"
+    includeRequestBodyInCheck: {maxRequestBytes: 8192, allowPartialMessage: true, packAsBytes: true}
+- name: web
+  envoyExtAuthzHttp:
+    service: web.default.svc.cluster.local
+    port: 80
+    pathPrefix: /check
+    includeRequestHeadersInCheck: [X-A, "x-b*"]
+    includeAdditionalHeadersInCheck: {X-C: "1"}
+    headersToUpstreamOnAllow: [x-d]
+    headersToDownstreamOnDeny: [x-e]
+    headersToDownstreamOnAllow: [x-f]
+policies:
+- {name: ask, action: CUSTOM, provider: {name: opa}, rules: [{}]}
+`)
+	want := []extauthz.Provider{
+		{Name: "opa", Address: "opa.default.svc.cluster.local:9000", Timeout: 250 * time.Millisecond, FailOpen: true, StatusOnError: 503, Body: 8192, AllowPartial: true, PackAsBytes: true},
+		{Name: "web", Address: "web.default.svc.cluster.local:80", HTTP: true, PathPrefix: "/check", IncludeHeaders: []string{"x-a", "x-b*"}, AddHeaders: map[string]string{"x-c": "1"},
+			ToUpstreamOnAllow: []string{"x-d"}, ToClientOnDeny: []string{"x-e"}, ToClientOnAllow: []string{"x-f"}},
+	}
+	if !reflect.DeepEqual(c.World.Authorizers, want) || c.World.Access.Policies[0].Provider != "opa" {
+		t.Errorf("got  %+v\nwant %+v", c.World.Authorizers, want)
 	}
 }
 

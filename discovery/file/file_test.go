@@ -155,11 +155,11 @@ func TestErrorsNameLinePathAndRemedy(t *testing.T) {
 	tests := map[string]struct{ file, want string }{
 		"nothing":           {"", `f:1: pools: missing: want at least one pool with the endpoints to serve from`},
 		"only comments":     {"# pools:\n---\n", `f:1: pools: missing: want at least one pool with the endpoints to serve from`},
-		"not a mapping":     {"- a", `f:1: a list: want a mapping of keys (auth, budgets, explain, limits, listen, log, model_names, models, normalization, objectives, pickers, policies, pools, queue, raise_priority, routes, scrape, services, timeouts, tls, tracing, trusted_proxies, usage, waypoint_for)`},
+		"not a mapping":     {"- a", `f:1: a list: want a mapping of keys (auth, budgets, explain, extension_providers, limits, listen, log, model_names, models, normalization, objectives, pickers, policies, pools, queue, raise_priority, routes, scrape, services, timeouts, tls, tracing, trusted_proxies, usage, waypoint_for)`},
 		"not YAML":          {"pools:\n  - name: a\n endpoints: []\n", `f:2: not YAML: did not find expected key`},
 		"two documents":     {minimal + "---\n" + minimal, `f:2: a second YAML document: want one in a file`},
 		"unknown anchor":    {"pools: *p", `f: not YAML: unknown anchor 'p' referenced`},
-		"unknown key":       {minimal + "timeout: {}", `f:2: timeout: unknown key: did you mean "timeouts"? (keys: auth, budgets, explain, limits, listen, log, model_names, models, normalization, objectives, pickers, policies, pools, queue, raise_priority, routes, scrape, services, timeouts, tls, tracing, trusted_proxies, usage, waypoint_for)`},
+		"unknown key":       {minimal + "timeout: {}", `f:2: timeout: unknown key: did you mean "timeouts"? (keys: auth, budgets, explain, extension_providers, limits, listen, log, model_names, models, normalization, objectives, pickers, policies, pools, queue, raise_priority, routes, scrape, services, timeouts, tls, tracing, trusted_proxies, usage, waypoint_for)`},
 		"no collector":      {minimal + "tracing: {endpoint: \"collector:4317\"}", `f:2: tracing.endpoint: "collector:4317": want the URL of a collector, such as http://collector:4317, or https:// for TLS`},
 		"more than all":     {minimal + "tracing: {sampling: 1.5}", `f:2: tracing.sampling: "1.5": want a share from 0 to 1`},
 		"no level":          {minimal + "log: {level: loud}", `f:2: log.level: "loud": want debug, info, warn or error`},

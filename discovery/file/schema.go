@@ -48,8 +48,11 @@ func (r *reader) config(n *yaml.Node, c *Config) {
 			"protocol": textInto(r, &c.Tracing.Protocol, oneOf(otlps)),
 			"sampling": r.share(&c.Tracing.Sampling),
 		}),
-		"auth":            r.auth(c),
-		"policies":        r.policies(&w.Access),
+		"auth":     r.auth(c),
+		"policies": r.policies(&w.Access),
+		"extension_providers": r.list(func(_ int, n *yaml.Node, path string) {
+			w.Authorizers = append(w.Authorizers, r.provider(n, path))
+		}),
 		"normalization":   textInto(r, &w.Access.Normalization, oneOf(normalizations)),
 		"trusted_proxies": r.prefixes(&w.Access.TrustedProxies),
 		"pools": r.list(func(_ int, n *yaml.Node, path string) {

@@ -60,6 +60,7 @@ func (c *Config) check() []problem {
 	k.queue(c.World)
 	k.scrape(c.World.Scrape)
 	k.access(&c.World.Access)
+	k.authorizers(c.World)
 	word(&k, "normalization", c.World.Access.Normalization, normalizations)
 	word(&k, "raise_priority", c.World.RaisePriority, raisePriorities)
 	word(&k, "log.level", c.Log.Level, levels)

@@ -230,6 +230,11 @@ func presentedKey(fields []message.Field) []byte {
 	return message.Get(fields, "x-api-key")
 }
 
+// Owns tells of a field that only tokens may set.
+func (g *Guard) Owns(name []byte) bool {
+	return slices.ContainsFunc(g.outputs, func(output string) bool { return message.EqualFold(name, output) })
+}
+
 func (g *Guard) dropOutputs(head *message.Request) {
 	for _, name := range g.outputs {
 		head.Fields = message.Delete(head.Fields, name)
