@@ -69,6 +69,13 @@ func (x *Exchange) authorizeModel() error {
 	if err := x.arrive(); err != nil {
 		return err
 	}
+	if x.unread && (!x.passed && x.guard.ReadsModel() || !x.forPlain()) { // that is new
+		x.unread = false
+		x.classify()
+		if err := x.understand(); err != nil {
+			return err
+		}
+	}
 	g, r := x.guard, &x.judged
 	if x.passed || g == x.judge && !r.ModelPending && len(x.owed) == 0 {
 		return nil

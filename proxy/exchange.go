@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"time"
 
 	"github.com/fairway-proxy/fairway/picker"
@@ -56,6 +57,7 @@ type Exchange struct {
 	chooser   Chooser        // of the pool, or asked
 	consult   consultation   // of the pool's own picker; zero without one
 	early     bool           // an endpoint is chosen by the start of the body
+	unread    bool           // it goes to a plain pool, so that the body is not looked at
 	override  string         // the name that a field asks to be served by, if that is believed
 	objective string         // what it asks to be ranked by
 	wanted    time.Duration  // by when its client wants the first token, on Now's clock; 0: whenever
@@ -219,8 +221,10 @@ func (x *Exchange) readBody() error {
 		return err
 	}
 	x.read.Reset()
-	x.kind = openai.KindOf(x.head.Method, x.head.Path())
-	x.record.Operation = x.kind.Operation()
+	x.unread = x.forPlain() && (x.passed || !x.guard.ReadsModel())
+	if !x.unread {
+		x.classify()
+	}
 	first := int64(wholeSize)
 	if x.mirrors() {
 		first = x.serving.bodyLimit + 1
@@ -231,6 +235,23 @@ func (x *Exchange) readBody() error {
 	if err := x.receive(first); err != nil {
 		return err
 	}
+	if x.unread {
+		return nil
+	}
+	return x.understand()
+}
+
+// forPlain tells whether the request goes to a plain pool.
+func (x *Exchange) forPlain() bool { return x.serving.plain(x.chosen()) }
+
+// classify finds out what kind of request it is.
+func (x *Exchange) classify() {
+	x.kind = openai.KindOf(x.head.Method, x.head.Path())
+	x.record.Operation = x.kind.Operation()
+}
+
+// understand finds out what the body says, of which the start has been received.
+func (x *Exchange) understand() error {
 	if x.kind == openai.Other {
 		return nil
 	}
@@ -268,6 +289,9 @@ func (x *Exchange) route() error {
 	x.pin()
 	x.record.Pool = x.pool.name
 	x.record.Model = string(x.read.Model)
+	if x.pool.plain {
+		return x.passAsItIs()
+	}
 	x.record.Streamed = x.read.Stream
 
 	if err := x.nameTarget(); err != nil {
@@ -278,6 +302,23 @@ func (x *Exchange) route() error {
 	x.measure()
 	x.rank()
 	return x.spend()
+}
+
+// passAsItIs has a request to a plain pool forget what was read of it for policies. The
+// picker is to share ties out evenly.
+func (x *Exchange) passAsItIs() error {
+	if x.early { // the rest must not name another model
+		if err := x.receive(x.serving.bodyLimit + 1); err != nil {
+			return err
+		}
+		if err := x.read.ReadRest(x.body.bytes); err != nil {
+			return unreadable(err)
+		}
+	}
+	x.read.Reset()
+	x.kind, x.model, x.early, x.record.Operation = openai.Other, nil, false, ""
+	x.want.Hash, x.want.Waited, x.want.Candidates = rand.Uint64(), true, &x.weighed
+	return nil
 }
 
 // measure says what the picker is to know of the request.

@@ -31,7 +31,7 @@ type reply struct {
 // fanOut answers the requests that are for every endpoint. It tells whether
 // this was one.
 func (x *Exchange) fanOut() (done bool, err error) {
-	if x.pinned() {
+	if x.pinned() || x.forPlain() {
 		return false, nil
 	}
 	path := string(x.head.Path())
@@ -49,7 +49,7 @@ func (x *Exchange) fanOut() (done bool, err error) {
 // listing tells whether the request is for the list of models, or one of it.
 func (x *Exchange) listing() bool {
 	path := x.head.Path()
-	return !x.pinned() && string(x.head.Method) == "GET" && bytes.HasPrefix(path, []byte(modelsPath)) &&
+	return !x.pinned() && !x.forPlain() && string(x.head.Method) == "GET" && bytes.HasPrefix(path, []byte(modelsPath)) &&
 		(len(path) == len(modelsPath) || path[len(modelsPath)] == '/')
 }
 

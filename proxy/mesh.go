@@ -38,7 +38,11 @@ func destinations(w *World, pools map[string]*pool, guards *authz.Compiler) map[
 		}
 		for i := range w.Pools {
 			for _, e := range w.Pools[i].Endpoints {
-				if a, err := netip.ParseAddrPort(e.Address); err == nil && (w.Workloads == nil || meant[a.Addr()]) {
+				a, err := netip.ParseAddrPort(e.Address)
+				if err != nil || w.Workloads != nil && !meant[a.Addr()] {
+					continue
+				}
+				if all[a.String()] == nil || !w.Pools[i].Plain { // an engine may be behind a Service too
 					all[a.String()] = &destination{host: e.Address, protocol: PortAuto, pool: pools[w.Pools[i].Name], pod: e.Address, guard: guard}
 				}
 			}

@@ -25,9 +25,11 @@ func (x *Exchange) relay(conn carrier, lease *picker.Lease) (whole bool, outcome
 	if x.answer.Status == 101 {
 		return x.relayTunnel(conn, lease)
 	}
-	streamed := isEventStream(&x.answer)
+	streamed := isEventStream(&x.answer) && !x.pool.plain
 	x.record.Status = x.answer.Status
-	x.takeLoad(lease.Endpoint())
+	if !x.pool.plain {
+		x.takeLoad(lease.Endpoint())
+	}
 	x.addFields(lease)
 	x.beginRename(streamed)
 	if streamed && x.withholdUsage || x.renames {

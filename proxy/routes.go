@@ -74,19 +74,24 @@ func (x *Exchange) chosen() string {
 	return ""
 }
 
-// meant are the pools that the request may be for.
+// meant are the pools of engines that the request may be for.
 func (x *Exchange) meant() []*pool {
+	var all []*pool
 	switch {
 	case x.backend == nil && x.dest != nil && x.dest.pool != nil:
 		return []*pool{x.dest.pool}
 	case x.backend == nil:
-		return x.serving.pools
+		for _, p := range x.serving.pools {
+			if !p.plain {
+				all = append(all, p)
+			}
+		}
+		return all
 	case x.found.Rule == nil:
 		return []*pool{x.serving.byName[x.backend.Pool]}
 	}
-	var all []*pool
 	for _, b := range x.found.Backends {
-		if p := x.serving.byName[b.Pool]; p != nil && b.Weight > 0 && !slices.Contains(all, p) {
+		if p := x.serving.byName[b.Pool]; p != nil && !p.plain && b.Weight > 0 && !slices.Contains(all, p) {
 			all = append(all, p)
 		}
 	}

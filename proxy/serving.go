@@ -51,6 +51,7 @@ type serving struct {
 // endpoints and the connections to them.
 type pool struct {
 	name        string
+	plain       bool // Pool.Plain
 	picker      *picker.Pool
 	line        *line // before picker
 	chooser     Chooser
@@ -123,22 +124,27 @@ func (s *Server) SetWorld(w *World) {
 
 	s.serving.Store(next)
 	for name, p := range s.pools {
-		if pools[name] == nil {
+		if pools[name] != p {
 			p.close()
 		}
 	}
 	s.pools = pools
 }
 
-// updatePool gives the pool of that name its endpoints, making it if it is new.
+// updatePool gives the pool of that name its endpoints, making it if it is new, or not
+// what it was.
 // s.mu is held.
 func (s *Server) updatePool(w *Pool, connect, interval time.Duration) *pool {
 	p := s.pools[w.Name]
-	if p == nil {
+	if p == nil || p.plain != w.Plain {
 		config := s.config.Picker
+		if w.Plain {
+			config.Policy = picker.LeastRequest{}
+		}
 		config.StaleAfter = or(config.StaleAfter, max(2*time.Second, 3*interval))
 		p = &pool{
 			name:       w.Name,
+			plain:      w.Plain,
 			transports: make(map[Endpoint]*upstream.Transport),
 		}
 		p.line, p.picker = newLine(config)
@@ -236,6 +242,16 @@ func (v *serving) route(in string, model []byte, path []byte) (*pool, *servedMod
 	return v.pools[0], nil, nil
 }
 
+// plain tells whether what a route or a tunnel has sent to a pool ("": neither has) goes
+// to endpoints that are no engines.
+func (v *serving) plain(in string) bool {
+	if in != "" {
+		p := v.byName[in]
+		return p != nil && p.plain
+	}
+	return len(v.pools) == 1 && v.pools[0].plain
+}
+
 // or gives the default for a zero value.
 func or[T comparable](v, otherwise T) T {
 	var zero T
@@ -248,9 +264,9 @@ func or[T comparable](v, otherwise T) T {
 // EndpointState is what is known of one endpoint, for those who watch it.
 type EndpointState struct {
 	Pool string
-	// Opaque: only connections that are passed on unread go there, so it need not
-	// have metrics or a health page.
-	Opaque    bool
+	// Engine: it has metrics and a health page. Endpoints of plain pools, and those that
+	// get nothing but connections that are passed on unread, need not.
+	Engine    bool
 	Endpoint  *picker.Endpoint
 	Transport *upstream.Transport
 }
@@ -264,7 +280,7 @@ func (s *Server) Endpoints() []EndpointState {
 	var all []EndpointState
 	for _, p := range v.pools {
 		for _, e := range p.picker.Endpoints() {
-			all = append(all, EndpointState{p.name, v.opaque(p), e, e.Owner().(*upstream.Transport)})
+			all = append(all, EndpointState{p.name, !p.plain && !v.opaque(p), e, e.Owner().(*upstream.Transport)})
 		}
 	}
 	return all

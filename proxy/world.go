@@ -70,10 +70,14 @@ type World struct {
 	Explain ExplainMode
 }
 
-// Pool is a set of endpoints that serve the same models.
+// Pool is a set of endpoints that serve the same models, or the same whatever it is.
 type Pool struct {
 	Name      string
 	Endpoints []Endpoint
+	// Plain: its endpoints are no engines. Each request goes to the one with the fewest
+	// in flight, does not wait for its turn, and is passed on as it is, and its answer
+	// too; its body is read only for policies about models. They are sent nothing else.
+	Plain bool
 	// Picker is an endpoint picker of the pool's own, which is asked where each of
 	// its requests goes; nil: the embedded one picks.
 	Picker *Picker

@@ -142,7 +142,7 @@ func (a *app) putInForce() {
 	a.setWorld(c)
 	var targets []scrape.Target
 	for _, s := range a.server.Endpoints() {
-		if !s.Opaque {
+		if s.Engine {
 			targets = append(targets, scrape.Target{Endpoint: s.Endpoint, Get: s.Transport.Fetch})
 		}
 	}

@@ -54,6 +54,7 @@ type portView struct {
 type poolView struct {
 	Name      string      `json:"name"`
 	Endpoints []string    `json:"endpoints"`
+	Plain     bool        `json:"plain,omitempty"`  // no engines
 	Picker    *pickerView `json:"picker,omitempty"` // nil: the embedded one
 }
 
@@ -127,7 +128,7 @@ func describeConfig(c *file.Config) configView {
 func describePools(w *proxy.World) []poolView {
 	views := []poolView{}
 	for _, p := range w.Pools {
-		view := poolView{Name: p.Name, Endpoints: []string{}}
+		view := poolView{Name: p.Name, Endpoints: []string{}, Plain: p.Plain}
 		if w.Pickers != proxy.EmbeddedPicker {
 			view.Picker = describePicker(p.Picker)
 		}
@@ -296,7 +297,7 @@ func writeRoutes(out io.Writer, v configView) error {
 func writeModels(w io.Writer, models []modelView, pools []poolView) {
 	fmt.Fprintln(w, "MODEL\tPOOL\tCRITICALITY\tSERVED AS")
 	for _, p := range pools {
-		if !slices.ContainsFunc(models, func(m modelView) bool { return m.Pool == p.Name }) {
+		if !p.Plain && !slices.ContainsFunc(models, func(m modelView) bool { return m.Pool == p.Name }) {
 			fmt.Fprintf(w, "(any)\t%s\t%s\tas asked\n", p.Name, proxy.Standard)
 		}
 	}

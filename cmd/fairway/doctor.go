@@ -52,7 +52,7 @@ misused.`,
 	f := cmd.Flags()
 	f.StringVar(&o.serve.config, "config", "", "the configuration `file`")
 	f.StringArrayVar(&o.serve.endpoints, "endpoint", nil, "the `URL` of an engine, http://host:port; once for each")
-	f.BoolVar(&o.serve.kubernetes, "kubernetes", false, "ask the pods of a cluster's InferencePools and Services")
+	f.BoolVar(&o.serve.kubernetes, "kubernetes", false, "ask the pods of a cluster's InferencePools")
 	f.StringVar(&o.serve.trustDomain, "trust-domain", "cluster.local", "the mesh's trust `domain`, with --kubernetes")
 	f.StringVar(&o.serve.kubeconfig, "kubeconfig", "", "the `file` that names the API server")
 	f.BoolVar(&o.noRequests, "no-requests", false, "ask for pages only: no word on cached tokens and speed")
@@ -104,7 +104,7 @@ func (o *doctorOptions) run(cmd *cobra.Command) error {
 
 	var pods []doctor.Pod
 	for _, e := range server.Endpoints() {
-		if !e.Opaque {
+		if e.Engine {
 			pods = append(pods, doctor.Pod{Pool: e.Pool, Transport: e.Transport, Models: servedNames(config.World, e.Pool)})
 		}
 	}

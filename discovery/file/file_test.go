@@ -267,7 +267,7 @@ fairway.yaml:4: pools[0].endpoints[0]: "10.0.0.1" is not an endpoint URL: want h
 fairway.yaml:4: pools[0].endpoints[1]: "http://10.0.0.2:70000" is not an endpoint URL: port "70000": want a number from 1 to 65535
 fairway.yaml:5: pools[1].name: "a" is the name of pools[0] as well
 fairway.yaml:5: pools[1].endpoints: missing: want at least one, http://host:port
-fairway.yaml:6: pools[1].endpoint: unknown key: did you mean "endpoints"? (keys: endpoints, name, picker)
+fairway.yaml:6: pools[1].endpoint: unknown key: did you mean "endpoints"? (keys: endpoints, name, picker, plain)
 fairway.yaml:8: models[0].pool: no pool is named "c": did you mean "a"? (pools: a)
 fairway.yaml:9: limits.body: "-1" is negative: want bytes such as 65536, 64KiB or 1GiB
 fairway.yaml:10: timeouts.drain: "x" is not a duration: want one such as 100ms, 2s or 5m`

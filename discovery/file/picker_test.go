@@ -58,3 +58,19 @@ func TestPickerErrors(t *testing.T) {
 		}
 	}
 }
+
+// A plain pool has no engines, so that nothing is said of what they would do.
+func TestPlainPools(t *testing.T) {
+	c, err := Parse("f", []byte("pools: [{name: a, plain: true, endpoints: ['http://10.0.0.1:80']}]"))
+	if err != nil || !c.World.Pools[0].Plain {
+		t.Errorf("%v", err)
+	}
+	for text, want := range map[string]string{
+		"pools: [{name: a, plain: true, endpoints: ['http://10.0.0.1:80'], picker: {address: 'e:1'}}]":       "pools[0].picker: a plain pool has no picker: leave out one of the two",
+		"{pools: [{name: a, plain: true, endpoints: ['http://10.0.0.1:80']}], models: [{name: m, pool: a}]}": `models[0].pool: pool "a" is plain: its endpoints are no engines and serve no models`,
+	} {
+		if _, err := Parse("f", []byte(text)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %s", text, err, want)
+		}
+	}
+}

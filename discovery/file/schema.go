@@ -115,6 +115,7 @@ func (r *reader) pool(n *yaml.Node, path string) (p proxy.Pool) {
 		"endpoints": r.list(func(_ int, n *yaml.Node, path string) {
 			p.Endpoints = append(p.Endpoints, r.endpoint(n, path))
 		}),
+		"plain":  r.yesNo(&p.Plain),
 		"picker": func(n *yaml.Node, path string) { p.Picker = r.picker(n, path) },
 	})
 	return p

@@ -166,6 +166,9 @@ func (k *checker) picker(path string, pool *proxy.Pool) {
 	if p == nil {
 		return
 	}
+	if pool.Plain {
+		k.problem(path, "a plain pool has no picker: leave out one of the two")
+	}
 	for _, e := range pool.Endpoints {
 		if _, err := netip.ParseAddrPort(e.Address); err != nil && checkAddress(e.Address) == nil {
 			k.problem(path, "a picker names endpoints by IP address and port: %s is a host name", e.Address)
@@ -227,6 +230,9 @@ func (k *checker) models(w *proxy.World, pools map[string]int) {
 		}
 		k.name(path+".name", m.Name, "models", i, names[in])
 		k.pool(path+".pool", m.Pool, known)
+		if at, is := pools[m.Pool]; is && w.Pools[at].Plain {
+			k.problem(path+".pool", "pool %s is plain: its endpoints are no engines and serve no models", show(m.Pool))
+		}
 		word(k, path+".criticality", m.Criticality, criticalities)
 		k.targets(path+".targets", m.Targets)
 	}

@@ -61,10 +61,14 @@ func show(m *Manifests, t *Translation) string {
 	}
 	for _, p := range t.World.Pools {
 		var all []string
+		kind := "pool"
+		if p.Plain {
+			kind = "plain pool"
+		}
 		for _, e := range p.Endpoints {
 			all = append(all, strings.TrimSpace(strings.TrimPrefix(string(e.Scheme)+"://", "://")+e.Address+" "+e.UID+" "+strings.TrimPrefix(e.Identity.String(), "spiffe://cluster.local")))
 		}
-		line("%s", strings.TrimRight("pool "+p.Name+": "+strings.Join(all, ", "), " "))
+		line("%s", strings.TrimRight(kind+" "+p.Name+": "+strings.Join(all, ", "), " "))
 		if picker := p.Picker; picker != nil {
 			line("  asks %s, %s, plain %t", picker.Address, picker.FailureMode, picker.Plain)
 		}

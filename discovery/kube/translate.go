@@ -370,14 +370,14 @@ func (t *translator) poolRef(about object, kind, name string) (pool string, ok b
 	return pool, true
 }
 
-// servicePool makes the pool of a Service's port, unless there is one, and gives
+// servicePool makes the plain pool of a Service's port, unless there is one, and gives
 // its name.
 func (t *translator) servicePool(s *corev1.Service, port *corev1.ServicePort) string {
 	name := key(&s.ObjectMeta) + ":" + strconv.Itoa(int(port.Port))
 	if t.pools[name] {
 		return name
 	}
-	pool := proxy.Pool{Name: name}
+	pool := proxy.Pool{Name: name, Plain: true}
 	var scheme proxy.Scheme // HTTP
 	if speaks := protocol(port); speaks == proxy.PortH2C || speaks == proxy.PortGRPC {
 		scheme = proxy.SchemeH2C
