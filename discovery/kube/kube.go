@@ -85,7 +85,8 @@ type Translation struct {
 	Attachments []Attachment
 	Findings    []Finding
 
-	claims []string // of the Gateways of ours
+	claims   []string        // of the Gateways of ours
+	policies map[string]bool // those that are in force with us, or would be, by kind and key
 }
 
 // Attachment is what became of a parentRef that means a Gateway we serve, or a

@@ -60,8 +60,8 @@ func (s *Status) merge(current map[string]any, now time.Time) (merged map[string
 }
 
 // mergeConditions puts conditions among those of an object; types that we do not
-// report stay.
-func mergeConditions(current any, ours []metav1.Condition, now time.Time) []any {
+// report stay, but for those that are ours alone and have gone.
+func mergeConditions(current any, ours []metav1.Condition, now time.Time, gone ...string) []any {
 	var out []any
 	done := make(map[string]bool, len(ours))
 	list, _ := current.([]any)
@@ -70,7 +70,7 @@ func mergeConditions(current any, ours []metav1.Condition, now time.Time) []any 
 		kind, _ := old["type"].(string)
 		at := slices.IndexFunc(ours, func(c metav1.Condition) bool { return c.Type == kind })
 		switch {
-		case at < 0 && kind == "PartiallyInvalid": // ours alone, and no longer so
+		case at < 0 && slices.Contains(gone, kind):
 		case at < 0:
 			out = append(out, c)
 		case !done[kind]:
@@ -140,7 +140,7 @@ func (s *Status) mergeParents(current []any, now time.Time) []any {
 			for k, v := range entry {
 				next[k] = v
 			}
-			next["conditions"] = mergeConditions(entry["conditions"], s.Parents[at].Conditions, now)
+			next["conditions"] = mergeConditions(entry["conditions"], s.Parents[at].Conditions, now, "PartiallyInvalid")
 			out = append(out, next)
 		}
 	}

@@ -37,6 +37,10 @@ const (
 	kindRequestAuthentication = "RequestAuthentication"
 )
 
+// pathProvider is where a policy names an external authorizer: whether there is one is
+// no matter of the policy alone.
+const pathProvider = "spec.provider.name"
+
 // annotationDryRun has an AuthorizationPolicy judged and told of, but not enforced.
 const annotationDryRun = "istio.io/dry-run"
 
@@ -57,7 +61,12 @@ type Policy struct {
 	Tokens []*authz.TokenRule
 	// Problems are what cannot be understood.
 	Problems []PolicyProblem
+
+	status json.RawMessage // what others, and we, have reported
 }
+
+// id is a policy's kind and key.
+func (p *Policy) id() string { return p.Kind + " " + key(&p.ObjectMeta) }
 
 // PolicyTarget is what a policy is for: a Service, a Gateway or a GatewayClass.
 type PolicyTarget struct {
@@ -122,11 +131,12 @@ func (p *Policy) UnmarshalJSON(data []byte) error {
 		metav1.TypeMeta
 		metav1.ObjectMeta `json:"metadata"`
 		Spec              json.RawMessage `json:"spec"`
+		Status            json.RawMessage `json:"status"`
 	}
 	if err := json.Unmarshal(data, &o); err != nil {
 		return err
 	}
-	*p = Policy{TypeMeta: o.TypeMeta, ObjectMeta: o.ObjectMeta}
+	*p = Policy{TypeMeta: o.TypeMeta, ObjectMeta: o.ObjectMeta, status: o.Status}
 	if len(o.Spec) == 0 {
 		o.Spec = []byte("{}")
 	}
@@ -285,6 +295,7 @@ func (t *translator) indexTarget(i int, p *Policy, target PolicyTarget, path str
 		case in == t.rootNamespace():
 			t.policies.add(i, "GatewayClass "+target.Name)
 		case t.ourClass(target.Name):
+			t.out.policies[p.id()] = true
 			t.find(about.finding(path, reasonInvalid, "a policy for a GatewayClass is in namespace %s: this target counts for nothing", t.rootNamespace()))
 		}
 	case target.Kind == "ServiceEntry": // of which nothing is served here
@@ -321,10 +332,10 @@ func (t *translator) scope(s *corev1.Service, g *gatewayv1.Gateway) (out authz.S
 
 // bind notes that a policy is in force, and tells once what of it is not understood.
 func (t *translator) bind(p *Policy) {
-	if t.bound[p] {
+	if t.told[p] {
 		return
 	}
-	t.bound[p] = true
+	t.told[p], t.out.policies[p.id()] = true, true
 	about := object{p.Kind, &p.ObjectMeta}
 	for _, problem := range p.Problems {
 		reason := reasonPartiallyInvalid
@@ -336,7 +347,7 @@ func (t *translator) bind(p *Policy) {
 		t.find(f)
 	}
 	if p.Rules != nil && p.Rules.Action == authz.Custom && p.Rules.Provider != "" && t.options.Providers != nil && !slices.Contains(t.options.Providers, p.Rules.Provider) {
-		t.find(about.finding("spec.provider.name", reasonInvalid, "there is no external authorizer %q in the configuration: what the policy matches is denied", p.Rules.Provider))
+		t.find(about.finding(pathProvider, reasonInvalid, "there is no external authorizer %q in the configuration: what the policy matches is denied", p.Rules.Provider))
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+	"sigs.k8s.io/json"
 )
 
 // Status is what we report of one object, beside what others do.
@@ -51,6 +52,12 @@ var (
 	alphaPoolResource = schema.GroupVersionResource{Group: alphaGroup, Version: "v1alpha2", Resource: "inferencepools"}
 )
 
+// policyResources are where policies are, by kind; the version is that of each.
+var policyResources = map[string]schema.GroupVersionResource{
+	kindAuthorizationPolicy:   {Group: "security.istio.io", Version: "v1", Resource: "authorizationpolicies"},
+	kindRequestAuthentication: {Group: "security.istio.io", Version: "v1", Resource: "requestauthentications"},
+}
+
 // Statuses says what is to be reported of a set of objects, given what it was
 // translated to with the same options. Objects that we have nothing to say of are
 // left out, unless they have something of ours that has to go.
@@ -76,6 +83,11 @@ func Statuses(o *Objects, t *Translation, options Options) []Status {
 		}
 	}
 	r.inferencePools()
+	for _, p := range sorted(o.Policies, func(p *Policy) *metav1.ObjectMeta { return &p.ObjectMeta }) {
+		if t.policies[p.id()] {
+			r.policy(p)
+		}
+	}
 	return r.out
 }
 
@@ -111,6 +123,41 @@ func yes(kind, reason string) metav1.Condition {
 
 func no(kind, reason, format string, args ...any) metav1.Condition {
 	return metav1.Condition{Type: kind, Status: metav1.ConditionFalse, Reason: reason, Message: fmt.Sprintf(format, args...)}
+}
+
+// conditionPolicy is the condition of a policy that is Fairway's own: whether all that
+// the policy says is understood.
+const conditionPolicy = "fairway-proxy.github.io/Accepted"
+
+// policy reports of a policy that cannot be understood as it is meant, and once it is
+// mended, that it is understood: by what it says itself, on which all processes that have
+// it in force agree.
+func (r *reporter) policy(p *Policy) {
+	var wrong *Finding
+	for _, f := range r.findings[p.id()] {
+		if !f.Warning && f.Path != pathProvider && (wrong == nil || wrong.Reason != reasonInvalid && f.Reason == reasonInvalid) {
+			wrong = &f
+		}
+	}
+	var current map[string]any // with numbers as they are in any object
+	if len(p.status) > 0 && json.UnmarshalCaseSensitivePreserveInts(p.status, &current) != nil {
+		return // no status that anything could be put into
+	}
+	var c metav1.Condition
+	list, _ := current["conditions"].([]any)
+	switch {
+	case wrong != nil:
+		c = no(conditionPolicy, wrong.Reason, "%s: %s", wrong.Path, wrong.Message)
+	case slices.ContainsFunc(list, func(c any) bool { was, _ := c.(map[string]any); return was["type"] == conditionPolicy }):
+		c = yes(conditionPolicy, "Accepted")
+	default:
+		return
+	}
+	resource := policyResources[p.Kind]
+	if gv, err := schema.ParseGroupVersion(p.APIVersion); err == nil {
+		resource.Version = gv.Version
+	}
+	r.add(resource, object{p.Kind, &p.ObjectMeta}, current, Status{Conditions: []metav1.Condition{c}})
 }
 
 // gateway is what is to be reported of a Gateway that we serve. Its addresses are

@@ -45,8 +45,9 @@ func newTranslator(o *Objects, options Options) *translator {
 		slices:     make(map[string][]*discoveryv1.EndpointSlice),
 		pods:       make(map[string][]*corev1.Pod),
 		byUID:      make(map[types.UID]*corev1.Pod, len(o.Pods)),
-		bound:      make(map[*Policy]bool),
+		told:       make(map[*Policy]bool),
 	}
+	t.out.policies = make(map[string]bool)
 	for _, c := range o.Classes {
 		t.classes[c.Name] = c
 	}
@@ -95,7 +96,7 @@ type translator struct {
 	byUID      map[types.UID]*corev1.Pod
 	pools      map[string]bool // names of those made so far
 	policies   policyIndex
-	bound      map[*Policy]bool // those that are for something of ours
+	told       map[*Policy]bool // those of whose problems it is told
 
 	out Translation
 }
