@@ -40,8 +40,14 @@ func TestPlainPoolsAreNotScraped(t *testing.T) {
 		c.World.Pools = append([]proxy.Pool{{Name: "database", Plain: true, Endpoints: []proxy.Endpoint{{Address: l.Addr().String()}}}}, c.World.Pools...)
 		c.World.Models = []proxy.Model{{Name: "mock", Pool: "pool"}}
 	}, startPod(t, "", mock.Config{Speed: 100}))
-	states := f.server.Endpoints()
-	waitFor(t, "some scrapes of the engine", func() bool { return states[1].Endpoint.Load(proxy.Now()).ScrapeAge >= 0 })
+	engine := f.server.Endpoints()[1].Endpoint
+	for range 5 {
+		now := proxy.Now()
+		waitFor(t, "a scrape of the engine", func() bool {
+			age := engine.Load(proxy.Now()).ScrapeAge
+			return age >= 0 && proxy.Now()-age > now
+		})
+	}
 	f.mustAsk(t, request{Messages: []message{{"user", "hello"}}, MaxTokens: 1})
 	mu.Lock()
 	defer mu.Unlock()
