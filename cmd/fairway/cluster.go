@@ -32,7 +32,7 @@ func (o *serveOptions) clusterConfig() (*file.Watcher, *file.Config, error) {
 	case len(o.endpoints) > 0:
 		return nil, nil, cli.Misuse(errors.New("--kubernetes excludes --endpoint: the cluster says what is served"))
 	case o.config != "":
-		w := &file.Watcher{Path: o.config, Settings: true}
+		w := &file.Watcher{Path: o.config, Settings: true, Listen: o.listen}
 		c, err := w.Load()
 		if err != nil {
 			return nil, nil, err

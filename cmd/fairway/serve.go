@@ -157,7 +157,7 @@ func (o *serveOptions) load() (*file.Watcher, *file.Config, error) {
 	case o.config != "" && len(o.endpoints) > 0:
 		return nil, nil, cli.Misuse(errors.New("--config and --endpoint exclude each other: name the endpoints in the file"))
 	case o.config != "":
-		w := &file.Watcher{Path: o.config}
+		w := &file.Watcher{Path: o.config, Listen: o.listen}
 		c, err := w.Load()
 		if err != nil {
 			return nil, nil, err

@@ -13,6 +13,7 @@ package file
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -147,17 +148,18 @@ func Load(path string) (*Config, error) {
 // Parse makes a Config of the content of a file. Everything the file leaves
 // out has its default filled in. The error, if any, joins one error per
 // problem in the order of lines, each beginning with name and line.
-func Parse(name string, data []byte) (*Config, error) { return parseInto(name, data, Default()) }
+func Parse(name string, data []byte) (*Config, error) { return parseInto(name, data, Default(), "") }
 
 // parseSettings is Parse for a Watcher's Settings.
-func parseSettings(name string, data []byte) (*Config, error) {
+func parseSettings(name string, data []byte, listen string) (*Config, error) {
 	c := Default()
 	c.Listen.HTTP, c.Listen.HBONE, c.cluster = "", ":15008", true
-	return parseInto(name, data, c)
+	return parseInto(name, data, c, listen)
 }
 
-// parseInto reads a file into c, which has the defaults.
-func parseInto(name string, data []byte, c *Config) (*Config, error) {
+// parseInto reads a file into c, which has the defaults. Listen, if there is one, stands
+// for the file's listen.http.
+func parseInto(name string, data []byte, c *Config, listen string) (*Config, error) {
 	if len(data) > MaxSize {
 		return nil, watch.TooLarge(name)
 	}
@@ -169,6 +171,7 @@ func parseInto(name string, data []byte, c *Config) (*Config, error) {
 	if root != nil {
 		r.config(root, c)
 	}
+	c.Listen.HTTP = cmp.Or(listen, c.Listen.HTTP)
 	problems := r.problems
 	if len(problems) < maxProblems {
 		for _, p := range c.check() {

@@ -39,3 +39,22 @@ func TestSettings(t *testing.T) {
 		}
 	}
 }
+
+// A file need not say where to listen if a flag does, and a flag goes before it.
+func TestListenBesideAFile(t *testing.T) {
+	for text, settings := range map[string]bool{
+		`listen: {hbone: ""}`:                       true,
+		`listen: {http: ":1", hbone: ""}`:           true,
+		minimal + `listen: {http: "", hbone: ""}`:   false,
+		minimal + `listen: {http: ":1", admin: ""}`: false,
+	} {
+		path := filepath.Join(t.TempDir(), "f")
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		w := Watcher{Path: path, Settings: settings, Listen: ":2"}
+		if c, err := w.Load(); err != nil || c.Listen.HTTP != ":2" {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+}

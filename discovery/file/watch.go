@@ -22,6 +22,8 @@ type Watcher struct {
 	// cluster: it names no pools, models, routes or services. Tunnels are taken at
 	// :15008 and plain HTTP is not, unless it says otherwise.
 	Settings bool
+	// Listen is where plain HTTP is taken, whatever the file says; empty: as it says.
+	Listen string
 
 	files watch.Files
 }
@@ -37,9 +39,9 @@ func (w *Watcher) parse(contents [][]byte, err error) (*Config, error) {
 		return nil, err
 	}
 	if w.Settings {
-		return parseSettings(w.Path, contents[0])
+		return parseSettings(w.Path, contents[0], w.Listen)
 	}
-	return Parse(w.Path, contents[0])
+	return parseInto(w.Path, contents[0], Default(), w.Listen)
 }
 
 // Run calls apply, one call at a time, with what each new content of the file
