@@ -35,8 +35,8 @@ type client struct {
 	explain   bool
 }
 
-// do sends a request. Redirects are not followed: a server under test that redirects is misaddressed.
-func (c *client) do(ctx context.Context, method, path string, body []byte) (*http.Response, error) {
+// do sends a request, with the objective that it names, if any. Redirects are not followed: a server under test that redirects is misaddressed.
+func (c *client) do(ctx context.Context, method, path, objective string, body []byte) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, method, c.base+path, bytes.NewReader(body))
 	if err != nil {
 		return nil, err
@@ -47,6 +47,9 @@ func (c *client) do(ctx context.Context, method, path string, body []byte) (*htt
 	req.Header.Set("User-Agent", "fairway-loadtest")
 	if method == http.MethodPost {
 		req.Header.Set("Content-Type", "application/json")
+	}
+	if objective != "" {
+		req.Header.Set("X-Gateway-Inference-Objective", objective)
 	}
 	if c.explain {
 		req.Header.Set("X-Fairway-Explain", "1")
@@ -59,7 +62,7 @@ func (c *client) firstModel(ctx context.Context) (string, error) {
 	const path = "/v1/models"
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	resp, err := c.do(ctx, http.MethodGet, path, nil)
+	resp, err := c.do(ctx, http.MethodGet, path, "", nil)
 	if err != nil {
 		return "", fmt.Errorf("asking %s%s for a model: %w; is the server up?", c.base, path, err)
 	}

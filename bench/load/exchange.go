@@ -35,9 +35,9 @@ type exchange struct {
 
 func (x *exchange) now() time.Duration { return time.Since(x.start) }
 
-// run sends the request and reads the whole answer into the record.
-func (x *exchange) run(ctx context.Context, body []byte) {
-	resp, err := x.client.do(ctx, http.MethodPost, "/v1/chat/completions", body)
+// run sends the request, with the objective that it names, if any, and reads the whole answer into the record.
+func (x *exchange) run(ctx context.Context, objective string, body []byte) {
+	resp, err := x.client.do(ctx, http.MethodPost, "/v1/chat/completions", objective, body)
 	if err != nil {
 		x.end(ctx, ErrConnect, err)
 		return

@@ -40,7 +40,12 @@ type Config struct {
 	OmitUsage bool        // do not ask for usage in streams, as most clients do not: hit rates are unknown then
 	Explain   bool        // ask which endpoint served (x-fairway-explain: 1)
 	IgnoreEOS bool        // ask for answers of exactly the workload's length (vLLM's ignore_eos)
-	SLO       SLO         // what a good answer is
+
+	// Objectives names, for each of the workload's criticalities (workload.Criticalities), the InferenceObjective that its
+	// requests ask for (x-gateway-inference-objective). Where it has none they ask for none.
+	Objectives map[string]string
+
+	SLO SLO // what a good answer is
 
 	Transport http.RoundTripper // nil: HTTP/1.1, and HTTP/2 over TLS where offered, with as many connections as it takes
 	Progress  *Progress         // counted up during Run; nil: nobody looks
@@ -137,14 +142,15 @@ type player struct {
 
 	mu      sync.Mutex
 	records []Record
-	skipped int // turns that were not asked because one before them failed
+	skipped int                  // turns that were not asked because one before them failed
+	classes map[string]histogram // times to first token by criticality, if the workload has any
 
 	ttft, interToken, tpot, e2e, sendLag histogram
 }
 
 func newPlayer(cfg Config, c *client) *player {
 	return &player{
-		cfg: cfg, client: c, start: time.Now(),
+		cfg: cfg, client: c, start: time.Now(), classes: map[string]histogram{},
 		ttft: newHistogram(), interToken: newHistogram(), tpot: newHistogram(), e2e: newHistogram(), sendLag: newHistogram(),
 	}
 }
@@ -216,7 +222,7 @@ func (p *player) converse(ctx context.Context, s workload.Session) {
 		if p.beyond(due) || !p.sleep(ctx, due) {
 			return
 		}
-		rec := Record{Session: s.ID, Turn: i, Intended: due}
+		rec := Record{Session: s.ID, Turn: i, Criticality: s.Criticality, Intended: due}
 		answer, gaps := p.ask(ctx, body, &rec)
 		p.keep(rec, gaps, len(s.Turns)-1-i)
 		if rec.Error != "" || i == len(s.Turns)-1 {
@@ -242,7 +248,7 @@ func (p *player) ask(ctx context.Context, body []byte, rec *Record) (answer stri
 	x := exchange{client: p.client, start: p.start, rec: rec, progress: p.cfg.Progress, cancel: cancel}
 	rec.Sent = p.now()
 	p.cfg.Progress.Sent.Add(1)
-	x.run(ctx, body)
+	x.run(ctx, p.cfg.Objectives[rec.Criticality], body)
 	return x.answer.String(), x.gaps
 }
 
@@ -267,8 +273,14 @@ func (p *player) keep(rec Record, gaps []time.Duration, left int) {
 		p.skipped += left
 	}
 	p.sendLag.record(rec.Sent - rec.Intended)
+	if c := rec.Criticality; c != "" && p.classes[c] == (histogram{}) {
+		p.classes[c] = newHistogram()
+	}
 	if rec.FirstToken > 0 {
 		p.ttft.record(rec.TTFT())
+		if rec.Criticality != "" {
+			p.classes[rec.Criticality].record(rec.TTFT())
+		}
 	}
 	if rec.Error == "" {
 		p.e2e.record(rec.E2E())

@@ -278,6 +278,60 @@ func TestErrorClasses(t *testing.T) {
 	}
 }
 
+// What a conversation is worth is said by the name that the server has for it, and told of by what it was.
+func TestCriticality(t *testing.T) {
+	var mu sync.Mutex
+	said := map[string]int{}
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		objective := r.Header.Get("X-Gateway-Inference-Objective")
+		mu.Lock()
+		said[objective]++
+		mu.Unlock()
+		switch objective {
+		case "batch":
+			w.WriteHeader(http.StatusTooManyRequests)
+		case "urgent":
+			answer(w, "", "a", "b")
+		default:
+			w.WriteHeader(http.StatusInternalServerError)
+		}
+	}))
+	defer srv.Close()
+	r := run(t, Config{
+		URL: srv.URL, Model: "m", Duration: 200 * time.Millisecond, Objectives: map[string]string{"Critical": "urgent", "Sheddable": "batch"},
+		Workload: traffic(t, "mix", workload.Params{Rate: 300, SystemTokens: 5, TurnTokens: 5}),
+	})
+	if len(r.Classes) != 3 || len(said) != 3 {
+		t.Fatalf("%v: %s", said, show(r))
+	}
+	critical, standard, sheddable := r.Classes[0], r.Classes[1], r.Classes[2]
+	for _, c := range []struct {
+		got  Class
+		want Class
+		said string
+	}{
+		{critical, Class{Criticality: "Critical", OK: critical.Requests, CompletionTokens: 2 * critical.Requests}, "urgent"},
+		{standard, Class{Criticality: "Standard", Failed: standard.Requests}, ""},
+		{sheddable, Class{Criticality: "Sheddable", Refused: sheddable.Requests}, "batch"},
+	} {
+		c.want.Requests, c.want.Good, c.want.Goodput, c.want.TTFT = said[c.said], c.got.Good, c.got.Goodput, c.got.TTFT
+		if c.got != c.want {
+			t.Errorf("%+v\nwant %+v", c.got, c.want)
+		}
+	}
+	if critical.TTFT != r.TTFT || critical.Good != r.Good || critical.Goodput != r.Goodput || sheddable.TTFT.N != 0 || r.Refused != sheddable.Requests {
+		t.Error(show(r))
+	}
+	for _, rec := range r.Records {
+		if line, _ := json.Marshal(rec); !strings.Contains(string(line), `"criticality":"`+rec.Criticality+`"`) || rec.Criticality == "" {
+			t.Errorf("%s", line)
+		}
+	}
+	if text := show(r); strings.Count(text, `"ttft_p90_s"`) != 2 || !strings.Contains(text, `"by_criticality":[{"criticality":"Critical"`) {
+		t.Errorf("of all and of those that were served: %s", text)
+	}
+}
+
 func TestNobodyThere(t *testing.T) {
 	srv := httptest.NewServer(nil)
 	url := srv.URL

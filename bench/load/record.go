@@ -39,6 +39,8 @@ type Record struct {
 	Session uint64 // the conversation it belongs to
 	Turn    int    // in it, from 0
 
+	Criticality string // what the workload says that it is worth: Critical, Standard or Sheddable; "": it does not say
+
 	Intended   time.Duration // when it was due
 	Sent       time.Duration // when it was handed to the client
 	FirstToken time.Duration // when the first content arrived; 0: none did
@@ -93,6 +95,7 @@ func (r Record) MarshalJSON() ([]byte, error) {
 	line := struct {
 		Session          uint64     `json:"session"`
 		Turn             int        `json:"turn"`
+		Criticality      string     `json:"criticality,omitempty"`
 		Intended         float64    `json:"intended_s"`
 		Sent             float64    `json:"sent_s"`
 		End              float64    `json:"end_s"`
@@ -110,7 +113,7 @@ func (r Record) MarshalJSON() ([]byte, error) {
 		Endpoint         string     `json:"endpoint,omitempty"`
 		RequestID        string     `json:"request_id,omitempty"`
 	}{
-		Session: r.Session, Turn: r.Turn, Intended: r.Intended.Seconds(), Sent: r.Sent.Seconds(), End: r.End.Seconds(),
+		Session: r.Session, Turn: r.Turn, Criticality: r.Criticality, Intended: r.Intended.Seconds(), Sent: r.Sent.Seconds(), End: r.End.Seconds(),
 		E2E: r.E2E().Seconds(), Status: r.Status, Error: r.Error, Detail: r.Detail, Finish: r.Finish, PromptTokens: r.PromptTokens,
 		CachedTokens: r.CachedTokens, CompletionTokens: r.CompletionTokens, Endpoint: r.Endpoint, RequestID: r.RequestID,
 	}

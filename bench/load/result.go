@@ -44,6 +44,9 @@ type Result struct {
 	Good             int      `json:"good"`           // ended well and kept the SLO
 	Goodput          float64  `json:"goodput"`        // of these a second, as in vLLM's benchmark (request_goodput)
 
+	// Classes are the same by criticality, the most critical first; empty: the workload has none.
+	Classes []Class `json:"by_criticality,omitempty"`
+
 	// In JSON these are flat: ttft_p50_s and so on. What has no samples is left out.
 	TTFT       Distribution `json:"-"` // from due to first token
 	InterToken Distribution `json:"-"` // between events with content; itl_…
@@ -52,6 +55,20 @@ type Result struct {
 	SendLag    Distribution `json:"-"` // from due to sent: how late the player was; send_lag_…
 
 	Records []Record `json:"-"` // in the order in which they ended
+}
+
+// Class is what became of the requests of one criticality. What is refused is no failure here: an overloaded server is meant to.
+type Class struct {
+	Criticality      string  `json:"criticality"`
+	Requests         int     `json:"requests"`          // sent
+	OK               int     `json:"ok"`                // ended well
+	Refused          int     `json:"refused"`           // with status 429 or 503
+	Failed           int     `json:"failed"`            // ended otherwise, neither the refused nor the cancelled counted
+	CompletionTokens int     `json:"completion_tokens"` // received
+	Good             int     `json:"good"`              // ended well and kept the SLO
+	Goodput          float64 `json:"goodput"`           // of these a second, over Result.Elapsed
+
+	TTFT Distribution `json:"-"` // of all whose first token came; flat in JSON, as Result's
 }
 
 // result sums up the records. Nobody adds to them any more.
@@ -83,7 +100,40 @@ func (p *player) result(interrupted bool) *Result {
 		r.RequestsPerS = float64(r.OK) / r.Elapsed
 		r.Goodput = float64(r.Good) / r.Elapsed
 	}
+	for _, name := range workload.Criticalities {
+		if _, ok := p.classes[name]; ok {
+			r.Classes = append(r.Classes, p.class(name, r.Elapsed))
+		}
+	}
 	return r
+}
+
+// class sums up the records of one criticality.
+func (p *player) class(name string, elapsed float64) Class {
+	c := Class{Criticality: name, TTFT: p.classes[name].distribution()}
+	for i := range p.records {
+		rec := &p.records[i]
+		if rec.Criticality != name {
+			continue
+		}
+		c.Requests++
+		c.CompletionTokens += rec.CompletionTokens
+		switch {
+		case rec.Error == "":
+			c.OK++
+		case rec.Refused():
+			c.Refused++
+		case rec.Failed():
+			c.Failed++
+		}
+		if rec.Good(p.cfg.SLO) {
+			c.Good++
+		}
+	}
+	if elapsed > 0 {
+		c.Goodput = float64(c.Good) / elapsed
+	}
+	return c
 }
 
 // count adds a record to the totals.
@@ -127,16 +177,32 @@ func (r Result) MarshalJSON() ([]byte, error) {
 		name string
 		d    Distribution
 	}{{"ttft", r.TTFT}, {"itl", r.InterToken}, {"tpot", r.TPOT}, {"e2e", r.E2E}, {"send_lag", r.SendLag}} {
-		if m.d.N == 0 {
-			continue
-		}
-		for _, f := range []struct {
-			name string
-			d    time.Duration
-		}{{"mean", m.d.Mean}, {"p50", m.d.P50}, {"p90", m.d.P90}, {"p99", m.d.P99}, {"max", m.d.Max}} {
-			b = append(b, `,"`+m.name+"_"+f.name+`_s":`...)
-			b = strconv.AppendFloat(b, f.d.Seconds(), 'f', -1, 64)
-		}
+		b = m.d.appendJSON(b, m.name)
 	}
 	return append(b, '}'), nil
+}
+
+// MarshalJSON writes the class as one flat object, times in seconds.
+func (c Class) MarshalJSON() ([]byte, error) {
+	type totals Class // without this method
+	b, err := json.Marshal(totals(c))
+	if err != nil {
+		return nil, err
+	}
+	return append(c.TTFT.appendJSON(b[:len(b)-1], "ttft"), '}'), nil
+}
+
+// appendJSON appends the fields of a distribution, of that name, to an object that has others before; none if there are no samples.
+func (d Distribution) appendJSON(b []byte, name string) []byte {
+	if d.N == 0 {
+		return b
+	}
+	for _, f := range []struct {
+		name string
+		d    time.Duration
+	}{{"mean", d.Mean}, {"p50", d.P50}, {"p90", d.P90}, {"p99", d.P99}, {"max", d.Max}} {
+		b = append(b, `,"`+name+"_"+f.name+`_s":`...)
+		b = strconv.AppendFloat(b, f.d.Seconds(), 'f', -1, 64)
+	}
+	return b
 }

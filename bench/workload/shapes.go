@@ -44,7 +44,7 @@ func rag(w *Workload, s *Session, rng *rand.Rand) {
 // a third sheddable.
 func mixed(w *Workload, s *Session, rng *rand.Rand) {
 	job := rng.Float64() < batchShare
-	s.Criticality = [...]string{"Critical", "Standard", "Sheddable"}[identity(w.params.Seed, rank, s.ID)%3]
+	s.Criticality = Criticalities[identity(w.params.Seed, rank, s.ID)%3]
 	if job {
 		s.System = nil
 		s.Turns[0].User[0].Tokens = w.length(rng, batchPrompt)

@@ -171,6 +171,9 @@ func (w *Workload) Name() string { return w.kind.name }
 // Params are the parameters in force, with the workload's own where New was given none.
 func (w *Workload) Params() Params { return w.params }
 
+// Criticalities are what a Session's Criticality may be, the most critical first.
+var Criticalities = [...]string{"Critical", "Standard", "Sheddable"}
+
 // Session is one conversation. Its prompt in a turn is the system prompt, the questions and answers of the turns before, and the
 // turn's question.
 type Session struct {
@@ -179,7 +182,7 @@ type Session struct {
 	System      []Segment     // the system prompt; empty: none
 	Turns       []Turn        // at least one
 	Adapter     string        // the LoRA adapter it asks for, by its model name; "": the base model
-	Criticality string        // Critical, Standard or Sheddable; "": Standard
+	Criticality string        // one of Criticalities; "": Standard
 	Resume      int           // the turn it starts with; those before it took place before the workload began, and are only in its prompts
 }
 

@@ -67,6 +67,8 @@ func TestMisuse(t *testing.T) {
 		{"run --target http://a --slo tps=1", "ttft"},
 		{"run --target http://a --slo ttft=fast", "500ms"},
 		{"run --target http://a --header x", "--header"},
+		{"run --target http://a --objective Urgent=x", "Sheddable"},
+		{"run --target http://a --objective Critical=", "Critical=NAME"},
 		{"run --target http://a --rat 1", "unknown flag"},
 		{"run --target http://a extra", "extra"},
 		{"walk", "walk"},
@@ -178,6 +180,33 @@ func TestRun(t *testing.T) {
 	var result summary
 	if err := json.Unmarshal([]byte(stdout), &result); code != 0 || err != nil || result.OK == 0 || result.HitRate != nil {
 		t.Errorf("exit %d, %v: %s%s", code, err, stdout, stderr)
+	}
+}
+
+// What requests are worth is said to the server, and told of in every output.
+func TestRunByCriticality(t *testing.T) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("X-Gateway-Inference-Objective") != "urgent" {
+			http.Error(w, "full up", http.StatusTooManyRequests)
+			return
+		}
+		w.Header().Set("Content-Type", "text/event-stream")
+		fmt.Fprint(w, "data: {\"choices\":[{\"delta\":{\"content\":\"yes\"},\"finish_reason\":\"stop\"}]}\n\ndata: [DONE]\n\n")
+	}))
+	defer srv.Close()
+	file := filepath.Join(t.TempDir(), "out.jsonl")
+	args := []string{"run", "--quiet", "--target", srv.URL, "--model", "m", "--workload", "mix", "--rate", "200", "--duration", "300ms", "--objective", "Critical=urgent", "--out", file}
+	code, stdout, stderr := loadtest(t.Context(), args...)
+	for _, want := range []string{`(?m)^ +sent +ok +refused +failed `, `(?m)^ +Critical +(\d+) +\d+ +0 +0 +\d`, `(?m)^ +Sheddable +(\d+) +0 +\d+ +0 +–`} {
+		if !regexp.MustCompile(want).MatchString(stdout) {
+			t.Errorf("exit %d: no %s in\n%s%s", code, want, stdout, stderr)
+		}
+	}
+	text, err := os.ReadFile(file)
+	for _, want := range []string{`"criticality":"Standard","intended_s"`, `"by_criticality":[{"criticality":"Critical",`} {
+		if err != nil || !bytes.Contains(text, []byte(want)) {
+			t.Errorf("%v: no %s in %s", err, want, text)
+		}
 	}
 }
 

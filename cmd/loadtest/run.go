@@ -41,10 +41,13 @@ func newRun() *cobra.Command {
 			"from when its request was due. Ctrl-C ends it early; what was measured until then is still written.\n\n" +
 			"With --sweep or --seeds there are several runs, one after another. Each has a seed of its own, so that none finds in the\n" +
 			"server's caches what one before it has left there. --json then tells an array of results instead of one.\n\n" +
+			"A third each of the requests of mix is Critical, Standard and Sheddable. The server hears of it by --objective, which names\n" +
+			"one of its objectives (fairway.yaml) or InferenceObjectives; the results of a run, --json and --out tell of each.\n\n" +
 			"Workloads (or a file of JSON lines in the format of the Mooncake traces):\n" + workloads(),
 		Example: "  loadtest run --target http://127.0.0.1:8080 --workload chat --rate 5 --duration 1m --out chat.jsonl\n" +
 			"  loadtest run --target http://127.0.0.1:8080 --sweep 2,4,8,16 --seeds 3 --warmup 20s --out sweep.jsonl\n" +
 			"  loadtest run --target http://127.0.0.1:8080 --rate 1 --ramp 40 --duration 5m --out ramp.jsonl\n" +
+			"  loadtest run --target http://127.0.0.1:8080 --workload mix --objective Critical=urgent,Sheddable=batch\n" +
 			"  loadtest report sweep.jsonl ramp.jsonl",
 		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd) },
@@ -67,6 +70,7 @@ func newRun() *cobra.Command {
 	f.BoolVar(&o.cfg.Explain, "explain", false, "ask the proxy which endpoint served")
 	f.BoolVar(&o.cfg.OmitUsage, "no-usage", false, "do not ask for usage in streams; hit rates are unknown then")
 	f.BoolVar(&o.cfg.IgnoreEOS, "ignore-eos", false, "ask for answers of exactly the workload's length (vLLM)")
+	f.StringToStringVar(&o.cfg.Objectives, "objective", nil, "InferenceObjective that requests of a criticality ask for (of mix), as Critical=NAME; may be repeated")
 	f.StringArrayVar(&o.headers, "header", nil, "header for every request, as 'Authorization: Bearer KEY'; may be repeated")
 	f.BoolVar(&o.quiet, "quiet", false, "show no progress")
 	f.IntVar(&o.params.Groups, "groups", 0, "distinct system prompts (0, here and below: the workload's own)")
@@ -120,6 +124,11 @@ func (o *runOptions) complete() (err error) {
 	}
 	if o.cfg.SLO, err = parseSLO(o.slo); err != nil {
 		return err
+	}
+	for class, name := range o.cfg.Objectives {
+		if !slices.Contains(workload.Criticalities[:], class) || name == "" {
+			return fmt.Errorf("--objective %s=%s: it must be of the form Critical=NAME; there are %s", class, name, strings.Join(workload.Criticalities[:], ", "))
+		}
 	}
 	o.cfg.Header = http.Header{}
 	for _, h := range o.headers {

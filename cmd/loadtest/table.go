@@ -40,6 +40,7 @@ func writeTable(w io.Writer, r *load.Result, slo load.SLO) error {
 	for i, name := range slices.Sorted(maps.Keys(r.Endpoints)) {
 		fmt.Fprintf(&b, "%-11s %s  %d, %s\n", heading("endpoints", i), name, r.Endpoints[name], percent(r.Endpoints[name], r.Requests))
 	}
+	writeClasses(&b, r)
 	writeTrouble(&b, r)
 	_, err := io.WriteString(w, b.String())
 	return err
@@ -80,6 +81,28 @@ func writeLatencies(w io.Writer, r *load.Result) {
 		fmt.Fprintln(t)
 	}
 	t.Flush()
+}
+
+// writeClasses writes what became of each criticality, if the workload has any.
+func writeClasses(w io.Writer, r *load.Result) {
+	if len(r.Classes) == 0 {
+		return
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(t, "\n\tsent\tok\trefused\tfailed\tfirst token p50 ms\tp90\tp99\tgoodput/s\t")
+	for _, c := range r.Classes {
+		fmt.Fprintf(t, "%s\t%d\t%d\t%d\t%d\t", c.Criticality, c.Requests, c.OK, c.Refused, c.Failed)
+		for _, d := range []time.Duration{c.TTFT.P50, c.TTFT.P90, c.TTFT.P99} {
+			if c.TTFT.N > 0 {
+				fmt.Fprintf(t, "%.1f\t", float64(d)/float64(time.Millisecond))
+			} else {
+				fmt.Fprint(t, "–\t")
+			}
+		}
+		fmt.Fprintf(t, "%.2f\t\n", c.Goodput)
+	}
+	t.Flush()
+	fmt.Fprintln(w)
 }
 
 // writeErrors writes what failed, how often, and one example of each.
