@@ -13,10 +13,10 @@ RACE := $(shell [ "$$(go env CGO_ENABLED)" = 1 ] && echo '\#include <stdlib.h>' 
 ALLOCATING = $(shell grep -rl AllocsPerRun --include='*_test.go' . | xargs -n 1 dirname | sort -u)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test check bench bench-proxy bench-peers bench-epp bench-routing bench-overload bench-validate bench-vllm churn image-context image e2e-compose e2e-vllm e2e-clients e2e-smuggling e2e-envoy e2e-hbone e2e-kube e2e-observe clean
+.PHONY: help demo build test check bench bench-proxy bench-peers bench-epp bench-routing bench-overload bench-overload-sockets bench-validate bench-vllm churn image-context image e2e-compose e2e-vllm e2e-clients e2e-smuggling e2e-envoy e2e-hbone e2e-kube e2e-observe clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' Makefile
 
 demo: build ## mock pods, proxy and traffic in one process: the quickest look at what Fairway does
 	bin/fairway demo
@@ -56,6 +56,9 @@ bench-routing: ## saturation rates and every table of docs/routing.md, in virtua
 
 bench-overload: ## what the queue is worth, in virtual time; rewrites the tables of docs/overload.md; SEEDS says how often
 	go run ./cmd/loadtest overload --seeds $(or $(SEEDS),5) --page docs/overload.md
+
+bench-overload-sockets: ## the same overload on real sockets with mock engines, in slow motion; 10 minutes, during which it takes about a core
+	go test $(TESTFLAGS) -count=1 -v -timeout 60m -parallel 4 -run '^TestOverload$$' ./cmd/fairway -overload $(or $(SPEED),0.5)
 
 bench-validate: ## the simulation held to real sockets with mock engines in slow motion; 8 minutes, during which it takes a quarter of a core
 	go test $(TESTFLAGS) -count=1 -v -timeout 60m -parallel 12 -run '^TestAgreement$$' ./cmd/fairway -validate $(or $(SPEED),0.1)
