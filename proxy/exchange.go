@@ -451,6 +451,7 @@ func (x *Exchange) gone() bool { return x.stream.Context().Err() != nil }
 func (x *Exchange) account() {
 	x.settleBudget()
 	x.record.Duration = Now() - x.start
+	x.noteWorkloads()
 	x.server.account.Done(&x.record)
 }
 

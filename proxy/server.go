@@ -14,6 +14,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -63,6 +64,7 @@ type Server struct {
 	account *account.Recorder
 
 	serving     atomic.Pointer[serving]
+	pods        atomic.Pointer[map[netip.Addr]*Workload]
 	keySets     authz.KeySets
 	authorizers extauthz.Authorizers
 	buffers     budget

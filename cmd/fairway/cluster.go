@@ -20,6 +20,7 @@ import (
 	"github.com/fairway-proxy/fairway/cmd/internal/cli"
 	"github.com/fairway-proxy/fairway/discovery/file"
 	"github.com/fairway-proxy/fairway/discovery/kube"
+	"github.com/fairway-proxy/fairway/mtls"
 )
 
 // clusterConfig is the configuration of a proxy whose World comes from a cluster.
@@ -55,6 +56,9 @@ func (o *serveOptions) options(c *file.Config) kube.Options {
 	}
 	if c.TLS != nil {
 		out.TrustDomain = o.trustDomain
+	}
+	if ca, ok := c.TLS.(mtls.IstioCA); ok {
+		out.Cluster = ca.ClusterID
 	}
 	if c.Listen.HTTP == "" {
 		out.Closed = append(out.Closed, "HTTP")
@@ -115,7 +119,7 @@ func (o *serveOptions) cluster(c *file.Config, log *slog.Logger) (*cluster, erro
 func (a *app) followCluster(ctx context.Context, c *cluster) (wait func()) {
 	klog.SetSlogLogger(a.log)     // what client-go has to say
 	told := make(map[string]bool) // findings in force, logged once
-	w := kube.Watcher{Client: c.client, Log: a.log, Options: c.options}
+	w := kube.Watcher{Client: c.client, Log: a.log, Options: c.options, Workloads: a.server.SetWorkloads}
 	var running sync.WaitGroup
 	if c.reporter != nil {
 		w.Report = c.reporter.Report

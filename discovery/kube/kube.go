@@ -52,6 +52,8 @@ type Options struct {
 	// TrustDomain is that of the mesh's identities. Pods that are in the mesh are
 	// reached by tunnels then; empty: all in plain text.
 	TrustDomain string
+	// Cluster is what metrics call the cluster; empty: DefaultCluster.
+	Cluster string
 	// ClusterDomain is that of the names of Services; empty: DefaultClusterDomain.
 	ClusterDomain string
 	// Gateway is the one that this process serves, "namespace/name"; empty: all of
@@ -66,6 +68,9 @@ type Options struct {
 	// Closed are the protocols of listeners that this process has not open.
 	Closed []gatewayv1.ProtocolType
 }
+
+// DefaultCluster is what Istio calls a cluster that was given no name.
+const DefaultCluster = "Kubernetes"
 
 // DefaultClusterDomain is the domain of a cluster's names unless it was given
 // another one.

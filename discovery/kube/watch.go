@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"reflect"
 	"slices"
 	"strings"
@@ -24,6 +25,8 @@ import (
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
 	inferencev1alpha2 "sigs.k8s.io/gateway-api-inference-extension/apix/v1alpha2"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/fairway-proxy/fairway/proxy"
 )
 
 // DefaultSettle is how long changes are gathered before they are translated.
@@ -39,6 +42,9 @@ type Watcher struct {
 	Options
 	// Settle is how long changes are gathered; zero: DefaultSettle.
 	Settle time.Duration
+	// Workloads is called with what pods belong to, before the first World is applied
+	// and when that has changed; nil: it is not.
+	Workloads func(map[netip.Addr]*proxy.Workload)
 	// Report is called with what the objects mean, after it was applied, and each
 	// time that any of them has changed; nil: it is not. It must not change them.
 	Report func(*Objects, *Translation)
@@ -98,7 +104,11 @@ func slim(o any) any {
 		if said {
 			o.Annotations = map[string]string{annotationRedirection: redirection}
 		}
-		o.OwnerReferences = nil
+		if owner := metav1.GetControllerOfNoCopy(o); owner == nil {
+			o.OwnerReferences = nil
+		} else {
+			o.OwnerReferences = []metav1.OwnerReference{{Kind: owner.Kind, Name: owner.Name, Controller: owner.Controller}}
+		}
 		ready := slices.DeleteFunc(o.Status.Conditions, func(c corev1.PodCondition) bool { return c.Type != corev1.PodReady })
 		for i, c := range ready {
 			ready[i] = corev1.PodCondition{Type: c.Type, Status: c.Status}
@@ -187,6 +197,7 @@ func (w *Watcher) Run(ctx context.Context, apply func(*Translation)) error {
 		})
 	}
 	var last *Translation
+	var workloads map[netip.Addr]*proxy.Workload
 	ledger := ledger{known: make(map[string]bool), results: make(chan round)}
 	for {
 		select {
@@ -202,6 +213,12 @@ func (w *Watcher) Run(ctx context.Context, apply func(*Translation)) error {
 		o := gather(feeds)
 		if o == nil {
 			continue
+		}
+		if w.Workloads != nil {
+			if now := Workloads(o, w.Options); !reflect.DeepEqual(now, workloads) {
+				w.Workloads(now)
+				workloads = now
+			}
 		}
 		t := Translate(o, w.Options)
 		if !ledger.withhold(ctx, w, feeds, t) {

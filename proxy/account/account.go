@@ -31,6 +31,9 @@ type Record struct {
 	Remote    string
 	Peer      string // the SPIFFE ID of the tunnel's other end
 	Service   string // the Service, or the pod, that the tunnel was for
+	GRPC      bool
+	// Source and Destination are what the addresses of the two ends belong to; nil: not known. They do not change.
+	Source, Destination *Workload
 
 	Principal    string // whose the request is: a token's issuer and subject, or the name of a key
 	Policy       string // that denied it; "default" when no ALLOW policy matched
@@ -123,6 +126,7 @@ type Recorder struct {
 	receipts receipts
 
 	metrics  *metrics
+	istio    *istioMetrics
 	policies *policyMetrics
 }
 
@@ -134,6 +138,7 @@ func New(reg prometheus.Registerer, c Config) *Recorder {
 		replica:  c.Replica,
 		receipts: receipts{slots: make([]slot, max(cmp.Or(c.Receipts, DefaultReceipts), 0))},
 		metrics:  newMetrics(reg),
+		istio:    newIstioMetrics(reg),
 		policies: newPolicyMetrics(reg),
 	}
 }
@@ -145,6 +150,7 @@ func (r *Recorder) Done(rec *Record) {
 	}
 	r.receipts.add(rec)
 	r.metrics.done(rec)
+	r.istio.done(rec)
 	r.policies.count(rec)
 	if r.log != nil {
 		l := line{rec.line[:0], r.log.format}

@@ -1,0 +1,31 @@
+package proxy
+
+import (
+	"net/netip"
+
+	"github.com/fairway-proxy/fairway/proxy/account"
+)
+
+// Workload is what metrics tell of a pod.
+type Workload = account.Workload
+
+// SetWorkloads says which workload each pod's address belongs to, for the metrics of
+// requests that end from now on. It is no part of a World: nothing is served or
+// routed by it, and it changes with every pod of the mesh. Neither the map nor what it
+// holds may be changed any more.
+func (s *Server) SetWorkloads(pods map[netip.Addr]*Workload) { s.pods.Store(&pods) }
+
+// noteWorkloads keeps what is known of both ends of a request that came through a
+// tunnel.
+func (x *Exchange) noteWorkloads() {
+	if x.peer == nil || x.dest == nil {
+		return
+	}
+	x.record.GRPC = x.call != nil
+	if pods := x.server.pods.Load(); pods != nil {
+		x.record.Source = (*pods)[x.peer.Forwarded.Addr()]
+		if a, err := netip.ParseAddrPort(x.record.Endpoint); err == nil {
+			x.record.Destination = (*pods)[a.Addr().Unmap()]
+		}
+	}
+}
