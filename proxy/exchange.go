@@ -67,6 +67,7 @@ type Exchange struct {
 	segments  [][]byte       // the body on its way up, edits included
 	want      picker.Request // what the picker is asked
 	weighed   []picker.Candidate
+	shadowed  []picker.Candidate // the same, as a shadow policy sees them
 	chain     []uint64
 
 	answer        message.Response
@@ -468,6 +469,7 @@ func (x *Exchange) forget() {
 	clear(x.renamed[:cap(x.renamed)])
 	clear(x.tried[:cap(x.tried)])
 	clear(x.weighed[:cap(x.weighed)])
+	clear(x.shadowed[:cap(x.shadowed)])
 }
 
 // reset makes x ready for another request, keeping the memory it has.
@@ -480,7 +482,7 @@ func (x *Exchange) reset(s Stream) {
 		judged: x.judged, asked: message.Request{Fields: x.asked.Fields[:0]}, spelled: x.spelled,
 		read: x.read, answer: x.answer, events: x.events, plain: x.plain, rename: x.rename, renamed: x.renamed[:0],
 		segments: x.segments[:0], chain: x.chain[:0], tried: x.tried[:0], scratch: x.scratch[:0], traceparent: x.traceparent[:0],
-		consult: consultation{endpoints: x.consult.endpoints[:0]}, weighed: x.weighed[:0], record: x.record,
+		consult: consultation{endpoints: x.consult.endpoints[:0]}, weighed: x.weighed[:0], shadowed: x.shadowed[:0], record: x.record,
 		start: now,
 	}
 	x.record.Reset()

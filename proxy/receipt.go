@@ -33,10 +33,11 @@ func (x *Exchange) noteChoice(l *picker.Lease) {
 	p, pool := &x.record.Pick, x.pool.picker
 	chosen, next, factor := pool.Why(x.weighed, l.Endpoint())
 	p.Weighed, p.Chosen, p.Next, p.PredictedTTFT, p.DecidedBy = len(x.weighed), -1, -1, 0, ""
-	p.Candidates = p.Candidates[:0]
+	p.Candidates, p.Shadow = p.Candidates[:0], account.Shadow{}
 	if chosen < 0 {
 		return
 	}
+	x.noteShadow(&x.weighed[chosen])
 	p.DecidedBy = factor.String()
 	if slices.Contains(x.consult.endpoints, l.Endpoint()) {
 		p.DecidedBy = "endpoint_picker" // the pool's own

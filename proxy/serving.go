@@ -57,6 +57,7 @@ type pool struct {
 	chooser     Chooser
 	own         atomic.Pointer[ownPicker] // the pool's own picker; nil for none
 	consulted   consultedCounts
+	shadow      atomic.Pointer[shadow] // nil: there is none
 	connections connections
 	transports  map[Endpoint]*upstream.Transport // guarded by Server.mu
 }
@@ -90,6 +91,7 @@ func (s *Server) SetWorld(w *World) {
 			s.setOwnPicker(p, w.Pools[i].Picker, next.bodyLimit)
 		}
 		p.line.set(w.Queue)
+		p.setShadow(w.Shadow)
 		pools[p.name] = p
 		next.pools = append(next.pools, p)
 	}

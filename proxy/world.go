@@ -68,6 +68,9 @@ type World struct {
 	ModelNames ModelNames
 	// Explain says who gets to see where a request went.
 	Explain ExplainMode
+	// Shadow is a second policy that is asked too where each request should go, and
+	// sends nothing; empty: ShadowNone.
+	Shadow ShadowPolicy
 }
 
 // Pool is a set of endpoints that serve the same models, or the same whatever it is.
@@ -319,6 +322,15 @@ const (
 	ExplainOnRequest ExplainMode = "on-request"
 	ExplainAlways    ExplainMode = "always"
 	ExplainNever     ExplainMode = "never"
+)
+
+// ShadowPolicy is one of package picker that is compared with the one that picks.
+type ShadowPolicy string
+
+const (
+	ShadowNone         ShadowPolicy = "none"
+	ShadowLeastRequest ShadowPolicy = "least-request"
+	ShadowRoundRobin   ShadowPolicy = "round-robin"
 )
 
 // Timeouts bound the phases of an exchange. Zero means no bound, except for

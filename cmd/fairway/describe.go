@@ -37,6 +37,7 @@ type configView struct {
 	Usage      string            `json:"usage"`
 	ModelNames string            `json:"model_names"`
 	Explain    string            `json:"explain"`
+	Shadow     string            `json:"shadow"`
 }
 
 type meshServiceView struct {
@@ -120,6 +121,7 @@ func describeConfig(c *file.Config) configView {
 		Usage:      string(w.Usage),
 		ModelNames: string(w.ModelNames),
 		Explain:    string(w.Explain),
+		Shadow:     cmp.Or(string(w.Shadow), string(proxy.ShadowNone)),
 		TLS:        describeTLS(c.TLS),
 	}
 	return v

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"net/url"
 	"strings"
@@ -126,6 +127,15 @@ func writeReceipt(out io.Writer, r *account.Receipt) error {
 			fmt.Fprintf(out, " (by %s)", milliseconds(*r.Margin))
 		}
 		fmt.Fprintln(out, ".")
+	}
+	if s := r.Shadow; s != nil && s.Endpoint == r.Endpoint {
+		fmt.Fprintf(out, "The shadow policy, %s, agrees.\n", s.Policy)
+	} else if s != nil {
+		when := "later"
+		if s.Regret < 0 {
+			when = "sooner"
+		}
+		fmt.Fprintf(out, "The shadow policy, %s, would have sent it to %s: the first token was expected %s %s there.\n", s.Policy, s.Endpoint, milliseconds(math.Abs(s.Regret)), when)
 	}
 	for _, a := range r.Tried {
 		fmt.Fprintf(out, "Before, after %s, %s failed it: %s\n", milliseconds(a.At), a.Endpoint, a.Why)

@@ -132,6 +132,7 @@ func Default() *Config {
 			Usage:      proxy.UsageInject,
 			ModelNames: proxy.ModelAsked,
 			Explain:    proxy.ExplainOnRequest,
+			Shadow:     proxy.ShadowNone,
 		},
 	}
 }

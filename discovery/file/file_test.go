@@ -44,6 +44,7 @@ func TestMinimalFileHasEveryDefault(t *testing.T) {
 			Scrape:   proxy.Scrape{Interval: 100 * time.Millisecond, Timeout: time.Second, Path: "/metrics"},
 			Usage:    "inject", ModelNames: "asked",
 			Explain: "on-request",
+			Shadow:  "none",
 		},
 	}
 	if got := parse(t, minimal); !reflect.DeepEqual(got, want) {
@@ -89,6 +90,7 @@ scrape: {interval: 1s, timeout: 2s, path: "/m?x=y"}
 usage: observe
 pickers: embedded
 explain: never
+shadow: round-robin
 model_names: served
 `)
 	endpoints := []proxy.Endpoint{{Address: "one.example:80"}, {Address: "[2001:db8::1]:8000"}}
@@ -114,6 +116,7 @@ model_names: served
 			Usage:      proxy.UsageObserve,
 			ModelNames: proxy.ModelServed,
 			Explain:    proxy.ExplainNever,
+			Shadow:     proxy.ShadowRoundRobin,
 		},
 	}
 	if !reflect.DeepEqual(got, want) {
@@ -155,11 +158,11 @@ func TestErrorsNameLinePathAndRemedy(t *testing.T) {
 	tests := map[string]struct{ file, want string }{
 		"nothing":           {"", `f:1: pools: missing: want at least one pool with the endpoints to serve from`},
 		"only comments":     {"# pools:\n---\n", `f:1: pools: missing: want at least one pool with the endpoints to serve from`},
-		"not a mapping":     {"- a", `f:1: a list: want a mapping of keys (auth, budgets, explain, extension_providers, limits, listen, log, model_names, models, normalization, objectives, pickers, policies, pools, queue, raise_priority, routes, scrape, services, timeouts, tls, tracing, trusted_proxies, usage, waypoint_for)`},
+		"not a mapping":     {"- a", `f:1: a list: want a mapping of keys (auth, budgets, explain, extension_providers, limits, listen, log, model_names, models, normalization, objectives, pickers, policies, pools, queue, raise_priority, routes, scrape, services, shadow, timeouts, tls, tracing, trusted_proxies, usage, waypoint_for)`},
 		"not YAML":          {"pools:\n  - name: a\n endpoints: []\n", `f:2: not YAML: did not find expected key`},
 		"two documents":     {minimal + "---\n" + minimal, `f:2: a second YAML document: want one in a file`},
 		"unknown anchor":    {"pools: *p", `f: not YAML: unknown anchor 'p' referenced`},
-		"unknown key":       {minimal + "timeout: {}", `f:2: timeout: unknown key: did you mean "timeouts"? (keys: auth, budgets, explain, extension_providers, limits, listen, log, model_names, models, normalization, objectives, pickers, policies, pools, queue, raise_priority, routes, scrape, services, timeouts, tls, tracing, trusted_proxies, usage, waypoint_for)`},
+		"unknown key":       {minimal + "timeout: {}", `f:2: timeout: unknown key: did you mean "timeouts"? (keys: auth, budgets, explain, extension_providers, limits, listen, log, model_names, models, normalization, objectives, pickers, policies, pools, queue, raise_priority, routes, scrape, services, shadow, timeouts, tls, tracing, trusted_proxies, usage, waypoint_for)`},
 		"no collector":      {minimal + "tracing: {endpoint: \"collector:4317\"}", `f:2: tracing.endpoint: "collector:4317": want the URL of a collector, such as http://collector:4317, or https:// for TLS`},
 		"more than all":     {minimal + "tracing: {sampling: 1.5}", `f:2: tracing.sampling: "1.5": want a share from 0 to 1`},
 		"no level":          {minimal + "log: {level: loud}", `f:2: log.level: "loud": want debug, info, warn or error`},
@@ -218,6 +221,7 @@ func TestErrorsNameLinePathAndRemedy(t *testing.T) {
 		"usage":             {minimal + "usage: injekt", `f:2: usage: "injekt": did you mean "inject"?: want inject or observe`},
 		"model_names":       {minimal + "model_names: mine", `f:2: model_names: "mine": want asked or served`},
 		"explain":           {minimal + "explain: sometimes", `f:2: explain: "sometimes": want on-request, always or never`},
+		"shadow":            {minimal + "shadow: fairway", `f:2: shadow: "fairway": want none, least-request or round-robin`},
 
 		"no provider":            {minimal + "tls: {}", `f:2: tls: no provider: want one of files, spiffe and istio_ca`},
 		"empty provider":         {minimal + "tls: {spiffe: }", `f:2: tls: no provider: want one of files, spiffe and istio_ca`},
@@ -436,6 +440,7 @@ func TestValidateJudgesWhatNoFileCanSay(t *testing.T) {
 		"usage":                 func(c *Config) { c.World.Usage = "x" },
 		"model_names":           func(c *Config) { c.World.ModelNames = "x" },
 		"explain":               func(c *Config) { c.World.Explain = "x" },
+		"shadow":                func(c *Config) { c.World.Shadow = "x" },
 		"models[0].targets[0].weight": func(c *Config) {
 			c.World.Models = []proxy.Model{{Name: "m", Pool: "a", Targets: []proxy.Target{{Name: "x", Weight: -1}, {Name: "y", Weight: 2}}}}
 		},

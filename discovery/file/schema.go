@@ -101,6 +101,7 @@ func (r *reader) config(n *yaml.Node, c *Config) {
 		"model_names": textInto(r, &w.ModelNames, oneOf(modelNames)),
 		"pickers":     textInto(r, &w.Pickers, oneOf(pickerChoices)),
 		"explain":     textInto(r, &w.Explain, oneOf(explainModes)),
+		"shadow":      textInto(r, &w.Shadow, oneOf(shadowPolicies)),
 		"tls":         r.tls(&c.TLS),
 		"services": r.list(func(_ int, n *yaml.Node, path string) {
 			w.Services = append(w.Services, r.service(n, path))
@@ -233,6 +234,7 @@ var (
 	pickerBodies    = []proxy.PickerBody{proxy.BodyFullDuplex, proxy.BodyBuffered}
 	pickerAnswers   = []proxy.PickerAnswers{proxy.AnswersNone, proxy.AnswersHead, proxy.AnswersBody}
 	pickerChoices   = []proxy.PickerChoice{proxy.HonourPickers, proxy.EmbeddedPicker}
+	shadowPolicies  = []proxy.ShadowPolicy{proxy.ShadowNone, proxy.ShadowLeastRequest, proxy.ShadowRoundRobin}
 	criticalities   = []proxy.Criticality{proxy.Critical, proxy.Standard, proxy.Sheddable}
 )
 

@@ -71,6 +71,7 @@ func (c *Config) check() []problem {
 	word(&k, "model_names", c.World.ModelNames, modelNames)
 	word(&k, "pickers", c.World.Pickers, pickerChoices)
 	word(&k, "explain", c.World.Explain, explainModes)
+	word(&k, "shadow", c.World.Shadow, shadowPolicies)
 	return k.problems
 }
 

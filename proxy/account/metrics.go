@@ -49,6 +49,8 @@ type metrics struct {
 	ttftRatio *prometheus.HistogramVec
 	hitError  *prometheus.HistogramVec
 	picks     *prometheus.CounterVec
+	shadows   *prometheus.CounterVec
+	shadowed  *prometheus.CounterVec
 	retries   *prometheus.CounterVec
 	gone      *prometheus.CounterVec
 	shed      *prometheus.CounterVec
@@ -87,8 +89,12 @@ type modelSeries struct {
 type poolSeries struct {
 	duration, queued, ttftRatio, hitError prometheus.Observer
 	retries                               prometheus.Counter
+	shadows                               map[string]*shadowSeries      // by policy; guarded by metrics.mu
 	picks                                 map[string]prometheus.Counter // by what decided; guarded by metrics.mu
 }
+
+// shadowSeries are the children of a pool and a policy that is its shadow.
+type shadowSeries struct{ agrees, differs, chosen, shadow prometheus.Counter }
 
 type outcome struct {
 	code   int
@@ -130,6 +136,10 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		[]float64{-16384, -4096, -1024, -256, -64, -16, 0, 16, 64, 256, 1024, 4096, 16384}, "pool")
 	m.picks = counter("fairway_picks_total",
 		"Endpoints chosen, by what decided between the chosen and the next best.", "pool", "decided_by")
+	m.shadows = counter("fairway_shadow_picks_total",
+		"Choices among several endpoints that a second policy was asked about (shadow), by whether it agrees.", "pool", "policy", "agrees")
+	m.shadowed = counter("fairway_shadow_first_token_seconds_total",
+		"When the first token was expected, the sum over the choices of fairway_shadow_picks_total: at the endpoint chosen, and at the one that the second policy (shadow) would have chosen. What that is more by is its regret.", "pool", "policy", "at")
 	m.retries = counter("fairway_retries_total",
 		"Further endpoints tried for requests whose first one failed before it answered.", "pool")
 	m.gone = counter("fairway_clients_gone_total",
@@ -180,6 +190,9 @@ func (m *metrics) done(rec *Record) {
 	if picked != nil {
 		picked.Inc()
 	}
+	if rec.Pick.Shadow.Policy != "" {
+		m.countShadow(rec.Pool, s.pool, &rec.Pick.Shadow)
+	}
 	if rec.Retries > 0 {
 		s.pool.retries.Add(float64(rec.Retries))
 	}
@@ -189,6 +202,29 @@ func (m *metrics) done(rec *Record) {
 	if rec.Reason == ClientGone || rec.Reason == ClientTimeout {
 		m.gone.WithLabelValues(rec.Pool, phase(rec)).Inc()
 	}
+}
+
+// countShadow counts what a shadow policy made of a choice.
+func (m *metrics) countShadow(pool string, in *poolSeries, s *Shadow) {
+	m.mu.RLock()
+	c := in.shadows[s.Policy]
+	m.mu.RUnlock()
+	if c == nil {
+		c = &shadowSeries{
+			agrees: m.shadows.WithLabelValues(pool, s.Policy, "true"), differs: m.shadows.WithLabelValues(pool, s.Policy, "false"),
+			chosen: m.shadowed.WithLabelValues(pool, s.Policy, "chosen"), shadow: m.shadowed.WithLabelValues(pool, s.Policy, "shadow"),
+		}
+		m.mu.Lock()
+		in.shadows[s.Policy] = c
+		m.mu.Unlock()
+	}
+	if s.Agrees {
+		c.agrees.Inc()
+	} else {
+		c.differs.Inc()
+	}
+	c.chosen.Add(max(s.Chosen, 0))
+	c.shadow.Add(max(s.FirstToken, 0))
 }
 
 // firstToken observes what a stream with a first token tells of time.
@@ -301,7 +337,7 @@ func (m *metrics) newSeries(k seriesKey) *modelSeries {
 		p = &poolSeries{
 			duration: m.duration.WithLabelValues(k.pool), queued: m.queued.WithLabelValues(k.pool),
 			ttftRatio: m.ttftRatio.WithLabelValues(k.pool), hitError: m.hitError.WithLabelValues(k.pool),
-			retries: m.retries.WithLabelValues(k.pool), picks: make(map[string]prometheus.Counter),
+			retries: m.retries.WithLabelValues(k.pool), picks: make(map[string]prometheus.Counter), shadows: make(map[string]*shadowSeries),
 		}
 		m.pools[k.pool] = p
 	}

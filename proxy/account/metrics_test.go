@@ -83,3 +83,16 @@ func BenchmarkMetrics(b *testing.B) {
 		m.done(rec)
 	}
 }
+
+func TestShadowAllocs(t *testing.T) {
+	if raceEnabled {
+		t.Skip("allocations are counted without the race detector")
+	}
+	m := newMetrics(prometheus.NewRegistry())
+	rec := picked("id", 4)
+	rec.Pick.Shadow = Shadow{Policy: "round-robin", Endpoint: "10.0.0.2:8000", FirstToken: .5, Chosen: .25}
+	m.done(rec)
+	if n := testing.AllocsPerRun(100, func() { m.done(rec) }); n != 0 {
+		t.Errorf("%v allocations a request", n)
+	}
+}

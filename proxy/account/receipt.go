@@ -31,6 +31,7 @@ type Pick struct {
 	Chosen, Next  int           // in Candidates; −1: it is not there
 	Candidates    []Candidate
 	Tried         []Attempt // endpoints that failed before
+	Shadow        Shadow
 }
 
 // Reset makes p the zero value, and keeps the memory it has.
@@ -65,6 +66,16 @@ type Candidate struct {
 	KV              float64 // 0..1 of the KV cache in use
 	SecondsPerToken float64
 	Home            bool // where the replicas agree to send a prompt that nobody has cached
+}
+
+// Shadow is what a second policy made of the same candidates. Its zero value: none was asked.
+type Shadow struct {
+	Policy   string
+	Endpoint string // where it would have sent the request
+	Agrees   bool   // that is where it went
+	// FirstToken is when the first token was to be expected there, and Chosen the same of where the request went, in seconds from the
+	// choice; what the first is longer by is the policy's regret.
+	FirstToken, Chosen float64
 }
 
 // Attempt is an endpoint that failed a request before it answered.
@@ -195,7 +206,8 @@ type Receipt struct {
 	DecidedBy  string             `json:"decided_by,omitempty"`
 	Next       string             `json:"next,omitempty"`     // the runner-up
 	Margin     *float64           `json:"margin_s,omitempty"` // by which its score is higher
-	Weighed    int                `json:"weighed"`            // endpoints in all
+	Shadow     *ShadowReceipt     `json:"shadow,omitempty"`
+	Weighed    int                `json:"weighed"` // endpoints in all
 	Candidates []CandidateReceipt `json:"candidates,omitempty"`
 }
 
@@ -205,6 +217,13 @@ type Outcome struct {
 	PromptTokens     *int     `json:"prompt_tokens,omitempty"`
 	CachedTokens     *int     `json:"cached_tokens,omitempty"`
 	CompletionTokens *int     `json:"completion_tokens,omitempty"`
+}
+
+// ShadowReceipt is a Shadow: where its policy would have sent the request, and how much later the first token was to be expected there.
+type ShadowReceipt struct {
+	Policy   string  `json:"policy"`
+	Endpoint string  `json:"endpoint"`
+	Regret   float64 `json:"regret_s"`
 }
 
 // FailedAttempt is an Attempt.
@@ -243,6 +262,9 @@ func newReceipt(rec *Record, seq uint64, replica string) Receipt {
 		Predicted: Outcome{PromptTokens: known(rec.PredictedTokens), CachedTokens: known(rec.PredictedHit), TTFT: after(p.PredictedTTFT)},
 		Actual:    Outcome{PromptTokens: known(rec.PromptTokens), CachedTokens: known(rec.CachedTokens), CompletionTokens: known(rec.CompletionTokens)},
 		DecidedBy: p.DecidedBy, Weighed: p.Weighed,
+	}
+	if s := &p.Shadow; s.Policy != "" {
+		r.Shadow = &ShadowReceipt{s.Policy, s.Endpoint, s.FirstToken - s.Chosen}
 	}
 	if rec.TTFT > 0 {
 		r.Actual.TTFT = after(rec.TTFT - p.At)
