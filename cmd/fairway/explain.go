@@ -116,6 +116,9 @@ func writeReceipt(out io.Writer, r *account.Receipt) error {
 	switch {
 	case r.Endpoint == "":
 		fmt.Fprintf(out, "It went to no endpoint: %d %s\n", r.Code, r.Reason)
+		if r.Shed != "" {
+			fmt.Fprintf(out, "It could have been served at another time: %s, for what is worth %s.\n", r.Shed, r.Criticality)
+		}
 		return nil
 	case r.DecidedBy == "":
 		fmt.Fprintf(out, "It went to %s.\n", r.Endpoint)
@@ -148,6 +151,11 @@ func writeReceipt(out io.Writer, r *account.Receipt) error {
 	fmt.Fprintf(w, "of these cached\t%s\t%s\n", optional(r.Predicted.CachedTokens, count), optional(r.Actual.CachedTokens, count))
 	fmt.Fprintf(w, "completion tokens\t\t%s\n", optional(r.Actual.CompletionTokens, count))
 	fmt.Fprintf(w, "status\t\t%d %s\n", r.Code, r.Reason)
+	for _, word := range [...][2]string{{"worth", r.Criticality}, {"trace", r.TraceID}} {
+		if word[1] != "" {
+			fmt.Fprintf(w, "%s\t\t%s\n", word[0], word[1])
+		}
+	}
 	fmt.Fprintf(w, "retries\t\t%d\n", r.Retries)
 	fmt.Fprintf(w, "queued for\t\t%s\n", milliseconds(r.Queued))
 	fmt.Fprintf(w, "in all\t\t%s\n", milliseconds(r.Duration))

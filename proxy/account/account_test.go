@@ -319,6 +319,7 @@ func TestAccessLog(t *testing.T) {
 			map[string]any{"cached_tokens": 0.0, "predicted_cached_tokens": 0.0}},
 		{"picked", func(r *Record) { r.Pick.At, r.Pick.Queued, r.Pick.DecidedBy = 1, 1500*time.Microsecond, "cache" },
 			map[string]any{"queue_ms": 1.5, "decided_by": "cache"}},
+		{"shed", func(r *Record) { r.Criticality, r.Shed = Sheddable, "saturated" }, map[string]any{"criticality": "sheddable", "shed": "saturated"}},
 		{"a long name", func(r *Record) { r.Model = strings.Repeat("m", 1<<20) }, map[string]any{"model": strings.Repeat("m", maxText) + "…"}},
 		{"nothing tried", func(r *Record) { r.Endpoint, r.Pool, r.Model, r.Retries, r.Streamed = "", "", "", 0, false },
 			map[string]any{"upstream_host": "", "upstream_cluster": "", "model": "", "upstream_request_attempt_count": 1.0, "stream": false}},
@@ -344,7 +345,7 @@ func TestAccessLog(t *testing.T) {
 // field of its name. Whoever adds one has to say here that it is no such text.
 func TestAccessLogHoldsNoPrompt(t *testing.T) {
 	fieldOf := map[string]string{ // "": it is not logged
-		"Operation": "", "Criticality": "", "Shed": "",
+		"Operation": "", "Criticality": "criticality", "Shed": "shed",
 		"ID": "request_id", "Method": "method", "Path": "path", "Model": "model", "Pool": "upstream_cluster",
 		"Endpoint": "upstream_host", "Remote": "downstream_remote_address", "Reason": "response_code_details",
 		"Principal": "principal", "Policy": "denied_by", "DryRunPolicy": "dry_run_denied_by", "AuditPolicy": "audited_by",

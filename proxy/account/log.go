@@ -187,6 +187,8 @@ func (l *line) access(rec *Record) {
 	l.number("bytes_sent", rec.BytesOut)
 	l.number("upstream_request_attempt_count", int64(1+rec.Retries))
 	l.policy(rec)
+	l.told("criticality", rec.Criticality)
+	l.told("shed", rec.Shed)
 	if rec.TTFT > 0 {
 		l.milliseconds("ttft_ms", rec.TTFT)
 	}

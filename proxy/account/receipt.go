@@ -2,6 +2,7 @@ package account
 
 import (
 	"cmp"
+	"encoding/hex"
 	"slices"
 	"strings"
 	"sync"
@@ -192,13 +193,16 @@ type Receipt struct {
 	Endpoint string `json:"endpoint,omitempty"` // the last one tried
 	Stream   bool   `json:"stream"`
 
-	Code     int             `json:"code"`
-	Reason   string          `json:"reason,omitempty"` // empty: answered in full
-	Retries  int             `json:"retries"`
-	Tried    []FailedAttempt `json:"tried,omitempty"`
-	Duration float64         `json:"duration_s"`
-	Picked   *float64        `json:"picked_s,omitempty"` // from the request's head to the last choice
-	Queued   float64         `json:"queued_s"`           // of that, how long choosing took
+	Code        int             `json:"code"`
+	Reason      string          `json:"reason,omitempty"` // empty: answered in full
+	Criticality string          `json:"criticality,omitempty"`
+	Shed        string          `json:"shed,omitempty"` // why it was refused though it could have been served at another time
+	TraceID     string          `json:"trace_id,omitempty"`
+	Retries     int             `json:"retries"`
+	Tried       []FailedAttempt `json:"tried,omitempty"`
+	Duration    float64         `json:"duration_s"`
+	Picked      *float64        `json:"picked_s,omitempty"` // from the request's head to the last choice
+	Queued      float64         `json:"queued_s"`           // of that, how long choosing took
 
 	Predicted Outcome `json:"predicted"`
 	Actual    Outcome `json:"actual"`
@@ -258,10 +262,13 @@ func newReceipt(rec *Record, seq uint64, replica string) Receipt {
 	r := Receipt{
 		Receipt: rec.ID + "@" + replica, ID: rec.ID, Replica: replica, Seq: seq, Time: rec.Start,
 		Method: rec.Method, Path: rec.Path, Model: rec.Model, Pool: rec.Pool, Endpoint: rec.Endpoint, Stream: rec.Streamed,
-		Code: rec.Status, Reason: rec.Reason, Retries: rec.Retries, Duration: rec.Duration.Seconds(), Queued: p.Queued.Seconds(),
+		Code: rec.Status, Reason: rec.Reason, Criticality: rec.Criticality, Shed: rec.Shed, Retries: rec.Retries, Duration: rec.Duration.Seconds(), Queued: p.Queued.Seconds(),
 		Predicted: Outcome{PromptTokens: known(rec.PredictedTokens), CachedTokens: known(rec.PredictedHit), TTFT: after(p.PredictedTTFT)},
 		Actual:    Outcome{PromptTokens: known(rec.PromptTokens), CachedTokens: known(rec.CachedTokens), CompletionTokens: known(rec.CompletionTokens)},
 		DecidedBy: p.DecidedBy, Weighed: p.Weighed,
+	}
+	if rec.Trace.On() {
+		r.TraceID = hex.EncodeToString(rec.Trace.ID[:])
 	}
 	if s := &p.Shadow; s.Policy != "" {
 		r.Shadow = &ShadowReceipt{s.Policy, s.Endpoint, s.FirstToken - s.Chosen}

@@ -44,6 +44,8 @@ func ids(all []Receipt) (ids []string) {
 func TestReceiptTellsAll(t *testing.T) {
 	r := recorder(0)
 	rec := picked("the-id", 3)
+	rec.Criticality, rec.Shed, rec.Trace.ID = Sheddable, "saturated", [16]byte{0xab, 15: 0xcd}
+	rec.Pick.Shadow = Shadow{Policy: "round-robin", Endpoint: "10.0.0.2:8000", FirstToken: .75, Chosen: .25}
 	rec.Pick.Fail("10.0.0.9:8000", 3*time.Millisecond, errors.New("connection refused"))
 	r.Done(rec)
 	got := r.Receipts(Query{})
@@ -52,11 +54,11 @@ func TestReceiptTellsAll(t *testing.T) {
 	}
 	const want = `{"receipt":"the-id@fairway-0","id":"the-id","replica":"fairway-0","seq":1,"time":"2001-09-09T01:46:40Z",` +
 		`"method":"POST","path":"/v1/chat/completions","model":"the-model","pool":"the-pool","endpoint":"10.0.0.1:8000","stream":true,` +
-		`"code":200,"reason":"the-reason","retries":1,"tried":[{"endpoint":"10.0.0.9:8000","at_s":0.003,"why":"connection refused"}],` +
+		`"code":200,"reason":"the-reason","criticality":"sheddable","shed":"saturated","trace_id":"ab0000000000000000000000000000cd","retries":1,"tried":[{"endpoint":"10.0.0.9:8000","at_s":0.003,"why":"connection refused"}],` +
 		`"duration_s":1.234567,"picked_s":0.008,"queued_s":0.005,` +
 		`"predicted":{"ttft_s":0.08,"prompt_tokens":14,"cached_tokens":15},` +
 		`"actual":{"ttft_s":0.090765,"prompt_tokens":11,"cached_tokens":12,"completion_tokens":13},` +
-		`"decided_by":"cache","next":"10.0.0.0:8000","margin_s":0.4,"weighed":3,"candidates":[` +
+		`"decided_by":"cache","next":"10.0.0.0:8000","margin_s":0.4,"shadow":{"policy":"round-robin","endpoint":"10.0.0.2:8000","regret_s":0.5},"weighed":3,"candidates":[` +
 		`{"endpoint":"10.0.0.1:8000","chosen":true,"score_s":0.1,` + same + `,"home":false},` +
 		`{"endpoint":"10.0.0.0:8000","chosen":false,"score_s":0.5,` + same + `,"home":false},` +
 		`{"endpoint":"10.0.0.2:8000","chosen":false,"score_s":0.9,` + same + `,"home":true}]}`
