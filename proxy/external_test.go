@@ -116,6 +116,16 @@ func TestExternalAuthorizerByGRPC(t *testing.T) {
 			return r, nil
 		},
 		"strange status": func(context.Context, *authv3.CheckRequest) (*authv3.CheckResponse, error) { return no(101, ""), nil },
+		"odd option": func(context.Context, *authv3.CheckRequest) (*authv3.CheckResponse, error) {
+			r := no(403, "", "X-A", "b")
+			r.GetDeniedResponse().Headers[0].AppendAction = corev3.HeaderValueOption_ADD_IF_ABSENT
+			return r, nil
+		},
+		"denied as allowed": func(context.Context, *authv3.CheckRequest) (*authv3.CheckResponse, error) {
+			r := ok(&authv3.OkHttpResponse{})
+			r.Status.Code = int32(codes.PermissionDenied)
+			return r, nil
+		},
 		"query": func(context.Context, *authv3.CheckRequest) (*authv3.CheckResponse, error) {
 			return ok(&authv3.OkHttpResponse{QueryParametersToRemove: []string{"a"}}), nil
 		},
@@ -165,11 +175,14 @@ func TestExternalAuthorizerByGRPC(t *testing.T) {
 	}{
 		{"", "", 200, ""}, // no policy asks
 		{"p", "ok", 200, ""}, {"p", "denied", 403, "fairway_forbidden"}, {"p", "redirected", 302, ""}, {"p", "changed", 200, ""},
-		{"p", "answered", 403, "fairway_authorizer_failed"}, // with what has no place in an answer
+		{"p", "answered", 302, ""}, // with what has no place in an answer
 		{"p", "framing", 403, "fairway_authorizer_failed"}, {"p", "splitting", 403, "fairway_authorizer_failed"}, {"p", "both", 403, "fairway_authorizer_failed"},
-		{"p", "strange status", 403, "fairway_authorizer_failed"}, {"p", "query", 403, "fairway_authorizer_failed"}, {"p", "error", 403, "fairway_authorizer_failed"},
+		{"p", "strange status", 403, "fairway_forbidden"}, {"p", "odd option", 403, "fairway_forbidden"}, {"p", "denied as allowed", 403, "fairway_forbidden"}, {"p", "query", 403, "fairway_authorizer_failed"}, {"p", "error", 403, "fairway_authorizer_failed"},
 		{"short", "slow", 403, "fairway_authorizer_failed"}, {"503", "slow", 503, "fairway_authorizer_failed"}, {"503", "denied", 403, "fairway_forbidden"},
-		{"open", "slow", 200, ""}, {"open", "error", 200, ""}, {"open", "denied", 403, "fairway_forbidden"},
+		// One that is heard at all is heard whatever failOpen says.
+		{"open", "slow", 200, ""}, {"open", "error", 200, ""}, {"open", "ok", 200, ""}, {"open", "changed", 200, ""}, {"open", "denied", 403, "fairway_forbidden"}, {"open", "redirected", 302, ""},
+		{"open", "answered", 302, ""}, {"open", "strange status", 403, "fairway_forbidden"}, {"open", "odd option", 403, "fairway_forbidden"}, {"open", "denied as allowed", 403, "fairway_forbidden"},
+		{"open", "framing", 403, "fairway_authorizer_failed"}, {"open", "splitting", 403, "fairway_authorizer_failed"}, {"open", "both", 403, "fairway_authorizer_failed"}, {"open", "query", 403, "fairway_authorizer_failed"},
 		{"dead", "ok", 403, "fairway_authorizer_failed"}, {"garbage", "ok", 403, "fairway_authorizer_failed"}, {"nobody", "ok", 403, "fairway_forbidden"},
 	} {
 		reached.take()
@@ -187,8 +200,8 @@ func TestExternalAuthorizerByGRPC(t *testing.T) {
 			}
 		}
 		switch tt.say {
-		case "redirected":
-			if m.field("location") != "https://login.example/" || m.seen() != "go there" {
+		case "redirected", "answered":
+			if m.field("location") != "https://login.example/" || m.field("connection") != "" || m.seen() != "go there" {
 				t.Errorf("%s %q", m.fields, m.seen())
 			}
 		case "changed":
@@ -333,6 +346,12 @@ func TestExternalAuthorizerByHTTP(t *testing.T) {
 			w.Write(bytes.Repeat([]byte("x"), 2<<20))
 		case "redirected":
 			http.Redirect(w, r, "/elsewhere", http.StatusFound)
+		case "nowhere":
+			w.Header().Set("location", "http://[")
+			w.WriteHeader(302)
+		case "cut":
+			w.Header().Set("content-length", "9")
+			w.WriteHeader(403)
 		case "removes":
 			w.Header().Set("x-envoy-auth-headers-to-remove", "X-Secret, x-request-id")
 		}
@@ -348,12 +367,13 @@ func TestExternalAuthorizerByHTTP(t *testing.T) {
 	s := startServer(t, World{
 		Authorizers: []extauthz.Provider{
 			at("plain", func(*extauthz.Provider) {}),
+			at("open", func(a *extauthz.Provider) { a.FailOpen = true }),
 			at("full", func(a *extauthz.Provider) {
 				a.PathPrefix, a.AddHeaders, a.Body = "/check", map[string]string{"x-in-added": "a", "x-in-said": "over"}, 4096
 				a.ToUpstreamOnAllow, a.ToClientOnAllow, a.ToClientOnDeny = []string{"x-user", "x-forwarded-*"}, []string{"*-other"}, []string{"x-user"}
 			}),
 		},
-		Access: authz.Config{Policies: []authz.Policy{custom("plain", on("plain")), custom("full", on("full"))}},
+		Access: authz.Config{Policies: []authz.Policy{custom("plain", on("plain")), custom("open", on("open")), custom("full", on("full"))}},
 	}, p)
 	for _, tt := range []struct {
 		provider, say, path string
@@ -362,6 +382,8 @@ func TestExternalAuthorizerByHTTP(t *testing.T) {
 		{"plain", "ok", "/v1/chat/completions", 200}, {"full", "ok", "/v1/chat/completions?a=b%20c", 200}, {"plain", "removes", "/v1/chat/completions", 200},
 		{"plain", "denied", "/v1/chat/completions", 401}, {"full", "denied", "/v1/chat/completions", 401},
 		{"plain", "broken", "/v1/chat/completions", 403}, {"plain", "endless", "/v1/chat/completions", 403}, {"plain", "redirected", "/v1/chat/completions", 302},
+		{"open", "broken", "/v1/chat/completions", 200}, {"open", "denied", "/v1/chat/completions", 401}, {"open", "redirected", "/v1/chat/completions", 302},
+		{"open", "nowhere", "/v1/chat/completions", 302}, {"open", "cut", "/v1/chat/completions", 403}, {"open", "endless", "/v1/chat/completions", 403},
 	} {
 		reached.take()
 		m := post(tt.path, chat(false, 1, "hi"), "X-Ask", tt.provider, "X-Case", tt.say, "X-Secret", "s", "X-In-Said", "i", "Authorization", "Bearer b", "X-User", "forged", "X-Request-Id", "the-id")

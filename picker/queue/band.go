@@ -19,9 +19,11 @@ type band struct {
 	priority int
 	n        int     // tickets
 	tokens   float64 // their costs
+	held     int64   // bytes
 	virtual  float64 // time: tokens that each flow could have had
 	flows    map[uint64]*flow
 	ready    ready // those that have a ticket
+	looked   int   // where in ready turns is to go on
 
 	// How fast it drains while anybody waits.
 	since   time.Duration // up to when it was counted, or the beginning of the backlog
@@ -33,6 +35,7 @@ type band struct {
 type flow struct {
 	id         uint64
 	head, tail *Ticket
+	looked     *Ticket // where turns is to go on if it is the only flow; nil: after the first ones
 	begins     float64 // the head, in virtual time; without one: what was served last ended
 	place      int     // in the band's ready
 }
@@ -46,6 +49,7 @@ func (b *band) push(t *Ticket, now time.Duration) {
 	}
 	b.n++
 	b.tokens += t.cost
+	b.held += t.request.Held
 	f := b.flows[t.request.Flow]
 	if f == nil {
 		b.forget()
@@ -63,16 +67,39 @@ func (b *band) push(t *Ticket, now time.Duration) {
 	f.tail = t
 }
 
-// turns appends to dst the tickets whose turn it is, at most n: the first of each flow, or of the only flow the first ones.
-func (b *band) turns(dst []*Ticket, n int) []*Ticket {
+// turns appends to dst the tickets to look at, the first of each flow, or those of the only flow: as many as first says whose turn it is,
+// then as many as others says of the rest, who come round from call to call.
+func (b *band) turns(dst []*Ticket, first, others int) []*Ticket {
 	if len(b.ready) == 1 {
-		for t := b.ready[0].head; t != nil && len(dst) < n; t = t.next {
-			dst = append(dst, t)
-		}
-		return dst
+		return b.ready[0].turns(dst, first, others)
 	}
-	for _, f := range b.ready[:min(n, len(b.ready))] {
+	first = min(first, len(b.ready))
+	for _, f := range b.ready[:first] {
 		dst = append(dst, f.head)
+	}
+	for range min(others, len(b.ready)-first) {
+		if b.looked < first || b.looked >= len(b.ready) {
+			b.looked = first
+		}
+		dst = append(dst, b.ready[b.looked].head)
+		b.looked++
+	}
+	return dst
+}
+
+// turns is that of a band whose only flow it is.
+func (f *flow) turns(dst []*Ticket, first, others int) []*Ticket {
+	t := f.head
+	for ; t != nil && first > 0; t = t.next {
+		dst = append(dst, t)
+		first--
+	}
+	if t == nil || f.looked == nil || f.looked.number < t.number {
+		f.looked = t
+	}
+	for ; f.looked != nil && others > 0; f.looked = f.looked.next {
+		dst = append(dst, f.looked)
+		others--
 	}
 	return dst
 }
@@ -108,6 +135,9 @@ func (b *band) pass(now time.Duration) {
 // remove takes a ticket out, wherever it is.
 func (b *band) remove(t *Ticket, now time.Duration) {
 	f := t.flow
+	if f.looked == t {
+		f.looked = t.next
+	}
 	if t.prev != nil {
 		t.prev.next = t.next
 	} else {
@@ -121,6 +151,7 @@ func (b *band) remove(t *Ticket, now time.Duration) {
 	t.prev, t.next = nil, nil
 	b.n--
 	b.tokens -= t.cost
+	b.held -= t.request.Held
 	switch {
 	case f.head == nil:
 		b.ready.remove(f)

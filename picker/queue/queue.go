@@ -50,9 +50,14 @@ var (
 	outrankedRoom = picker.Room{Queued: 1000, KV: 0.55}
 )
 
-// scan is how many requests of a band are looked at to find one whose endpoint has room. More keeps engines busier, and makes the higher
-// priority wait longer.
-const scan = 4
+// How many requests of a band are looked at to find one whose endpoint has room.
+const (
+	// scan are those whose turn it is. They keep it when others go past them, until their own time is over.
+	scan = 4
+	// beyond are as many of the others, next time the next ones: what there is never room for, however much of it waits, does not hold up
+	// what there is room for.
+	beyond = 12
+)
 
 // rankMemory is how long a priority outranks lower ones after a request of it has come.
 const rankMemory = 10 * time.Second
@@ -65,6 +70,8 @@ type Queue struct {
 	top   atomic.Int64 // the highest priority of late,
 	seen  atomic.Int64 // and when a request of it came
 
+	owed atomic.Bool // tickets are decided and not given out. Written with mu held
+
 	mu        sync.Mutex // guards what follows
 	cfg       Config
 	bands     []*band // the highest priority first
@@ -72,7 +79,7 @@ type Queue struct {
 	requests  int
 	bytes     int64
 	deadlines deadlines // of all tickets
-	decided   []*Ticket // displaced, to be given out by Wake
+	decided   []*Ticket // displaced, to be given out by Wake; owed says whether there are any
 	granted   float64   // tokens, since somebody waits,
 	lower     float64   // and those of them that were the lower priorities' share
 	turns     []*Ticket // reused
@@ -200,10 +207,11 @@ func (q *Queue) enter(r *picker.Request, owner func() any, now time.Duration) (*
 	if now+wait > t.until && t.late != TimedOut {
 		return nil, &Refusal{t.late, wait}
 	}
+	if !q.fits(r) {
+		return nil, &Refusal{Full, wait}
+	}
 	for q.requests >= q.cfg.Requests || q.bytes+r.Held > q.cfg.Bytes {
-		if !q.displace(r.Priority, now) {
-			return nil, &Refusal{Full, wait}
-		}
+		q.displace(now)
 	}
 	b.push(t, now)
 	q.deadlines.push(t)
@@ -213,17 +221,27 @@ func (q *Queue) enter(r *picker.Request, owner func() any, now time.Duration) (*
 	return t, nil
 }
 
-// displace refuses the last of the lowest priority that waits, if it is below the one given.
-func (q *Queue) displace(priority int, now time.Duration) bool {
-	for i := len(q.bands) - 1; i >= 0 && q.bands[i].priority < priority; i-- {
-		if b := q.bands[i]; b.n > 0 {
+// fits says whether there is a place for a request, or would be if nobody of a lower priority waited.
+func (q *Queue) fits(r *picker.Request) bool {
+	requests, bytes := q.requests, q.bytes
+	for i := len(q.bands) - 1; i >= 0 && q.bands[i].priority < r.Priority; i-- {
+		requests -= q.bands[i].n
+		bytes -= q.bands[i].held
+	}
+	return requests < q.cfg.Requests && bytes+r.Held <= q.cfg.Bytes
+}
+
+// displace refuses the last of the lowest priority that waits. Somebody must.
+func (q *Queue) displace(now time.Duration) {
+	for _, b := range slices.Backward(q.bands) {
+		if b.n > 0 {
 			t := b.last()
 			q.refuse(t, Full, now)
 			q.decided = append(q.decided, t)
-			return true
+			q.owed.Store(true)
+			return
 		}
 	}
-	return false
 }
 
 // refuse takes a ticket out and says why.
@@ -261,7 +279,7 @@ func (q *Queue) Leave(t *Ticket, now time.Duration) bool {
 }
 
 // Waiting says whether anybody waits, or has been decided and not been given out.
-func (q *Queue) Waiting() bool { return q.front.Load() != nobody }
+func (q *Queue) Waiting() bool { return q.front.Load() != nobody || q.owed.Load() }
 
 // Len is how many wait: of priorities above 0, of 0 and below.
 func (q *Queue) Len() (critical, standard, sheddable int) {
@@ -299,6 +317,7 @@ func (q *Queue) Wake(dst []*Ticket, now time.Duration) []*Ticket {
 	dst = append(dst, q.decided...)
 	clear(q.decided)
 	q.decided = q.decided[:0]
+	q.owed.Store(false)
 	for len(q.deadlines) > 0 && q.deadlines[0].until <= now {
 		t := q.deadlines[0]
 		q.refuse(t, t.late, now)
@@ -332,9 +351,9 @@ func (q *Queue) grant(now time.Duration) *Ticket {
 	return q.grantOf(first, q.room(first.priority, now), now)
 }
 
-// grantOf takes out the first ticket of b that has room, of the few whose turn it is.
+// grantOf takes out the first ticket of b that has room, of those whose turn it is, or else of some others.
 func (q *Queue) grantOf(b *band, room picker.Room, now time.Duration) *Ticket {
-	q.turns = b.turns(q.turns[:0], scan)
+	q.turns = b.turns(q.turns[:0], scan, beyond)
 	for _, t := range q.turns {
 		l, err := q.pick(t.request, room, now)
 		switch err {

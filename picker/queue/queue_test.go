@@ -368,6 +368,101 @@ func TestLeave(t *testing.T) {
 	}
 }
 
+// What there is never room for, more of it than is looked at together, does not hold up what there is room for; and is served first once
+// there is room for it.
+func TestWhoHasNoRoomHoldsNobodyUp(t *testing.T) {
+	for _, flows := range []uint64{1, 100} {
+		b := newBench(Config{})
+		b.pool.SetEndpoints([]picker.Spec{{Address: "busy"}, {Address: "idle"}})
+		endpoints := b.pool.Endpoints()
+		busy := ask(math.MaxInt32, 0, 20_000)
+		busy.Waited, busy.Exclude = true, endpoints[1:]
+		if _, err := b.offer(busy); err != nil {
+			t.Fatal(err)
+		}
+		var stuck []*Ticket
+		for i := range uint64(100) {
+			r := ask(Standard, i%flows, 100)
+			r.Exclude = endpoints[1:]
+			stuck = append(stuck, b.mustWait(t, r))
+		}
+		k, err := b.offer(ask(Standard, flows-1, 100))
+		if flows > 1 {
+			k, err = b.offer(ask(Standard, flows, 100))
+		}
+		if k == nil {
+			t.Fatal(err)
+		}
+		var got []*Ticket
+		for range 100 {
+			got = append(got, b.wake()...)
+		}
+		if !slices.Contains(got, k) {
+			t.Errorf("%d flows: it waits, though an endpoint is idle", flows)
+		}
+		b.finish(0)
+		if got := b.wake(); len(got) < 100 || got[0] != stuck[0] {
+			t.Errorf("%d flows: %d are served, not the first of them first", flows, len(got))
+		}
+	}
+}
+
+// The prompt that does not fit beside what runs waits; what fits goes past it.
+func TestLargePromptsHoldNobodyUp(t *testing.T) {
+	b := newBench(Config{})
+	if k, err := b.offer(ask(Critical, 0, 10)); k != nil || err != nil {
+		t.Fatal(k, err)
+	}
+	for f := range uint64(20) {
+		b.mustWait(t, ask(Standard, f, 1<<20))
+	}
+	k, err := b.offer(ask(Standard, 20, 10))
+	if k == nil {
+		t.Fatal(err)
+	}
+	var got []*Ticket
+	for range 20 {
+		got = append(got, b.wake()...)
+	}
+	if len(got) != 1 || got[0] != k {
+		t.Errorf("%d are served", len(got))
+	}
+}
+
+// A request for which there would be no place even if nobody below it waited displaces nobody; one that displaces is woken for.
+func TestNobodyMakesRoomForNothing(t *testing.T) {
+	b := newBench(Config{Bytes: 100})
+	b.fill(t)
+	for _, r := range []*picker.Request{ask(Standard, 0, 100), ask(Critical, 0, 100)} {
+		r.Held = 50
+		b.mustWait(t, r)
+	}
+	large := ask(Critical, 0, 100)
+	large.Held = 51
+	if _, err := b.offer(large); reason(t, err) != Full {
+		t.Error(err)
+	}
+	if got := b.wake(); len(got) != 0 {
+		t.Fatalf("%d had to make room", len(got))
+	}
+	large.Held = 50
+	k, err := b.offer(large)
+	if k == nil {
+		t.Fatal(err)
+	}
+	for _, band := range b.queue.bands {
+		for band.n > 0 {
+			b.queue.Leave(band.ready[0].head, b.now)
+		}
+	}
+	if !b.queue.Waiting() {
+		t.Error("who had to make room is not waited for")
+	}
+	if got := b.wake(); len(got) != 1 || b.queue.Waiting() {
+		t.Errorf("%d had to make room", len(got))
+	}
+}
+
 // naive is the queue as a list, by the same rules.
 type naive struct {
 	waiting []*waiter
