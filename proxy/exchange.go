@@ -459,6 +459,7 @@ func (x *Exchange) account() {
 // forget lets go of everything that belongs to the request.
 func (x *Exchange) forget() {
 	x.stream, x.ctx, x.head = nil, nil, nil
+	x.serving, x.guard, x.judge, x.pool, x.model = nil, nil, nil, nil, nil
 	x.found, x.backend, x.call, x.chooser = route.Found{}, nil, nil, nil
 	x.peer, x.dest = nil, nil
 	x.judged.Forget()

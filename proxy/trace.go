@@ -75,7 +75,8 @@ func (x *Exchange) readTrace(t *account.Trace) (decided bool) {
 		return readB3(t, b3)
 	}
 	if id == nil && sampled == nil && flags == nil {
-		return false
+		// A tunnel says whose trace it is opened in, which is as near as it gets.
+		return x.peer != nil && readTraceparent(t, []byte(x.peer.Traceparent))
 	}
 	readB3IDs(t, id, span)
 	if string(flags) == "1" {

@@ -206,8 +206,14 @@ func forPicker(c *file.Config) error {
 	if a := &c.World.Access; a.HasKeys || len(a.Tokens)+len(a.Policies) > 0 {
 		problems = append(problems, errors.New("auth and policies: who may do what is judged by the proxy that asks a picker"))
 	}
-	c.World.Access = authz.Config{Elsewhere: true}
+	if len(c.World.Authorizers) > 0 {
+		problems = append(problems, errors.New("extension_providers: external authorizers are asked by the proxy that asks a picker"))
+	}
+	c.World.Access, c.World.Authorizers = authz.Config{Elsewhere: true}, nil
 	for _, p := range c.World.Pools {
+		if p.Plain {
+			problems = append(problems, fmt.Errorf("pool %s: plain: there is nothing to pick by", p.Name))
+		}
 		if p.Picker != nil {
 			problems = append(problems, fmt.Errorf("pool %s: picker: a picker asks no other", p.Name))
 		}

@@ -241,14 +241,6 @@ func (g *Guard) dropOutputs(head *message.Request) {
 	}
 }
 
-// NameOf is the name of the policy that a finding is about.
-func (c *Config) NameOf(f Finding) string {
-	if f.Policy < 0 {
-		return "request authentication"
-	}
-	return c.Policies[f.Policy].name()
-}
-
 // Check tells what of c cannot be understood, without making a Guard.
 func (c *Config) Check() []Finding {
 	compiler := newCompiler(c)
