@@ -4,8 +4,9 @@
 // EnvoyExternalAuthorizationGrpcProvider and …HttpProvider).
 //
 // A Provider is plain data. Authorizers keep the connections to providers and are safe
-// for concurrent use. What a provider does not answer in time, or in a way that cannot
-// be understood, is a failure, and denies unless its FailOpen says otherwise.
+// for concurrent use. A provider that cannot be reached, or does not answer in time, denies
+// unless its FailOpen says otherwise. One that denies is heard whatever else it says, and one
+// that allows in a way that cannot be done denies.
 package extauthz
 
 import (
@@ -37,7 +38,8 @@ type Provider struct {
 	HTTP bool
 	// Timeout; zero: DefaultTimeout.
 	Timeout time.Duration
-	// FailOpen lets pass what the provider fails to answer.
+	// FailOpen lets pass what the provider does not answer, or answers with an error of
+	// its protocol (by HTTP, a 5xx).
 	FailOpen bool
 	// StatusOnError is what is answered when it fails; zero: 403.
 	StatusOnError int
@@ -78,7 +80,7 @@ type Request struct {
 // changes it: nothing is left out here but what has no place in a head.
 type Answer struct {
 	Allowed bool
-	// Err says that the provider failed; the rest is then as its Provider has it.
+	// Err says that the provider failed; Status is then as its Provider has it.
 	Err error
 
 	// Of a denial: what the client is to be answered.
@@ -117,6 +119,8 @@ type Authorizer struct {
 
 // client asks by gRPC or by HTTP.
 type client interface {
+	// check's error says that there is no answer; Answer.Err, that there is one which
+	// lets nothing pass because it cannot be done.
 	check(ctx context.Context, r *Request) (*Answer, error)
 	close()
 }
@@ -161,10 +165,13 @@ func (a *Authorizer) Check(ctx context.Context, r *Request) *Answer {
 	defer cancel()
 	answer, err := a.client.check(bounded, r)
 	if err != nil {
+		answer = &Answer{Allowed: a.FailOpen, Err: err}
+	}
+	if answer.Err != nil {
+		answer.Status = cmp.Or(a.StatusOnError, 403)
 		if ctx.Err() == nil {
-			a.tell(err)
+			a.tell(answer)
 		}
-		return &Answer{Allowed: a.FailOpen, Err: err, Status: cmp.Or(a.StatusOnError, 403)}
 	}
 	return answer
 }
@@ -194,12 +201,12 @@ func (a *Authorizer) retire() {
 }
 
 // tell tells the log of a failure.
-func (a *Authorizer) tell(err error) {
+func (a *Authorizer) tell(answer *Answer) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if time.Since(a.told) >= time.Second {
 		a.told = time.Now()
-		a.log.Warn("an external authorizer fails", "provider", a.Name, "address", a.Address, "lets_pass", a.FailOpen, "error", err)
+		a.log.Warn("an external authorizer fails", "provider", a.Name, "address", a.Address, "lets_pass", answer.Allowed, "error", answer.Err)
 	}
 }
 

@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
@@ -56,26 +55,26 @@ func (c *grpcClient) check(ctx context.Context, r *Request) (*Answer, error) {
 		return nil, err
 	}
 	if codes.Code(said.GetStatus().GetCode()) == codes.OK {
-		return allowed(said)
+		return allowed(said), nil
 	}
-	return denied(said)
+	return denied(said), nil
 }
 
 // request is what the provider is told: envoy's ext_authz filter is the model
 // (source/extensions/filters/common/ext_authz/check_request_utils.cc).
 func (c *grpcClient) request(r *Request) *authv3.CheckRequest {
-	now := timestamppb.Now()
 	a := &authv3.AttributeContext{
 		Source:      peer(r.Source),
 		Destination: peer(r.Destination),
-		Request:     &authv3.AttributeContext_Request{Time: now},
+		Request:     &authv3.AttributeContext_Request{Time: timestamppb.Now()},
 	}
 	a.Source.Principal = r.Principal
 	if r.Head == nil {
 		return &authv3.CheckRequest{Attributes: a}
 	}
 	h := &authv3.AttributeContext_HttpRequest{
-		Id: r.ID, Method: string(r.Head.Method), Path: string(r.Head.Target), Host: string(r.Head.Authority), Scheme: "http",
+		Id: r.ID, Method: string(r.Head.Method), Scheme: "http",
+		Path: strings.ToValidUTF8(string(r.Head.Target), "�"), Host: strings.ToValidUTF8(string(r.Head.Authority), "�"),
 		Size: r.Head.ContentLength, Headers: make(map[string]string, len(r.Head.Fields)+4),
 	}
 	for _, f := range r.Head.Fields {
@@ -97,7 +96,6 @@ func (c *grpcClient) request(r *Request) *authv3.CheckRequest {
 			h.Body = strings.ToValidUTF8(string(r.Body), "�")
 		}
 	}
-	h.Path, h.Host = strings.ToValidUTF8(h.Path, "�"), strings.ToValidUTF8(h.Host, "�")
 	a.Request.Http = h
 	return &authv3.CheckRequest{Attributes: a}
 }
@@ -111,21 +109,21 @@ func peer(a netip.AddrPort) *authv3.AttributeContext_Peer {
 	}}}}
 }
 
-// allowed reads an allowance. What cannot be done as it is wanted is an error.
-func allowed(said *authv3.CheckResponse) (*Answer, error) {
+// allowed reads an allowance. One that cannot be done as it is wanted lets nothing pass.
+func allowed(said *authv3.CheckResponse) *Answer {
 	a := &Answer{Allowed: true}
 	if said.GetDeniedResponse() != nil {
-		return nil, errors.New("it allows, and says how it denies")
+		return &Answer{Err: errors.New("it allows, and says how it denies")}
 	}
 	ok := said.GetOkResponse()
 	if len(ok.GetQueryParametersToSet())+len(ok.GetQueryParametersToRemove()) > 0 {
-		return nil, errors.New("it wants the query changed, which is not done here")
+		return &Answer{Err: errors.New("it wants the query changed, which is not done here")}
 	}
 	for _, h := range ok.GetHeaders() {
 		f, appended, err := headerOption(h)
 		switch {
 		case err != nil:
-			return nil, err
+			return &Answer{Err: err}
 		case appended:
 			a.Append = append(a.Append, f)
 		default:
@@ -135,23 +133,19 @@ func allowed(said *authv3.CheckResponse) (*Answer, error) {
 	for _, h := range ok.GetResponseHeadersToAdd() {
 		f, _, err := headerOption(h)
 		if err != nil {
-			return nil, err
+			return &Answer{Err: err}
 		}
 		a.ToClient = append(a.ToClient, f)
 	}
 	for _, name := range ok.GetHeadersToRemove() {
 		a.Remove = append(a.Remove, strings.ToLower(name))
 	}
-	return a, nil
+	return a
 }
 
 // headerOption reads a field, and whether it is to stand beside those of its name.
 func headerOption(h *corev3.HeaderValueOption) (f message.Field, appended bool, err error) {
-	value := h.GetHeader().GetValue()
-	if raw := h.GetHeader().GetRawValue(); len(raw) > 0 {
-		value = string(raw)
-	}
-	f, ok := field(h.GetHeader().GetKey(), value)
+	f, ok := headerField(h)
 	if !ok {
 		return f, false, fmt.Errorf("it sets %q, which cannot stand in a head", h.GetHeader().GetKey())
 	}
@@ -165,27 +159,25 @@ func headerOption(h *corev3.HeaderValueOption) (f message.Field, appended bool, 
 	return f, false, fmt.Errorf("it sets %s in a way that is not known here (%s)", f.Name, h.GetAppendAction())
 }
 
-func denied(said *authv3.CheckResponse) (*Answer, error) {
-	if said.GetOkResponse() != nil {
-		return nil, errors.New("it denies, and says how it allows")
+func headerField(h *corev3.HeaderValueOption) (f message.Field, ok bool) {
+	if raw := h.GetHeader().GetRawValue(); len(raw) > 0 {
+		return field(h.GetHeader().GetKey(), string(raw))
 	}
+	return field(h.GetHeader().GetKey(), h.GetHeader().GetValue())
+}
+
+// denied reads a denial, which stands whatever else is said: what cannot be answered
+// is left out, and a status that cannot be is 403.
+func denied(said *authv3.CheckResponse) *Answer {
 	d := said.GetDeniedResponse()
 	a := &Answer{Status: 403, Body: []byte(d.GetBody())}
-	if code := int(d.GetStatus().GetCode()); code != 0 {
-		if code < 200 || code > 599 {
-			return nil, fmt.Errorf("it denies with status %d", code)
-		}
+	if code := int(d.GetStatus().GetCode()); code >= 200 && code <= 599 {
 		a.Status = code
 	}
-	if !utf8.Valid(a.Body) {
-		return nil, errors.New("it denies with a body that is not text")
-	}
 	for _, h := range d.GetHeaders() {
-		f, _, err := headerOption(h)
-		if err != nil {
-			return nil, err
+		if f, ok := headerField(h); ok {
+			a.Fields = append(a.Fields, f)
 		}
-		a.Fields = append(a.Fields, f)
 	}
-	return a, nil
+	return a
 }

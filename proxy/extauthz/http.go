@@ -2,6 +2,7 @@ package extauthz
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -14,37 +15,33 @@ import (
 type httpClient struct {
 	provider  *Provider
 	transport *http.Transport
-	client    http.Client
 }
 
 func newHTTPClient(p *Provider) *httpClient {
-	t := &http.Transport{MaxIdleConnsPerHost: 256, IdleConnTimeout: time.Minute, DisableCompression: true, MaxResponseHeaderBytes: 64 << 10}
-	return &httpClient{p, t, http.Client{
-		Transport:     t,
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}}
+	return &httpClient{p, &http.Transport{MaxIdleConnsPerHost: 256, IdleConnTimeout: time.Minute, DisableCompression: true, MaxResponseHeaderBytes: 64 << 10}}
 }
 
 func (c *httpClient) close() { c.transport.CloseIdleConnections() }
 
 func (c *httpClient) check(ctx context.Context, r *Request) (*Answer, error) {
 	q, err := c.request(ctx, r)
-	if err != nil {
-		return nil, err
+	if err != nil { // the client's doing
+		return &Answer{Err: err}, nil
 	}
-	resp, err := c.client.Do(q)
+	resp, err := c.transport.RoundTrip(q) // a Client would follow redirections, or fail on them
 	if err != nil {
 		return nil, err
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
+	if err == nil && len(body) > maxAnswer {
+		err = fmt.Errorf("its answer is larger than %d bytes", maxAnswer)
+	}
 	switch {
-	case err != nil:
-		return nil, err
-	case len(body) > maxAnswer:
-		return nil, fmt.Errorf("its answer is larger than %d bytes", maxAnswer)
-	case resp.StatusCode >= 500 || resp.StatusCode < 200:
+	case resp.StatusCode >= 500:
 		return nil, fmt.Errorf("it answers %s", resp.Status)
+	case err != nil || resp.StatusCode < 200:
+		return &Answer{Err: cmp.Or(err, fmt.Errorf("it answers %s", resp.Status))}, nil
 	case resp.StatusCode == http.StatusOK:
 		return c.allowed(resp), nil
 	}
