@@ -80,7 +80,8 @@ func sumsAgree(t *testing.T, disturbed bool) {
 		}
 		waitFor(t, "the engine's count", func() bool {
 			s := p.Stats()
-			return s.Received == received && s.Answered == answered && s.Aborted == left
+			// Of an answer that its client left, the engine may have written the end before it heard of it.
+			return s.Received == received && s.Answered+s.Aborted == answered+left && s.Answered >= answered
 		})
 		e := p.Stats().Engine
 		prompt, cached, completion = prompt+int(e.PromptTokens), cached+int(e.PrefixHits), completion+int(e.GenerationTokens)
