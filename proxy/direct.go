@@ -43,6 +43,7 @@ func (x *Exchange) direct(d director) error {
 	defer func() { lease.End(Now(), outcome) }()
 	x.noteChoice(&lease)
 	d.Direct(inOrder(lease.Endpoint(), x.weighed, 1+x.server.config.Fallbacks))
+	x.begun = true
 
 	if err := x.forward(d); err != nil {
 		own, is := errors.AsType[*Error](err)
@@ -72,13 +73,13 @@ func (x *Exchange) follow(lease *picker.Lease, served string) {
 	lease.Endpoint().Eject(now)
 	lease.End(now, picker.NeverSent)
 	x.noteFailure(lease.Endpoint(), errPassedOver)
-	x.exclude(func(e *picker.Endpoint) bool { return e.Address() != served })
-	next, err := x.pool.picker.Pick(&x.want, now)
-	if err != nil {
+	endpoints := x.pool.picker.Endpoints()
+	i := slices.IndexFunc(endpoints, func(e *picker.Endpoint) bool { return e.Address() == served })
+	if i < 0 {
 		return // it has left the pool: the lease that has ended stands in
 	}
 	x.notePick(now)
-	*lease = next
+	*lease = x.pool.picker.Reserve(endpoints[i], &x.want, now)
 	x.noteChoice(lease)
 }
 

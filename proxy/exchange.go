@@ -86,6 +86,7 @@ type Exchange struct {
 	tried        []*picker.Endpoint // that failed before they answered
 	failure      error              // of the last one
 	refuges      int                // of tried, known before not to take connections
+	begun        bool               // some of the request may have been sent
 	sent         bool               // the last one took the whole request
 	resends      int                // how often the request was sent again
 	retry        *retryPlace        // held in the retry budget
@@ -381,7 +382,7 @@ func (x *Exchange) attempt() (again bool, err error) {
 	defer x.stream.Unbind()
 	defer x.endCall(conn)
 
-	outcome = picker.Failed
+	outcome, x.begun = picker.Failed, true
 	x.beginAttempt()
 	if err := x.forward(conn); err != nil {
 		if x.gone() {

@@ -123,7 +123,7 @@ func (x *Exchange) conversation() (uint64, error) {
 func (x *Exchange) flow() string { return cmp.Or(x.fairness, x.record.Peer, x.record.Principal) }
 
 // believed tells whether what the head says of how the request is to be served counts:
-// by World.RaisePriority, or because another proxy has judged it.
+// by World.RaisePriority.
 func (x *Exchange) believed() bool {
 	switch x.serving.world.RaisePriority {
 	case RaiseAnyone:
@@ -131,7 +131,7 @@ func (x *Exchange) believed() bool {
 	case RaiseNobody:
 		return false
 	}
-	return peerID(x.peer) != "" || x.serving.guard.Elsewhere
+	return peerID(x.peer) != ""
 }
 
 // takeModelField takes from a field of the head what it says of the model, and tells

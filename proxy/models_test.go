@@ -302,6 +302,8 @@ func TestModelNamedByAField(t *testing.T) {
 		{"the mesh, where nobody may", RaiseNobody, authz.Config{}, mesh, "x-gateway-model-name-rewrite", "v2", "v1"},
 		{"the mesh", "", authz.Config{}, mesh, "x-gateway-model-name-rewrite", "v2", "v2"},
 		{"a peer without identity", "", authz.Config{}, nobody, "x-gateway-model-name-rewrite", "v2", "v1"},
+		{"whom another proxy has judged", "", authz.Config{Elsewhere: true}, meshConn{}, "x-gateway-model-name-rewrite", "v2", "v1"},
+		{"whom another proxy vouches for", RaiseAnyone, authz.Config{Elsewhere: true}, meshConn{}, "x-gateway-model-name-rewrite", "v2", "v2"},
 		{"a name too long", RaiseAnyone, authz.Config{}, meshConn{}, "x-gateway-model-name-rewrite", strings.Repeat("v", openai.MaxModel+1), "v1"},
 		{"a model that is denied", RaiseAnyone, policies, meshConn{}, "x-gateway-model-name-rewrite", "secret", ""},
 		{"a model that is not", RaiseAnyone, policies, meshConn{}, "x-gateway-model-name-rewrite", "v2", "v2"},

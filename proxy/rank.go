@@ -1,8 +1,8 @@
 package proxy
 
 import (
-	"bytes"
 	"cmp"
+	"net/netip"
 	"strconv"
 	"time"
 
@@ -91,17 +91,18 @@ func (x *Exchange) priority() int {
 }
 
 // flowKey is a number for whose the request is: see flow. Who shows nothing that was
-// verified is told apart by the key for the engines.
+// verified is told apart by the address, in IPv6 by the network that a host picks its own
+// from (RFC 4291, section 2.5.4): a key for the engines could be another each time.
 func (x *Exchange) flowKey() uint64 {
 	if whose := x.flow(); whose != "" {
 		return prefix.Seed(whose)
 	}
-	for _, name := range [...]string{"authorization", "x-api-key"} {
-		if v := message.Get(x.head.Fields, name); len(v) > 0 {
-			return prefix.ExtendSeed(1, bytes.TrimSpace(v))
-		}
+	from := cmp.Or(x.judged.Remote, x.judged.Source).Unmap()
+	if from.Is6() {
+		from = netip.PrefixFrom(from, 64).Masked().Addr()
 	}
-	return 0
+	address := from.As16()
+	return prefix.ExtendSeed(1, address[:])
 }
 
 // spend takes from the budget of whose the request is what it is expected to cost.
@@ -122,7 +123,7 @@ func (x *Exchange) spend() error {
 }
 
 // settleBudget settles what was spent by what the engine counted; what it did not
-// count costs what was expected, if there was an answer at all.
+// count costs what was expected, unless it was never sent or the engine refused it.
 func (x *Exchange) settleBudget() {
 	if !x.spending.Made() {
 		return
@@ -131,7 +132,7 @@ func (x *Exchange) settleBudget() {
 	switch {
 	case x.record.PromptTokens >= 0:
 		tokens = float64(x.record.PromptTokens + max(x.record.CompletionTokens, 0))
-	case x.record.Status/100 != 2:
+	case !x.begun, x.record.Status/100 == 4 && x.record.Reason == "": // a reason would be ours
 		tokens = 0
 	}
 	x.server.budgets.Settle(x.spending, tokens, Now())
