@@ -55,6 +55,9 @@ func (x *Exchange) beginCall() bool {
 // connect gives a connection to the endpoint, a new one when an idle one must not
 // fail the request a second time.
 func (x *Exchange) connect(t *upstream.Transport) (*upstream.Conn, error) {
+	if err := x.ctx.Err(); err != nil { // a connection that is there would be given all the same
+		return nil, err
+	}
 	again := x.resends > 0
 	switch {
 	case x.http2 && again:

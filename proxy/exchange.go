@@ -126,6 +126,9 @@ func (x *Exchange) serve() error {
 	if err := x.readBody(); err != nil {
 		return err
 	}
+	if err := x.ended(); err != nil {
+		return err
+	}
 	if err := x.authorizeModel(); err != nil {
 		return err
 	}

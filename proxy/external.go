@@ -70,10 +70,10 @@ func (x *Exchange) ask(a authz.Asked) error {
 		}
 	}
 	answer := p.Check(x.ctx, &q)
-	switch {
-	case x.gone():
-		return errGone
-	case !answer.Allowed:
+	if err := x.ended(); err != nil { // not the provider's failing
+		return err
+	}
+	if !answer.Allowed {
 		x.record.Policy = a.Policy
 		return denial(answer)
 	}

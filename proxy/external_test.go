@@ -324,6 +324,35 @@ func TestExternalAuthorizerWhenTheClientLeaves(t *testing.T) {
 	}
 }
 
+// Nobody gets past an authorizer by being slow, whatever its failOpen says.
+func TestExternalAuthorizerWhenTimeIsOver(t *testing.T) {
+	_, address := startAuthorizer(t, func(ctx context.Context, _ *authv3.CheckRequest) (*authv3.CheckResponse, error) {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	})
+	p := startPod(t, "", quick)
+	reached := seen(p)
+	for name, limit := range map[string]time.Duration{"before it is asked": 1, "while it is asked": 300 * time.Millisecond} {
+		w := World{
+			Authorizers: []extauthz.Provider{{Name: "open", Address: address, Timeout: time.Hour, FailOpen: true, Body: 1 << 20}},
+			Access:      authz.Config{Policies: []authz.Policy{custom("open", on("open"))}},
+		}
+		s := startServer(t, w, p)
+		m := post("/v1/chat/completions", chat(false, 1, "hi")) // leaves a connection
+		if s.Handle(m); m.answer.Status != 200 {
+			t.Fatalf("%s: %d %s", name, m.answer.Status, m.seen())
+		}
+		w = *s.serving.Load().world
+		w.Timeouts.Request = limit
+		s.SetWorld(&w)
+		reached.take()
+		m = post("/v1/chat/completions", chat(false, 1, "hi"), "X-Ask", "open")
+		if s.Handle(m); m.answer.Status != 504 || len(reached.take()) > 0 {
+			t.Errorf("%s: %d %s", name, m.answer.Status, m.seen())
+		}
+	}
+}
+
 // By HTTP, the request's own head is what is asked about.
 func TestExternalAuthorizerByHTTP(t *testing.T) {
 	var asked atomic.Pointer[http.Request]

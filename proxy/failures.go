@@ -18,11 +18,8 @@ import (
 // unreachable is for an endpoint that could not be connected to: nothing was
 // sent, so any other may be tried, as long as there is one.
 func (x *Exchange) unreachable(e *picker.Endpoint, err error) (again bool, _ error) {
-	switch {
-	case x.gone():
-		return false, errGone
-	case x.ctx.Err() != nil:
-		return false, x.timeout()
+	if err := x.ended(); err != nil {
+		return false, err
 	}
 	if errors.Is(err, upstream.ErrClosed) { // left the World in this moment
 		x.tried = append(x.tried, e)
@@ -106,13 +103,10 @@ func (x *Exchange) waitToRetry() error {
 		return err
 	}
 	x.retry = x.server.retries.begin(x.ctx, &x.server.live)
-	switch {
-	case x.retry != nil:
+	if x.retry != nil {
 		return nil
-	case x.gone():
-		return errGone
 	}
-	return x.timeout()
+	return x.ended()
 }
 
 // settled is for an answer that has begun, or will not: nothing is sent again
@@ -137,15 +131,24 @@ func (x *Exchange) noEndpoint(err error) error {
 	if refused, ok := errors.AsType[*queue.Refusal](err); ok {
 		return x.refusal(refused)
 	}
+	if err := x.ended(); err != nil {
+		return err
+	}
+	if x.failure != nil {
+		return errUpstream(x.failure)
+	}
+	return errNoEndpoint(x.pool.name)
+}
+
+// ended is the error for a request whose client has left, or whose time is over.
+func (x *Exchange) ended() error {
 	switch {
 	case x.gone():
 		return errGone
 	case x.ctx.Err() != nil:
 		return x.timeout()
-	case x.failure != nil:
-		return errUpstream(x.failure)
 	}
-	return errNoEndpoint(x.pool.name)
+	return nil
 }
 
 func (x *Exchange) timeout() error {
