@@ -80,22 +80,30 @@ func (x *Exchange) authorizeModel() error {
 	if x.passed || g == x.judge && !r.ModelPending && len(x.owed) == 0 {
 		return nil
 	}
-	var err error
-	if r.Model, err = x.askedModel(); err != nil {
+	model, err := x.askedModel()
+	if err != nil {
 		return err
 	}
 	r.ModelPending = false
+	if x.listing() && g.ReadsModel() {
+		if err := x.askRest(); err != nil {
+			return err
+		}
+		return x.permitList(g)
+	}
+	if err := x.judgeModel(model); err != nil || x.override == "" {
+		return err
+	}
+	return x.judgeModel([]byte(x.override))
+}
+
+// judgeModel has the request judged as one for a model.
+func (x *Exchange) judgeModel(model []byte) error {
+	x.judged.Model = model
 	if err := x.askRest(); err != nil {
 		return err
 	}
-	if x.listing() && g.ReadsModel() {
-		return x.permitList(g)
-	}
-	if err := x.permit(g); err != nil || x.override == "" {
-		return err
-	}
-	r.Model = []byte(x.override)
-	return x.permit(g)
+	return x.permit(x.guard)
 }
 
 // askedModel is the model that the request names: in its body, or for vLLM's WebSocket

@@ -54,18 +54,18 @@ type Exchange struct {
 	body      body
 	read      openai.Request
 	kind      openai.Kind
-	chooser   Chooser        // of the pool, or asked
-	consult   consultation   // of the pool's own picker; zero without one
-	early     bool           // an endpoint is chosen by the start of the body
-	unread    bool           // it goes to a plain pool, so that the body is not looked at
-	override  string         // the name that a field asks to be served by, if that is believed
-	objective string         // what it asks to be ranked by
-	wanted    time.Duration  // by when its client wants the first token, on Now's clock; 0: whenever
-	spending  queue.Spending // of a budget
-	fairness  string         // whose the request is by its own word, if that is believed
-	target    string         // the model's name upstream
-	segments  [][]byte       // the body on its way up, edits included
-	want      picker.Request // what the picker is asked
+	chooser   Chooser           // of the pool, or asked
+	consult   consultation      // of the pool's own picker; zero without one
+	early     bool              // an endpoint is chosen by the start of the body
+	unread    bool              // it goes to a plain pool, so that the body is not looked at
+	override  string            // the name that a field asks to be served by, if that is believed
+	objective string            // what it asks to be ranked by
+	wanted    time.Duration     // by when its client wants the first token, on Now's clock; 0: whenever
+	spending  [2]queue.Spending // of budgets: for the name asked for, and for override
+	fairness  string            // whose the request is by its own word, if that is believed
+	target    string            // the model's name upstream
+	segments  [][]byte          // the body on its way up, edits included
+	want      picker.Request    // what the picker is asked
 	weighed   []picker.Candidate
 	shadowed  []picker.Candidate // the same, as a shadow policy sees them
 	chain     []uint64

@@ -25,6 +25,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/fairway-proxy/fairway/bench/mock"
+	"github.com/fairway-proxy/fairway/picker/queue"
 	"github.com/fairway-proxy/fairway/proxy/account"
 	"github.com/fairway-proxy/fairway/proxy/authz"
 	"github.com/fairway-proxy/fairway/proxy/extauthz"
@@ -296,6 +298,33 @@ func TestExternalAuthorizerThatWaitsForTheBody(t *testing.T) {
 		}
 		if all := reached.take(); tt.status == 200 && (len(all) != 1 || (all[0].Header.Get("X-Judged") == "yes") != (tt.partial != "")) {
 			t.Errorf("%s %.60s: the engine got %v", tt.ask, tt.body, all)
+		}
+	}
+}
+
+// A name that a field asks to be served by is asked about, and paid for, like the one that
+// the body asks for.
+func TestOverrideIsAskedAboutAndPaidFor(t *testing.T) {
+	g, address := startAuthorizer(t, func(context.Context, *authv3.CheckRequest) (*authv3.CheckResponse, error) { return no(0, ""), nil })
+	p := startPod(t, "", mock.Config{Speed: 100, Loras: []string{"dear"}})
+	reached := seen(p)
+	s := startServer(t, World{
+		RaisePriority: RaiseAnyone, Budgets: []queue.Limit{{Model: "dear", TokensPerMinute: 1}},
+		Authorizers: []extauthz.Provider{{Name: "model", Address: address}},
+		Access:      authz.Config{Policies: []authz.Policy{custom("model", authz.Rule{When: []authz.Condition{{Key: "request.model", Values: []string{"secret"}}}})}},
+	}, p)
+	for _, tt := range []struct {
+		override string
+		status   int
+		asked    int64
+		sent     int
+	}{{"", 200, 0, 1}, {"secret", 403, 1, 0}, {"dear", 200, 0, 1}, {"dear", 429, 0, 0}, {"mock", 200, 0, 1}} {
+		g.asked.Store(0)
+		reached.take()
+		m := post("/v1/chat/completions", chat(false, 1, "hi"), "X-Gateway-Model-Name-Rewrite", tt.override)
+		s.Handle(m)
+		if sent := len(reached.take()); m.answer.Status != tt.status || g.asked.Load() != tt.asked || sent != tt.sent {
+			t.Errorf("%+v: %d, asked %d, sent %d: %s", tt, m.answer.Status, g.asked.Load(), sent, m.seen())
 		}
 	}
 }

@@ -105,7 +105,8 @@ func (x *Exchange) flowKey() uint64 {
 	return prefix.ExtendSeed(1, address[:])
 }
 
-// spend takes from the budget of whose the request is what it is expected to cost.
+// spend takes from the budget of whose the request is what it is expected to cost, and
+// as much from that for the name that a field asks to be served by.
 func (x *Exchange) spend() error {
 	if x.kind == openai.Other || x.mirrored {
 		return nil
@@ -114,10 +115,15 @@ func (x *Exchange) spend() error {
 	if !budgets.Any() {
 		return nil
 	}
-	var err error
-	x.spending, err = budgets.Take(x.record.Model, cmp.Or(x.record.Principal, x.record.Peer), x.pool.picker.Tokens(&x.want), Now())
-	if err != nil {
-		return x.refusal(err.(*queue.Refusal))
+	for i, model := range [...]string{x.record.Model, x.override} {
+		if i > 0 && (model == "" || model == x.record.Model) {
+			break
+		}
+		var err error
+		x.spending[i], err = budgets.Take(model, cmp.Or(x.record.Principal, x.record.Peer), x.pool.picker.Tokens(&x.want), Now())
+		if err != nil {
+			return x.refusal(err.(*queue.Refusal))
+		}
 	}
 	return nil
 }
@@ -125,17 +131,23 @@ func (x *Exchange) spend() error {
 // settleBudget settles what was spent by what the engine counted; what it did not
 // count costs what was expected, unless it was never sent or the engine refused it.
 func (x *Exchange) settleBudget() {
-	if !x.spending.Made() {
-		return
+	for i := range x.spending {
+		if s := &x.spending[i]; s.Made() {
+			x.server.budgets.Settle(*s, x.spent(s), Now())
+		}
 	}
-	tokens := x.spending.Tokens()
+}
+
+// spent is what the request cost of what was taken for it, in tokens.
+func (x *Exchange) spent(s *queue.Spending) float64 {
+	tokens := s.Tokens()
 	switch {
 	case x.record.PromptTokens >= 0:
 		tokens = float64(x.record.PromptTokens + max(x.record.CompletionTokens, 0))
 	case !x.begun, x.record.Status/100 == 4 && x.record.Reason == "": // a reason would be ours
 		tokens = 0
 	}
-	x.server.budgets.Settle(x.spending, tokens, Now())
+	return tokens
 }
 
 // refusal is the answer to a request that the queue does not take, or no longer.
