@@ -27,11 +27,12 @@ type Error struct {
 func (e *Error) Error() string { return e.Message }
 
 const (
-	typeBadRequest     = "fairway_bad_request"
-	typeUpstreamFailed = "fairway_upstream_failed"
-	typeBuffersSpent   = "fairway_buffers_spent"
-	typeForbidden      = "fairway_forbidden"
-	typeNotReady       = "fairway_not_ready"
+	typeBadRequest      = "fairway_bad_request"
+	typeUpstreamFailed  = "fairway_upstream_failed"
+	typeBuffersSpent    = "fairway_buffers_spent"
+	typeForbidden       = "fairway_forbidden"
+	typeUnauthenticated = "fairway_unauthenticated"
+	typeNotReady        = "fairway_not_ready"
 )
 
 func errBodyTooLarge(limit int64) *Error {
@@ -116,7 +117,7 @@ func unreadable(err error) error {
 const challenge = "Bearer"
 
 func errUnauthenticated(cause error) *Error {
-	return &Error{Status: 401, Type: "fairway_unauthenticated", Message: sentence(cause)}
+	return &Error{Status: 401, Type: typeUnauthenticated, Message: sentence(cause)}
 }
 
 func errKeysUnavailable(cause error) *Error {

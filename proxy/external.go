@@ -142,6 +142,10 @@ func withTold(fields, told []message.Field) []message.Field {
 // admit tells whether the policies of a destination let a connection that is not HTTP
 // in, and keeps what they say in its record.
 func (s *Server) admit(d *destination, rec *account.Record, p *hbone.Peer, c net.Conn) bool {
+	if d.guard.Required() {
+		rec.Reason = typeUnauthenticated
+		return false
+	}
 	var r authz.Request
 	place(&r, p, c.RemoteAddr(), c.LocalAddr())
 	r.Remote = r.Source

@@ -506,6 +506,29 @@ func TestExternalAuthorizerOfConnections(t *testing.T) {
 	}
 }
 
+// Who has to bring a key cannot do without by being taken for something else than HTTP.
+func TestConnectionsWithoutTheKeyThatIsRequired(t *testing.T) {
+	s := startServer(t, World{})
+	c, other := net.Pipe()
+	defer c.Close()
+	defer other.Close()
+	peer := &hbone.Peer{Destination: netip.MustParseAddrPort("10.0.0.1:90")}
+	for _, tt := range []struct {
+		access authz.Config
+		reason string
+	}{
+		{authz.Config{HasKeys: true}, ""},
+		{authz.Config{HasKeys: true, Required: true}, "fairway_unauthenticated"},
+		{authz.Config{Tokens: []authz.TokenRule{{Issuer: "i", JWKS: `{"keys":[]}`}}, Required: true}, "fairway_unauthenticated"},
+	} {
+		d := &destination{guard: authz.NewCompiler(&tt.access, nil).Guard(nil)}
+		var rec account.Record
+		if got := s.admit(d, &rec, peer, meshConn{Conn: c, peer: peer}); got != (tt.reason == "") || rec.Reason != tt.reason {
+			t.Errorf("%+v: %v, %s", tt.access, got, rec.Reason)
+		}
+	}
+}
+
 // What has not changed from one World to the next keeps its connection, and what is being
 // asked is answered though its provider has left.
 func TestAuthorizersOutliveWorlds(t *testing.T) {

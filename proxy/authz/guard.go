@@ -113,6 +113,10 @@ func (g *Guard) JudgeConn(r *Request) Decision { return g.policies.conn.judge(r)
 // judged once its Model is known.
 func (g *Guard) ReadsModel() bool { return g.policies.readsModel }
 
+// Required tells whether requests that bring no credentials are refused. A connection that is not
+// HTTP can bring none.
+func (g *Guard) Required() bool { return g.required && (g.hasKeys || len(g.tokens) > 0) }
+
 // Trusts tells whether what an address says of a request's way is believed.
 func (g *Guard) Trusts(a netip.Addr) bool { return len(g.trusted) > 0 && inPrefixes(g.trusted, a) }
 
