@@ -7,11 +7,13 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strconv"
 
 	"github.com/fairway-proxy/fairway/proxy/account"
 	"github.com/fairway-proxy/fairway/proxy/authz"
 	"github.com/fairway-proxy/fairway/proxy/hbone"
+	"github.com/fairway-proxy/fairway/proxy/message"
 )
 
 // Who may do what: judged from the head as soon as it is there, and once more when
@@ -45,6 +47,7 @@ func (x *Exchange) authorize() error {
 	if err := x.askNow(); err != nil {
 		return err
 	}
+	copyHead(&x.presented, x.head)
 	if err := g.Authenticate(x.ctx, r); err != nil {
 		switch token, ok := errors.AsType[*authz.TokenError](err); {
 		case x.gone():
@@ -55,11 +58,28 @@ func (x *Exchange) authorize() error {
 		return errUnauthenticated(err)
 	}
 	x.record.Principal = r.Identity.String()
-	fields := append(x.asked.Fields[:0], x.head.Fields...)
-	x.asked = *x.head
-	x.asked.Fields = fields
+	copyHead(&x.asked, x.head)
+	x.present()
 	r.Head, r.ModelPending = &x.asked, g.ReadsModel()
 	return x.permit(g)
+}
+
+// copyHead makes dst another head like src, with fields of its own.
+func copyHead(dst, src *message.Request) {
+	fields := append(dst.Fields[:0], src.Fields...)
+	*dst = *src
+	dst.Fields = fields
+}
+
+// present has authorizers that are asked later see of the fields that only tokens may set
+// what tokens have set.
+func (x *Exchange) present() {
+	x.presented.Fields = slices.DeleteFunc(x.presented.Fields, func(f message.Field) bool { return x.guard.Owns(f.Name) })
+	for _, f := range x.asked.Fields {
+		if x.guard.Owns(f.Name) {
+			x.presented.Fields = append(x.presented.Fields, f)
+		}
+	}
 }
 
 // authorizeModel has the request judged, once its model is known, by the policies that

@@ -31,6 +31,7 @@ type Exchange struct {
 	head      *message.Request
 	judged    authz.Request   // what policies are asked about it
 	asked     message.Request // its head as they know it, before a route changed it
+	presented message.Request // that head with the credentials that it came with: what authorizers know
 	spelled   []byte          // memory for its target
 	guard     *authz.Guard    // who may do what there, in the World it belongs to
 	judge     *authz.Guard    // the last that let it pass
@@ -468,6 +469,7 @@ func (x *Exchange) forget() {
 	x.peer, x.dest = nil, nil
 	x.judged.Forget()
 	clear(x.asked.Fields[:cap(x.asked.Fields)])
+	clear(x.presented.Fields[:cap(x.presented.Fields)])
 	x.asks, x.owed, x.toClient = x.asks[:0], x.owed[:0], nil
 	x.read.Reset()
 	clear(x.segments[:cap(x.segments)])
@@ -484,7 +486,7 @@ func (x *Exchange) reset(s Stream) {
 		server: x.server,
 		stream: s,
 		asks:   x.asks[:0], owed: x.owed[:0],
-		judged: x.judged, asked: message.Request{Fields: x.asked.Fields[:0]}, spelled: x.spelled,
+		judged: x.judged, asked: message.Request{Fields: x.asked.Fields[:0]}, presented: message.Request{Fields: x.presented.Fields[:0]}, spelled: x.spelled,
 		read: x.read, answer: x.answer, events: x.events, plain: x.plain, rename: x.rename, renamed: x.renamed[:0],
 		segments: x.segments[:0], chain: x.chain[:0], tried: x.tried[:0], scratch: x.scratch[:0], traceparent: x.traceparent[:0],
 		consult: consultation{endpoints: x.consult.endpoints[:0]}, weighed: x.weighed[:0], shadowed: x.shadowed[:0], record: x.record,

@@ -34,10 +34,14 @@ func (x *Exchange) askNow() error {
 }
 
 // askRest asks the others, the model being known and the body being there as far as
-// they want it.
+// they want it: about the request as it came, as if they had been asked before whose it is
+// was found out.
 func (x *Exchange) askRest() error {
+	r := &x.judged
+	r.Head = &x.presented
+	defer func() { r.Head = &x.asked }()
 	before := len(x.asks)
-	x.asks = x.guard.Asks(x.asks, &x.judged)
+	x.asks = x.guard.Asks(x.asks, r)
 	x.owed = append(x.owed, x.asks[before:]...)
 	for _, a := range x.owed {
 		if err := x.ask(a); err != nil {
@@ -78,8 +82,9 @@ func (x *Exchange) ask(a authz.Asked) error {
 		return denial(answer)
 	}
 	x.head.Fields = x.change(x.head.Fields, answer)
-	if r.Head == &x.asked {
+	if r.Head == &x.presented {
 		x.asked.Fields = x.change(x.asked.Fields, answer)
+		x.presented.Fields = x.change(x.presented.Fields, answer)
 	}
 	x.toClient = append(x.toClient, answer.ToClient...)
 	return nil

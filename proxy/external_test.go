@@ -3,6 +3,7 @@ package proxy
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"io"
 	"log/slog"
@@ -325,6 +326,40 @@ func TestOverrideIsAskedAboutAndPaidFor(t *testing.T) {
 		s.Handle(m)
 		if sent := len(reached.take()); m.answer.Status != tt.status || g.asked.Load() != tt.asked || sent != tt.sent {
 			t.Errorf("%+v: %d, asked %d, sent %d: %s", tt, m.answer.Status, g.asked.Load(), sent, m.seen())
+		}
+	}
+}
+
+// Authorizers that are asked once the body is there know what the client has shown, like those
+// that are asked at once; the engine does not.
+func TestExternalAuthorizerKnowsCredentials(t *testing.T) {
+	var asked atomic.Pointer[authv3.AttributeContext_HttpRequest]
+	_, address := startAuthorizer(t, func(_ context.Context, r *authv3.CheckRequest) (*authv3.CheckResponse, error) {
+		asked.Store(r.Attributes.Request.Http)
+		return ok(&authv3.OkHttpResponse{Headers: options("x-judged", "yes")}), nil
+	})
+	p := startPod(t, "", quick)
+	reached := seen(p)
+	s := startServer(t, World{
+		Authorizers: []extauthz.Provider{{Name: "body", Address: address, Body: 4096}, {Name: "model", Address: address}},
+		Access: authz.Config{HasKeys: true, Keys: []authz.Key{{Name: "k", Sum: sha256.Sum256([]byte("secret"))}},
+			Tokens: []authz.TokenRule{{Issuer: "i", JWKS: `{"keys":[]}`, OutputClaimToHeaders: []authz.ClaimHeader{{Header: "x-from-token", Claim: "sub"}}}},
+			Policies: []authz.Policy{custom("body", on("body")), custom("model", authz.Rule{When: []authz.Condition{
+				{Key: "request.model", Values: []string{"mock"}}, {Key: "request.headers[x-api-key]", Values: []string{"*"}}}}),
+				policy(authz.Deny, authz.Rule{When: []authz.Condition{{Key: "request.model", Values: []string{"mock"}}, {Key: "request.headers[x-judged]", NotValues: []string{"yes"}}}}),
+			}},
+	}, p)
+	for _, tt := range []struct{ ask, field, value string }{{"body", "authorization", "Bearer secret"}, {"model", "x-api-key", "secret"}} {
+		asked.Store(nil)
+		reached.take()
+		m := post("/v1/chat/completions", chat(false, 1, "hi"), "X-Ask", tt.ask, tt.field, tt.value, "X-From-Token", "forged")
+		s.Handle(m)
+		all := reached.take()
+		if r := asked.Load(); m.answer.Status != 200 || r == nil || r.Headers[tt.field] != tt.value || r.Headers["x-from-token"] != "" {
+			t.Errorf("%s: %d, it was told %v", tt.ask, m.answer.Status, r)
+		}
+		if len(all) != 1 || all[0].Header.Get(tt.field) != "" || all[0].Header.Get("X-Judged") != "yes" {
+			t.Errorf("%s: the engine got %v", tt.ask, all)
 		}
 	}
 }
