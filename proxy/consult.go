@@ -119,6 +119,9 @@ func (c *consultation) ask(ctx context.Context) error {
 	if c.endpoints = x.pool.named(c.endpoints[:0], ruling.Endpoints); len(c.endpoints) == 0 {
 		return c.failed(PickerOutside, fmt.Errorf("it named %.200q, of which the pool has none", ruling.Endpoints))
 	}
+	if ruling.Changed && x.call != nil {
+		return c.failed(PickerProtocol, errors.New("it replaced the body of a call, which it was not shown"))
+	}
 	if ruling.Changed {
 		if err := x.replaceBody(ruling.Body); err != nil {
 			if own, ok := errors.AsType[*Error](err); ok {
@@ -126,9 +129,14 @@ func (c *consultation) ask(ctx context.Context) error {
 			}
 			return c.failed(PickerProtocol, fmt.Errorf("it made a body that cannot be read: %w", err))
 		}
+		if x.kind != openai.Other && !x.passed && x.guard.ReadsModel() {
+			if err := x.judgeModel(x.read.Model); err != nil {
+				return err
+			}
+		}
 	}
 	for i := range ruling.Fields {
-		if change := &ruling.Fields[i]; !protected(change.Name) {
+		if change := &ruling.Fields[i]; !protected(change.Name) && !x.guard.Owns(change.Name) {
 			x.head.Fields = changeField(x.head.Fields, change)
 		}
 	}

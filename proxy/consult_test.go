@@ -29,6 +29,7 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/fairway-proxy/fairway/proxy/account"
+	"github.com/fairway-proxy/fairway/proxy/authz"
 )
 
 // recorder is an engine that keeps what it was asked.
@@ -226,6 +227,50 @@ func TestPickerChangesTheRequest(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// A picker that names another model has that judged, and cannot speak for a token.
+func TestPickerDoesNotPassPolicies(t *testing.T) {
+	engines := startRecorders(t, 1)
+	for model, want := range map[string]int{"another": 200, "secret": 403} {
+		_, address := startEPP(t, "", says{
+			destination: engines[0].address, set: []*corev3.HeaderValueOption{setField("x-from-token", "forged")},
+			body: func(s string) string { return strings.Replace(s, `"mock"`, `"`+model+`"`, 1) },
+		})
+		s := askingServer(t, plainPicker(address), engines)
+		w := *s.serving.Load().world
+		w.Access = authz.Config{
+			Tokens:   []authz.TokenRule{{Issuer: "i", JWKS: `{"keys":[]}`, OutputClaimToHeaders: []authz.ClaimHeader{{Header: "x-from-token", Claim: "sub"}}}},
+			Policies: []authz.Policy{policy(authz.Deny, authz.Rule{When: []authz.Condition{{Key: "request.model", Values: []string{"secret"}}}})},
+		}
+		s.SetWorld(&w)
+		m := post("/v1/chat/completions", chat(false, 1, "hello"))
+		if s.Handle(m); m.answer.Status != want || s.Buffered() != 0 {
+			t.Errorf("%s: %d %s, %d bytes are held", model, m.answer.Status, m.seen(), s.Buffered())
+		}
+		if got := engines[0].head["X-From-Token"]; got != nil {
+			t.Errorf("%s: the engine was told %q", model, got)
+		}
+	}
+	if n := engines[0].asked.Load(); n != 1 {
+		t.Errorf("the engine was asked %d times", n)
+	}
+}
+
+// The body of a gRPC call, which no picker is shown, cannot be replaced.
+func TestPickerReplacesTheBodyOfACall(t *testing.T) {
+	engines := startRecorders(t, 1)
+	r := toRequestHead(engines[0].address)
+	r.GetRequestHeaders().Response.Status = extprocv3.CommonResponse_CONTINUE_AND_REPLACE
+	r.GetRequestHeaders().Response.BodyMutation = &extprocv3.BodyMutation{Mutation: &extprocv3.BodyMutation_Body{Body: []byte("other")}}
+	_, address := startEPP(t, "", says{instead: saying(r)})
+	s := askingServer(t, plainPicker(address), engines)
+	m := post("/pkg.Service/Method", "x")
+	m.head.Fields[0].Value = []byte("application/grpc")
+	s.Handle(duplexStream{m})
+	if typ, _ := refusal(t, m); m.answer.Status != 503 || typ != "fairway_picker_failed" {
+		t.Errorf("%d %s", m.answer.Status, m.seen())
 	}
 }
 
