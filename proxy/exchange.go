@@ -14,6 +14,7 @@ import (
 	"github.com/fairway-proxy/fairway/picker/queue"
 	"github.com/fairway-proxy/fairway/proxy/account"
 	"github.com/fairway-proxy/fairway/proxy/authz"
+	"github.com/fairway-proxy/fairway/proxy/extauthz"
 	"github.com/fairway-proxy/fairway/proxy/hbone"
 	"github.com/fairway-proxy/fairway/proxy/message"
 	"github.com/fairway-proxy/fairway/proxy/openai"
@@ -29,16 +30,16 @@ type Exchange struct {
 	stream    Stream
 	ctx       context.Context // done when the client has gone, or its time is over
 	head      *message.Request
-	judged    authz.Request   // what policies are asked about it
-	asked     message.Request // its head as they know it, before a route changed it
-	presented message.Request // that head with the credentials that it came with: what authorizers know
-	spelled   []byte          // memory for its target
-	guard     *authz.Guard    // who may do what there, in the World it belongs to
-	judge     *authz.Guard    // the last that let it pass
-	asks      []authz.Asked   // external authorizers it is for
-	owed      []authz.Asked   // those of asks that wait for its body
-	bodyAsked int64           // how much of it they want
-	toClient  []message.Field // what they want its answer to say
+	judged    authz.Request      // what policies are asked about it
+	asked     message.Request    // its head as they know it, before a route changed it
+	presented message.Request    // that head with the credentials that it came with: what authorizers know
+	spelled   []byte             // memory for its target
+	guard     *authz.Guard       // who may do what there, in the World it belongs to
+	judge     *authz.Guard       // the last that let it pass
+	asks      []authz.Asked      // external authorizers it is for
+	owed      []authz.Asked      // those of asks that wait for its body
+	bodyAsked int64              // how much of it they want
+	verdicts  []*extauthz.Answer // what they said
 	// someModels: the list of models is for it only as far as it may use them.
 	someModels bool
 	passed     bool // judged before it came here: a copy, or by a proxy that asks for an endpoint
@@ -470,7 +471,7 @@ func (x *Exchange) forget() {
 	x.judged.Forget()
 	clear(x.asked.Fields[:cap(x.asked.Fields)])
 	clear(x.presented.Fields[:cap(x.presented.Fields)])
-	x.asks, x.owed, x.toClient = x.asks[:0], x.owed[:0], nil
+	x.asks, x.owed, x.verdicts = x.asks[:0], x.owed[:0], nil
 	x.read.Reset()
 	clear(x.segments[:cap(x.segments)])
 	clear(x.renamed[:cap(x.renamed)])

@@ -86,7 +86,7 @@ func (x *Exchange) ask(a authz.Asked) error {
 		x.asked.Fields = x.change(x.asked.Fields, answer)
 		x.presented.Fields = x.change(x.presented.Fields, answer)
 	}
-	x.toClient = append(x.toClient, answer.ToClient...)
+	x.verdicts = append(x.verdicts, answer)
 	return nil
 }
 
@@ -121,24 +121,28 @@ func (x *Exchange) change(fields []message.Field, a *extauthz.Answer) []message.
 			fields = message.Delete(fields, name)
 		}
 	}
-	for _, f := range a.Set {
-		if may(f.Name) {
-			fields = append(message.Delete(fields, string(f.Name)), f)
-		}
-	}
-	for _, f := range a.Append {
-		if may(f.Name) {
-			fields = append(fields, f)
-		}
+	return put(fields, a.Set, a.Append, may)
+}
+
+// withTold has an answer say what authorizers want the client told.
+func (x *Exchange) withTold(fields []message.Field) []message.Field {
+	for _, a := range x.verdicts {
+		fields = put(fields, a.SetToClient, a.AppendToClient, func(name []byte) bool { return !protected(name) })
 	}
 	return fields
 }
 
-// withTold has an answer say what authorizers want the client told.
-func withTold(fields, told []message.Field) []message.Field {
-	for _, f := range told {
-		if !protected(f.Name) {
+// put has fields say those of set in the place of others of their names, and those of
+// added besides, as far as they may be said.
+func put(fields, set, added []message.Field, may func(name []byte) bool) []message.Field {
+	for _, f := range set {
+		if may(f.Name) {
 			fields = append(message.Delete(fields, string(f.Name)), f)
+		}
+	}
+	for _, f := range added {
+		if may(f.Name) {
+			fields = append(fields, f)
 		}
 	}
 	return fields

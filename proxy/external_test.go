@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -360,6 +361,40 @@ func TestExternalAuthorizerKnowsCredentials(t *testing.T) {
 		}
 		if len(all) != 1 || all[0].Header.Get(tt.field) != "" || all[0].Header.Get("X-Judged") != "yes" {
 			t.Errorf("%s: the engine got %v", tt.ask, all)
+		}
+	}
+}
+
+// What authorizers tell the client stands beside what the engine says, unless they say otherwise.
+func TestExternalAuthorizerTellsTheClient(t *testing.T) {
+	set := options("content-type", "text/x-told")
+	set[0].AppendAction = corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD
+	_, address := startAuthorizer(t, func(context.Context, *authv3.CheckRequest) (*authv3.CheckResponse, error) {
+		return ok(&authv3.OkHttpResponse{ResponseHeadersToAdd: append(options("set-cookie", "a=1", "set-cookie", "b=2"), set...)}), nil
+	})
+	byHTTP := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header()["Set-Cookie"] = []string{"a=1", "b=2"}
+		w.Header().Set("content-type", "text/x-told")
+	}))
+	defer byHTTP.Close()
+	engine := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("set-cookie", "own=1") }))
+	defer engine.Close()
+	s := startServer(t, World{
+		Authorizers: []extauthz.Provider{{Name: "grpc", Address: address}, {Name: "http", Address: byHTTP.Listener.Addr().String(), HTTP: true, ToClientOnAllow: []string{"set-cookie", "content-type"}}},
+		Access:      authz.Config{Policies: []authz.Policy{custom("grpc", on("grpc")), custom("http", on("http"))}},
+	}, &pod{address: engine.Listener.Addr().String()})
+	for _, provider := range []string{"grpc", "http"} {
+		m := post("/v1/chat/completions", chat(false, 1, "hi"), "X-Ask", provider)
+		s.Handle(m)
+		var told []string
+		for _, f := range m.fields {
+			if name := strings.ToLower(string(f.Name)); name == "set-cookie" || name == "content-type" {
+				told = append(told, name+"="+string(f.Value))
+			}
+		}
+		slices.Sort(told)
+		if got := strings.Join(told, " "); got != "content-type=text/x-told set-cookie=a=1 set-cookie=b=2 set-cookie=own=1" {
+			t.Errorf("%s: %s", provider, got)
 		}
 	}
 }

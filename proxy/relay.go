@@ -210,7 +210,7 @@ func (x *Exchange) addFields(lease *picker.Lease) {
 			fields = append(fields, f)
 		}
 	}
-	fields = withTold(x.changeAnswer(fields), x.toClient)
+	fields = x.withTold(x.changeAnswer(fields))
 	fields = append(fields, message.Field{Name: fieldRequestID, Value: []byte(x.record.ID)})
 	if x.explain {
 		fields = append(fields,

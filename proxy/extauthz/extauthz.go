@@ -89,9 +89,9 @@ type Answer struct {
 	Body   []byte
 
 	// Of an allowance: what is to be changed in the request, and added to the answer.
-	Set, Append []message.Field
-	Remove      []string // in lower case
-	ToClient    []message.Field
+	Set, Append                 []message.Field
+	Remove                      []string // in lower case
+	SetToClient, AppendToClient []message.Field
 }
 
 // Authorizers keep the connections to providers, from one configuration to the next.

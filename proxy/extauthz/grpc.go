@@ -120,7 +120,7 @@ func allowed(said *authv3.CheckResponse) *Answer {
 		return &Answer{Err: errors.New("it wants the query changed, which is not done here")}
 	}
 	for _, h := range ok.GetHeaders() {
-		f, appended, err := headerOption(h)
+		f, appended, err := headerOption(h, false)
 		switch {
 		case err != nil:
 			return &Answer{Err: err}
@@ -131,11 +131,15 @@ func allowed(said *authv3.CheckResponse) *Answer {
 		}
 	}
 	for _, h := range ok.GetResponseHeadersToAdd() {
-		f, _, err := headerOption(h)
-		if err != nil {
+		f, appended, err := headerOption(h, true)
+		switch {
+		case err != nil:
 			return &Answer{Err: err}
+		case appended:
+			a.AppendToClient = append(a.AppendToClient, f)
+		default:
+			a.SetToClient = append(a.SetToClient, f)
 		}
-		a.ToClient = append(a.ToClient, f)
 	}
 	for _, name := range ok.GetHeadersToRemove() {
 		a.Remove = append(a.Remove, strings.ToLower(name))
@@ -143,16 +147,20 @@ func allowed(said *authv3.CheckResponse) *Answer {
 	return a
 }
 
-// headerOption reads a field, and whether it is to stand beside those of its name.
-func headerOption(h *corev3.HeaderValueOption) (f message.Field, appended bool, err error) {
+// headerOption reads a field, and whether it is to stand beside those of its name: if that
+// is not said, then byDefault.
+func headerOption(h *corev3.HeaderValueOption, byDefault bool) (f message.Field, appended bool, err error) {
 	f, ok := headerField(h)
 	if !ok {
 		return f, false, fmt.Errorf("it sets %q, which cannot stand in a head", h.GetHeader().GetKey())
 	}
 	switch h.GetAppendAction() {
 	case corev3.HeaderValueOption_APPEND_IF_EXISTS_OR_ADD: // the zero value, beside the older field
-		//lint:ignore SA1019 authorizers still say it so, and by default they mean to override
-		return f, h.GetAppend().GetValue(), nil
+		//lint:ignore SA1019 authorizers still say it so
+		if said := h.GetAppend(); said != nil {
+			return f, said.GetValue(), nil
+		}
+		return f, byDefault, nil
 	case corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD:
 		return f, false, nil
 	}

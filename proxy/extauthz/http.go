@@ -101,7 +101,11 @@ func (c *httpClient) allowed(resp *http.Response) *Answer {
 				}
 			}
 			if matches(c.provider.ToClientOnAllow, name) {
-				a.ToClient = append(a.ToClient, f)
+				if i == 0 && name != "set-cookie" {
+					a.SetToClient = append(a.SetToClient, f)
+				} else {
+					a.AppendToClient = append(a.AppendToClient, f)
+				}
 			}
 		}
 	}
