@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"io"
 
+	"github.com/fairway-proxy/fairway/picker"
 	"github.com/fairway-proxy/fairway/proxy/message"
 	"github.com/fairway-proxy/fairway/proxy/openai"
 	"github.com/fairway-proxy/fairway/proxy/upstream"
@@ -30,15 +31,30 @@ type call struct {
 
 var grpcType = []byte("application/grpc")
 
-func isGRPC(head *message.Request) bool {
-	kind := message.Get(head.Fields, "content-type")
+// isGRPC tells whether the request is a gRPC call, which only HTTP/2 carries.
+func (x *Exchange) isGRPC() bool {
+	if _, ok := x.stream.(duplex); !ok {
+		return false
+	}
+	kind := message.Get(x.head.Fields, "content-type")
 	return len(kind) >= len(grpcType) && bytes.EqualFold(kind[:len(grpcType)], grpcType)
 }
 
+// failed is what it says of an endpoint that an attempt on it fails. That it cannot
+// be asked in HTTP/2, for no better reason than what the client says its body is,
+// says nothing.
+func (x *Exchange) failed() picker.Outcome {
+	if x.http2 && (x.dest == nil || !x.dest.http2()) {
+		return picker.ClientGone
+	}
+	return picker.Failed
+}
+
 // beginCall finds out whether the request is a gRPC call that goes both ways. Such
-// a one has no body that is read for routing.
+// a one has no body that is read for routing; what asks a model of an engine has
+// one, whatever it says of itself.
 func (x *Exchange) beginCall() bool {
-	if !x.http2 {
+	if !x.http2 || openai.KindOf(x.head.Method, x.head.Path()) != openai.Other {
 		return false
 	}
 	s, ok := x.stream.(duplex)

@@ -171,7 +171,7 @@ func (x *Exchange) begin() error {
 	x.passed = x.mirrored || x.guard.Elsewhere
 	x.takeFields(x.guard.Trusts(x.judged.Source))
 	x.trace()
-	x.http2 = isGRPC(x.head) || x.dest != nil && x.dest.http2()
+	x.http2 = x.dest != nil && x.dest.http2() || x.isGRPC()
 	return x.spell()
 }
 
@@ -387,7 +387,7 @@ func (x *Exchange) attempt() (again bool, err error) {
 	defer x.stream.Unbind()
 	defer x.endCall(conn)
 
-	outcome, x.begun = picker.Failed, true
+	outcome, x.begun = x.failed(), true
 	x.beginAttempt()
 	if err := x.forward(conn); err != nil {
 		if x.gone() {

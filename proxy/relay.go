@@ -73,7 +73,7 @@ func (x *Exchange) relay(conn carrier, lease *picker.Lease) (whole bool, outcome
 // outcomeOf is what an answer of that status says of its endpoint.
 func outcomeOf(status int) picker.Outcome {
 	switch {
-	case status >= 500:
+	case status >= 500 && status != 501 && status != 505: // these speak of the request
 		return picker.Failed
 	case status >= 400:
 		return picker.Refused
