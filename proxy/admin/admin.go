@@ -9,8 +9,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/pprof"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -60,7 +62,9 @@ func Metrics(s Source) http.Handler {
 }
 
 // Admin handles the operator's port: the dashboard at /, /endpoints, /config, /receipts, /log and
-// /debug/pprof/, beside all that Metrics serves.
+// /debug/pprof/, beside all that Metrics serves. It answers only to IP addresses and to names
+// without a dot, such as localhost: a page of the web that an operator visits can have its own
+// name lead here, and would read all of it.
 func Admin(s Source) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/", Metrics(s))
@@ -79,7 +83,17 @@ func Admin(s Source) http.Handler {
 	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
-	return mux
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		host := r.Host
+		if h, _, err := net.SplitHostPort(host); err == nil {
+			host = h
+		}
+		if _, err := netip.ParseAddr(strings.Trim(host, "[]")); err != nil && strings.Contains(host, ".") {
+			writeError(w, http.StatusMisdirectedRequest, fmt.Sprintf("host %q: this port answers to IP addresses and to names without a dot, such as localhost", host))
+			return
+		}
+		mux.ServeHTTP(w, r)
+	})
 }
 
 // receipts lists the receipts that the query wants: by id, model, pool or endpoint, and at

@@ -263,3 +263,20 @@ func TestLogLevel(t *testing.T) {
 		}
 	}
 }
+
+// A name that anybody on the web may have lead here is not answered to.
+func TestAdminAnswersToNoStrangersName(t *testing.T) {
+	h := Admin(Source{Gatherer: prometheus.NewRegistry(), Config: func() any { return "secret" }})
+	for host, want := range map[string]int{
+		"127.0.0.1:15000": 200, "[::1]:15000": 200, "localhost:15000": 200, "localhost": 200, "fairway:15000": 200, "10.0.0.1": 200,
+		"rebound.example:15000": 421, "rebound.example": 421, "127.0.0.1.example": 421,
+	} {
+		r := httptest.NewRequest("GET", "/config", nil)
+		r.Host = host
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r)
+		if w.Code != want || want != 200 && strings.Contains(w.Body.String(), "secret") {
+			t.Errorf("%s: %d, want %d", host, w.Code, want)
+		}
+	}
+}

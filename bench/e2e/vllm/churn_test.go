@@ -77,7 +77,7 @@ func loads(all []churned) (n int) {
 
 // churn asks for adapters by lot, the first the most often, four requests at a time. The name makes the prompts unlike any others.
 func churn(t *testing.T, name string, adapters []string, origin func(i int) string) (all []churned) {
-	const requests, atOnce = 120, 4
+	const requests, atOnce = 80, 4
 	draw := rand.New(rand.NewPCG(1, 2))
 	queue := make(chan int, requests)
 	asked := make([]string, requests)
