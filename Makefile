@@ -57,7 +57,7 @@ bench-routing: ## saturation rates and every table of docs/routing.md, in virtua
 bench-overload: ## what the queue is worth, in virtual time; rewrites the tables of docs/overload.md; SEEDS says how often
 	go run ./cmd/loadtest overload --seeds $(or $(SEEDS),5) --page docs/overload.md
 
-bench-overload-sockets: ## the same overload on real sockets with mock engines, in slow motion; 10 minutes, during which it takes about a core
+bench-overload-sockets: ## the same overload on real sockets with mock engines, in slow motion; 10 minutes on a machine that does nothing else; SPEED=0.25 for less of a machine
 	go test $(TESTFLAGS) -count=1 -v -timeout 60m -parallel 4 -run '^TestOverload$$' ./cmd/fairway -overload $(or $(SPEED),0.5)
 
 bench-validate: ## the simulation held to real sockets with mock engines in slow motion; 8 minutes, during which it takes a quarter of a core
