@@ -83,7 +83,7 @@ func newRuling(c ClientConfig, rpc extprocv3.ExternalProcessor_ProcessClient, ca
 
 // ask sends the question and hears what is said to it.
 func (r *Ruling) ask(q *Question) error {
-	go r.send(q)
+	go r.send(q, r.headOf(q)) // before what is heard changes what it is made of
 	err := r.hear(q)
 	if err == nil {
 		err = r.judge()
@@ -101,8 +101,8 @@ func (r *Ruling) ask(q *Question) error {
 }
 
 // send sends the question, and then what is told of the answer.
-func (r *Ruling) send(q *Question) {
-	ok := r.sendQuestion(q)
+func (r *Ruling) send(q *Question, head *extprocv3.ProcessingRequest) {
+	ok := r.sendQuestion(q, head)
 	close(r.sent)
 	for m := range r.news {
 		ok = ok && r.rpc.Send(m) == nil
@@ -110,8 +110,8 @@ func (r *Ruling) send(q *Question) {
 	r.rpc.CloseSend()
 }
 
-func (r *Ruling) sendQuestion(q *Question) bool {
-	if r.rpc.Send(r.headOf(q)) != nil {
+func (r *Ruling) sendQuestion(q *Question, head *extprocv3.ProcessingRequest) bool {
+	if r.rpc.Send(head) != nil {
 		return false
 	}
 	if len(q.Body) == 0 {
