@@ -40,11 +40,13 @@ func (x *Exchange) isGRPC() bool {
 	return len(kind) >= len(grpcType) && bytes.EqualFold(kind[:len(grpcType)], grpcType)
 }
 
-// failed is what it says of an endpoint that an attempt on it fails. That it cannot
-// be asked in HTTP/2, for no better reason than what the client says its body is,
-// says nothing.
+// guessed tells whether endpoints are asked in HTTP/2 for no better reason than what
+// the client says its body is. That one of them cannot be says nothing against it.
+func (x *Exchange) guessed() bool { return x.http2 && (x.dest == nil || !x.dest.http2()) }
+
+// failed is what it says of an endpoint that an attempt on it fails.
 func (x *Exchange) failed() picker.Outcome {
-	if x.http2 && (x.dest == nil || !x.dest.http2()) {
+	if x.guessed() {
 		return picker.ClientGone
 	}
 	return picker.Failed

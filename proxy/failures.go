@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"runtime/debug"
 
 	"github.com/fairway-proxy/fairway/picker"
@@ -27,6 +28,10 @@ func (x *Exchange) unreachable(e *picker.Endpoint, err error) (again bool, _ err
 	}
 	if upstream.Exhausted(err) {
 		return false, errExhausted(err)
+	}
+	if op, dialed := errors.AsType[*net.OpError](err); x.guessed() && !(dialed && op.Op == "dial") {
+		x.tryElsewhere(e, err)
+		return true, nil
 	}
 	if e.Eject(Now()) {
 		x.server.log.Warn("endpoint does not take connections", "pool", x.pool.name, "endpoint", e.Address(), "error", err)
