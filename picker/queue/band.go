@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"container/heap"
 	"math"
 	"time"
 )
@@ -60,7 +61,7 @@ func (b *band) push(t *Ticket, now time.Duration) {
 	if f.tail == nil {
 		f.begins = max(f.begins, b.virtual)
 		f.head, f.tail = t, t
-		b.ready.push(f)
+		heap.Push(&b.ready, f)
 		return
 	}
 	t.prev, f.tail.next = f.tail, t
@@ -154,12 +155,12 @@ func (b *band) remove(t *Ticket, now time.Duration) {
 	b.held -= t.request.Held
 	switch {
 	case f.head == nil:
-		b.ready.remove(f)
+		heap.Remove(&b.ready, f.place)
 		if f.begins <= b.virtual {
 			delete(b.flows, f.id)
 		}
 	default:
-		b.ready.fix(f)
+		heap.Fix(&b.ready, f.place)
 	}
 	if b.n == 0 { // nobody waits: nobody is behind
 		b.pass(now)
@@ -190,59 +191,30 @@ func (b *band) drain(now time.Duration, more float64) time.Duration {
 	return time.Duration(min(s, 1e6) * float64(time.Second))
 }
 
-// ready are flows by the beginning of their next ticket: a binary heap.
-type ready []*flow
-
-func (r *ready) push(f *flow) {
-	*r = append(*r, f)
-	f.place = len(*r) - 1
-	r.up(f.place)
-}
-
-func (r *ready) remove(f *flow) {
-	h := *r
-	i, last := f.place, len(h)-1
-	h[i] = h[last]
-	h[i].place = i
-	h[last] = nil
-	*r = h[:last]
-	if i < last {
-		r.fix(h[i])
-	}
-}
-
 // before says whose turn it is first; among equals who came first. Both must have a ticket.
 func (f *flow) before(o *flow) bool {
 	return f.begins < o.begins || f.begins == o.begins && f.head.number < o.head.number
 }
 
-func (r ready) fix(f *flow) {
-	r.down(f.place)
-	r.up(f.place)
-}
+// ready are flows by the beginning of their next ticket, as container/heap wants them.
+type ready []*flow
 
-func (r ready) up(i int) {
-	for i > 0 && r[i].before(r[(i-1)/2]) {
-		r.swap(i, (i-1)/2)
-		i = (i - 1) / 2
-	}
-}
-
-func (r ready) down(i int) {
-	for {
-		child := 2*i + 1
-		if child+1 < len(r) && r[child+1].before(r[child]) {
-			child++
-		}
-		if child >= len(r) || !r[child].before(r[i]) {
-			return
-		}
-		r.swap(i, child)
-		i = child
-	}
-}
-
-func (r ready) swap(i, j int) {
+func (r ready) Len() int           { return len(r) }
+func (r ready) Less(i, j int) bool { return r[i].before(r[j]) }
+func (r ready) Swap(i, j int) {
 	r[i], r[j] = r[j], r[i]
 	r[i].place, r[j].place = i, j
+}
+
+func (r *ready) Push(f any) {
+	f.(*flow).place = len(*r)
+	*r = append(*r, f.(*flow))
+}
+
+func (r *ready) Pop() any {
+	last := len(*r) - 1
+	f := (*r)[last]
+	(*r)[last] = nil
+	*r = (*r)[:last]
+	return f
 }

@@ -2,6 +2,7 @@ package queue
 
 import (
 	"cmp"
+	"container/heap"
 	"math"
 	"slices"
 	"sync"
@@ -214,7 +215,7 @@ func (q *Queue) enter(r *picker.Request, owner func() any, now time.Duration) (*
 		q.displace(now)
 	}
 	b.push(t, now)
-	q.deadlines.push(t)
+	heap.Push(&q.deadlines, t)
 	q.requests++
 	q.bytes += r.Held
 	q.front.Store(max(q.front.Load(), int64(r.Priority)))
@@ -254,7 +255,7 @@ func (q *Queue) refuse(t *Ticket, why Reason, now time.Duration) {
 func (q *Queue) remove(t *Ticket, now time.Duration) {
 	t.out = true
 	t.band.remove(t, now)
-	q.deadlines.remove(t)
+	heap.Remove(&q.deadlines, t.place)
 	q.requests--
 	q.bytes -= t.request.Held
 	front := int64(nobody)

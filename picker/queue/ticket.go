@@ -58,50 +58,26 @@ func (r *Refusal) Error() string {
 	return fmt.Sprintf("queue: refused (%s), come again in %s", r.Reason, r.RetryAfter)
 }
 
-// deadlines are tickets by the time when theirs is over, the next one first: a binary heap.
+// deadlines are tickets by the time when theirs is over, the next one first, as
+// container/heap wants them.
 type deadlines []*Ticket
 
-func (d *deadlines) push(t *Ticket) {
-	*d = append(*d, t)
-	t.place = len(*d) - 1
-	d.up(t.place)
-}
-
-func (d *deadlines) remove(t *Ticket) {
-	h := *d
-	i, last := t.place, len(h)-1
-	h[i] = h[last]
-	h[i].place = i
-	h[last] = nil
-	*d = h[:last]
-	if i < last {
-		d.down(i)
-		d.up(i)
-	}
-}
-
-func (d deadlines) up(i int) {
-	for i > 0 && d[i].until < d[(i-1)/2].until {
-		d.swap(i, (i-1)/2)
-		i = (i - 1) / 2
-	}
-}
-
-func (d deadlines) down(i int) {
-	for {
-		child := 2*i + 1
-		if child+1 < len(d) && d[child+1].until < d[child].until {
-			child++
-		}
-		if child >= len(d) || d[child].until >= d[i].until {
-			return
-		}
-		d.swap(i, child)
-		i = child
-	}
-}
-
-func (d deadlines) swap(i, j int) {
+func (d deadlines) Len() int           { return len(d) }
+func (d deadlines) Less(i, j int) bool { return d[i].until < d[j].until }
+func (d deadlines) Swap(i, j int) {
 	d[i], d[j] = d[j], d[i]
 	d[i].place, d[j].place = i, j
+}
+
+func (d *deadlines) Push(t any) {
+	t.(*Ticket).place = len(*d)
+	*d = append(*d, t.(*Ticket))
+}
+
+func (d *deadlines) Pop() any {
+	last := len(*d) - 1
+	t := (*d)[last]
+	(*d)[last] = nil
+	*d = (*d)[:last]
+	return t
 }
