@@ -27,15 +27,6 @@ func (f Factor) String() string {
 	return "unknown"
 }
 
-// Factors are all there are.
-func Factors() []Factor {
-	all := make([]Factor, numFactors)
-	for i := range all {
-		all[i] = Factor(i)
-	}
-	return all
-}
-
 // Costs are the parts of a candidate's score, in seconds: their sum times Pressure is the score of the package's own policy.
 type Costs struct {
 	Queue      float64 // computing what is queued before the prompt

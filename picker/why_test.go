@@ -50,7 +50,7 @@ func TestWhy(t *testing.T) {
 			t.Errorf("%v: %d before %d because of %v, want 0 before %d", tt.want, chosen, next, f, tt.next)
 		}
 	}
-	for _, f := range Factors() {
+	for f := range numFactors {
 		if f.String() == "" || f.String() == "unknown" {
 			t.Errorf("factor %d has no name", f)
 		}
