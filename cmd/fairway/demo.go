@@ -7,7 +7,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"os"
 	"sort"
 	"strings"
 	"text/tabwriter"
@@ -182,7 +181,7 @@ func (o *demoOptions) compare(ctx context.Context, progress io.Writer, ours, riv
 	var a, b outcome
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
-	onTerminal := isTerminal(progress)
+	onTerminal := cli.IsTerminal(progress)
 	if !quiet && !onTerminal {
 		fmt.Fprintf(progress, "playing %s of conversations\n", traffic)
 	}
@@ -202,16 +201,6 @@ func (o *demoOptions) compare(ctx context.Context, progress io.Writer, ours, riv
 		return nil, err
 	}
 	return newDemoReport(ours, a.result, rival, b.result), nil
-}
-
-// isTerminal tells whether a progress bar would be seen as one.
-func isTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	if !ok {
-		return false
-	}
-	info, err := f.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0
 }
 
 // stack is a proxy with engines of its own behind it.

@@ -315,7 +315,7 @@ type doctorProgress struct {
 
 func newDoctorProgress(cmd *cobra.Command, pods int) *doctorProgress {
 	out := cmd.ErrOrStderr()
-	shown := !cli.JSON(cmd) && isTerminal(out)
+	shown := !cli.JSON(cmd) && cli.IsTerminal(out)
 	p := &doctorProgress{total: pods, bar: progressbar.NewOptions(pods, progressbar.OptionSetWriter(out), progressbar.OptionSetWidth(20),
 		progressbar.OptionSetVisibility(shown), progressbar.OptionSetPredictTime(false), progressbar.OptionClearOnFinish())}
 	if !shown && !cli.JSON(cmd) {

@@ -123,7 +123,7 @@ func (o *compareOptions) run(cmd *cobra.Command) error {
 // showProgress tells w how many runs have ended. Nothing is written after stop.
 func (o *compareOptions) showProgress(w io.Writer) (stop func()) {
 	start, last := time.Now(), time.Now()
-	terminal := isTerminal(w)
+	terminal := cli.IsTerminal(w)
 	var mu sync.Mutex // guards last, quiet and w
 	quiet := false
 	o.Done = func(done, total int) {

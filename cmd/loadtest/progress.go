@@ -3,13 +3,13 @@ package main
 import (
 	"fmt"
 	"io"
-	"os"
 	"sync"
 	"time"
 
 	"github.com/schollz/progressbar/v3"
 
 	"github.com/fairway-proxy/fairway/bench/load"
+	"github.com/fairway-proxy/fairway/cmd/internal/cli"
 )
 
 const (
@@ -23,7 +23,7 @@ func showProgress(w io.Writer, name string, p *load.Progress, duration time.Dura
 	quit := make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		if isTerminal(w) {
+		if cli.IsTerminal(w) {
 			drawBar(w, name, p, duration, quit)
 		} else {
 			writeLines(w, name, p, quit)
@@ -33,16 +33,6 @@ func showProgress(w io.Writer, name string, p *load.Progress, duration time.Dura
 		close(quit)
 		wg.Wait()
 	}
-}
-
-// isTerminal reports whether w is a character device.
-func isTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	if !ok {
-		return false
-	}
-	info, err := f.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0
 }
 
 // drawBar draws how much of the duration has passed, until quit, and then takes the bar away.

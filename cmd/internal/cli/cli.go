@@ -134,3 +134,14 @@ func NewVersion(linked string) *cobra.Command {
 		},
 	}
 }
+
+// IsTerminal tells whether somebody looks at w as it is written: a progress bar would be
+// seen as one.
+func IsTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
+}
