@@ -262,6 +262,15 @@ func (t *translator) models() {
 		taken[[2]string{m.Pool, m.Name}] = id
 		t.out.World.Models = append(t.out.World.Models, m)
 	}
+	t.rewrites(add)
+	t.inferenceModels(add)
+	t.objectives()
+}
+
+// addModel enters a model that an object names at a path, unless another object was first.
+type addModel func(about object, path string, m proxy.Model)
+
+func (t *translator) rewrites(add addModel) {
 	for _, r := range sorted(t.objects.Rewrites, func(r *inferencev1alpha2.InferenceModelRewrite) *metav1.ObjectMeta { return &r.ObjectMeta }) {
 		about := object{"InferenceModelRewrite", &r.ObjectMeta}
 		if r.Spec.PoolRef == nil {
@@ -290,10 +299,13 @@ func (t *translator) models() {
 			}
 		}
 		// What no rule matches is passed on as it is asked.
-		if _, known := taken[[2]string{pool, ""}]; !known && !t.hasModels(pool) {
+		if !t.hasModels(pool) && !slices.ContainsFunc(t.out.World.Models, func(m proxy.Model) bool { return m.Pool == pool && m.Name == "" }) {
 			add(about, "spec.rules", proxy.Model{Pool: pool})
 		}
 	}
+}
+
+func (t *translator) inferenceModels(add addModel) {
 	for _, m := range sorted(t.objects.Models, func(m *InferenceModel) *metav1.ObjectMeta { return &m.ObjectMeta }) {
 		about := object{"InferenceModel", &m.ObjectMeta}
 		pool, ok := t.poolRef(about, m.Spec.PoolRef.Kind, m.Spec.PoolRef.Name)
@@ -334,6 +346,9 @@ func (t *translator) models() {
 		}
 		add(about, "spec.modelName", model)
 	}
+}
+
+func (t *translator) objectives() {
 	ranked := make(map[[2]string]bool) // objectives by pool and name, which may stand in both groups
 	for _, o := range sorted(t.objects.Objectives, func(o *inferencev1alpha2.InferenceObjective) *metav1.ObjectMeta { return &o.ObjectMeta }) {
 		about := object{"InferenceObjective", &o.ObjectMeta}
