@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/fairway-proxy/fairway/proxy/message"
 	"github.com/fairway-proxy/fairway/proxy/openai"
 )
 
@@ -188,4 +189,34 @@ func errBudget(after time.Duration) *Error {
 func errInternal() *Error {
 	return &Error{Status: 500, Type: "fairway_internal",
 		Message: "The proxy failed on this request. Its log says more under this request's id."}
+}
+
+// foreignAnswer is what a picker, or an external authorizer, has a request answered
+// with, as an error.
+type foreignAnswer struct {
+	head   message.Response
+	body   []byte
+	reason string // for the access log
+}
+
+func (p *foreignAnswer) Error() string {
+	return fmt.Sprintf("%s: status %d", p.reason, p.head.Status)
+}
+
+// write gives the answer to the client.
+func (p *foreignAnswer) write(s Stream, id string) error {
+	fields := []message.Field{{Name: []byte("date"), Value: httpDate(time.Now())}, {Name: fieldRequestID, Value: []byte(id)}}
+	for _, f := range p.head.Fields {
+		if !protected(f.Name) {
+			fields = append(fields, f)
+		}
+	}
+	p.head.Fields = fields
+	if err := s.WriteHead(&p.head); err != nil {
+		return err
+	}
+	if _, err := s.Write(p.body); err != nil {
+		return err
+	}
+	return s.Finish(nil)
 }

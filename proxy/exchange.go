@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"time"
 
 	"github.com/fairway-proxy/fairway/picker"
@@ -175,48 +174,6 @@ func (x *Exchange) begin() error {
 	return x.spell()
 }
 
-// takeFields reads and removes the fields that speak to the proxy, removes those
-// that must not be passed on, and sees that the request has an id. What a trusted
-// client says of the request's way is kept.
-func (x *Exchange) takeFields(trusted bool) {
-	believed := x.believed()
-	fields := x.head.Fields
-	kept := fields[:0]
-	for _, f := range fields {
-		x.takeRank(f)
-		switch {
-		case message.EqualFold(f.Name, "x-request-id"):
-			if x.record.ID != "" || !validID(f.Value) {
-				continue
-			}
-			x.record.ID = string(f.Value)
-		case message.EqualFold(f.Name, fieldLoadFormat):
-			x.loadAsked = true
-		case message.EqualFold(f.Name, "x-fairway-explain"):
-			x.explain = string(f.Value) == "1" && x.serving.explain == ExplainOnRequest && x.peer == nil
-			continue
-		case x.takeModelField(f, believed):
-			continue
-		case ours(f.Name), !x.passed && authz.Drops(f.Name, trusted):
-			continue
-		}
-		kept = append(kept, f)
-	}
-	if x.record.ID == "" {
-		x.record.ID = newID()
-		kept = append(kept, message.Field{Name: fieldRequestID, Value: []byte(x.record.ID)})
-	}
-	x.head.Fields = kept
-	x.explain = x.explain || x.serving.explain == ExplainAlways
-	x.record.Method = string(x.head.Method)
-}
-
-// ours tells whether a field is one that only the proxy says.
-func ours(name []byte) bool {
-	const prefix = "x-fairway-"
-	return len(name) > len(prefix) && message.EqualFold(name[:len(prefix)], prefix)
-}
-
 // readBody takes in the body, and what it says when it is one of those that
 // are read. Of a large one only as much is received as it takes to choose an
 // endpoint; the rest follows while it is sent.
@@ -247,9 +204,6 @@ func (x *Exchange) readBody() error {
 	}
 	return x.understand()
 }
-
-// forPlain tells whether the request goes to a plain pool.
-func (x *Exchange) forPlain() bool { return x.serving.plain(x.chosen()) }
 
 // classify finds out what kind of request it is.
 func (x *Exchange) classify() {
@@ -309,23 +263,6 @@ func (x *Exchange) route() error {
 	x.measure()
 	x.rank()
 	return x.spend()
-}
-
-// passAsItIs has a request to a plain pool forget what was read of it for policies. The
-// picker is to share ties out evenly.
-func (x *Exchange) passAsItIs() error {
-	if x.early { // the rest must not name another model
-		if err := x.receive(x.serving.bodyLimit + 1); err != nil {
-			return err
-		}
-		if err := x.read.ReadRest(x.body.bytes); err != nil {
-			return unreadable(err)
-		}
-	}
-	x.read.Reset()
-	x.kind, x.model, x.early, x.record.Operation = openai.Other, nil, false, ""
-	x.want.Hash, x.want.Waited, x.want.Candidates = rand.Uint64(), true, &x.weighed
-	return nil
 }
 
 // measure says what the picker is to know of the request.

@@ -239,15 +239,10 @@ func matches(patterns []string, name string) bool {
 // pseudo-fields, what the connection says, and what is not HTTP.
 func field(name, value string) (f message.Field, ok bool) {
 	f = message.Field{Name: []byte(strings.ToLower(name)), Value: []byte(value)}
-	return f, message.ValidToken(f.Name) && message.ValidValue(f.Value) && !ofConnection(string(f.Name))
+	return f, message.ValidToken(f.Name) && message.ValidValue(f.Value) && !ofConnection(f.Name)
 }
 
 // ofConnection tells of the fields that speak of one connection, or frame a message.
-func ofConnection(name string) bool {
-	switch name {
-	case "connection", "content-length", "expect", "host", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection",
-		"te", "trailer", "transfer-encoding", "upgrade":
-		return true
-	}
-	return false
+func ofConnection(name []byte) bool {
+	return message.Framing(name) || message.EqualFold(name, "proxy-authenticate") || message.EqualFold(name, "proxy-authorization")
 }

@@ -68,7 +68,7 @@ func (c *httpClient) request(ctx context.Context, r *Request) (*http.Request, er
 	q.Header.Set("User-Agent", "")
 	for _, f := range r.Head.Fields {
 		name := strings.ToLower(string(f.Name))
-		if !ofConnection(name) && (name == "authorization" || matches(p.IncludeHeaders, name)) {
+		if !ofConnection([]byte(name)) && (name == "authorization" || matches(p.IncludeHeaders, name)) {
 			if name == "user-agent" {
 				q.Header.Del(name) // that is ours
 			}

@@ -88,6 +88,19 @@ func EqualFold(name []byte, lower string) bool {
 	return true
 }
 
+// Framing tells of a field that says how a message is framed, which connection it is on or whom it is for. It
+// belongs to whoever writes the message, and to nobody that changes one.
+func Framing(name []byte) bool {
+	for _, f := range framing {
+		if EqualFold(name, f) {
+			return true
+		}
+	}
+	return false
+}
+
+var framing = [...]string{"connection", "content-length", "expect", "host", "http2-settings", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
+
 // Delete removes every field of that name, in lower case, keeping the order of
 // the others; it reuses the slice.
 func Delete(fields []Field, name string) []Field {

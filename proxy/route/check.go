@@ -193,18 +193,13 @@ func (k checker) modifiedPath(r *Rule, filter string, m *PathModifier) {
 	}
 }
 
-// framing are fields that say how a message is framed or for whom it is: a filter
-// that could change them would make two messages of one.
-var framing = []string{"connection", "content-length", "expect", "host", "http2-settings", "keep-alive", "proxy-connection", "te",
-	"trailer", "transfer-encoding", "upgrade"}
-
 func (k checker) modifier(at string, m *HeaderModifier) {
 	if m == nil {
 		return
 	}
 	check := func(list, name string) {
 		k.name(at, name)
-		if slices.Contains(framing, strings.ToLower(name)) {
+		if message.Framing([]byte(name)) { // what changed it would make two messages of one
 			k.problem(at, "%s %s: this field is the proxy's own affair", list, name)
 		}
 	}

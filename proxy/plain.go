@@ -1,0 +1,29 @@
+package proxy
+
+import (
+	"math/rand/v2"
+
+	"github.com/fairway-proxy/fairway/proxy/openai"
+)
+
+// Plain pools, whose endpoints are no engines: what goes to them is passed on as it is.
+
+// forPlain tells whether the request goes to a plain pool.
+func (x *Exchange) forPlain() bool { return x.serving.plain(x.chosen()) }
+
+// passAsItIs has a request to a plain pool forget what was read of it for policies. The
+// picker is to share ties out evenly.
+func (x *Exchange) passAsItIs() error {
+	if x.early { // the rest must not name another model
+		if err := x.receive(x.serving.bodyLimit + 1); err != nil {
+			return err
+		}
+		if err := x.read.ReadRest(x.body.bytes); err != nil {
+			return unreadable(err)
+		}
+	}
+	x.read.Reset()
+	x.kind, x.model, x.early, x.record.Operation = openai.Other, nil, false, ""
+	x.want.Hash, x.want.Waited, x.want.Candidates = rand.Uint64(), true, &x.weighed
+	return nil
+}
