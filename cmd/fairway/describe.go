@@ -13,12 +13,14 @@ import (
 	"github.com/fairway-proxy/fairway/discovery/file"
 	"github.com/fairway-proxy/fairway/mtls"
 	"github.com/fairway-proxy/fairway/picker"
+	"github.com/fairway-proxy/fairway/picker/queue"
 	"github.com/fairway-proxy/fairway/proxy"
 	"github.com/fairway-proxy/fairway/proxy/route"
 )
 
 // configView is a configuration as /config and `fairway check` show it: the
-// keys of fairway.yaml, every default filled in.
+// keys of fairway.yaml, every default filled in, but for those that say who may do
+// what: they are an operator's own affair, and have secrets beside them.
 type configView struct {
 	Listen     map[string]string `json:"listen"`
 	Log        map[string]string `json:"log"`
@@ -28,6 +30,8 @@ type configView struct {
 	Models     []modelView       `json:"models"`
 	Objectives []objectiveView   `json:"objectives"`
 	Raise      string            `json:"raise_priority"`
+	Queue      map[string]any    `json:"queue"`
+	Budgets    []budgetView      `json:"budgets"`
 	Routes     []routeView       `json:"routes"`
 	Timeouts   map[string]string `json:"timeouts"`
 	Services   []meshServiceView `json:"services"`
@@ -38,6 +42,7 @@ type configView struct {
 	ModelNames string            `json:"model_names"`
 	Explain    string            `json:"explain"`
 	Shadow     string            `json:"shadow"`
+	Pickers    string            `json:"pickers"`
 }
 
 type meshServiceView struct {
@@ -50,6 +55,14 @@ type portView struct {
 	Port     int    `json:"port"`
 	Protocol string `json:"protocol"`
 	Pool     string `json:"pool"` // empty: the models say
+	// Routes share out its requests in place of Pool.
+	Routes []routeView `json:"routes,omitempty"`
+}
+
+type budgetView struct {
+	Model           string  `json:"model"`     // empty: each
+	Principal       string  `json:"principal"` // empty: everybody's own
+	TokensPerMinute float64 `json:"tokens_per_minute"`
 }
 
 type poolView struct {
@@ -116,6 +129,9 @@ func describeConfig(c *file.Config) configView {
 		},
 		Objectives: describeObjectives(w.Objectives),
 		Raise:      cmp.Or(string(w.RaisePriority), string(proxy.RaiseInMesh)),
+		Queue:      describeQueue(w.Queue),
+		Budgets:    describeBudgets(w.Budgets),
+		Pickers:    string(cmp.Or(w.Pickers, proxy.HonourPickers)),
 		Scrape:     map[string]string{"interval": w.Scrape.Interval.String(), "timeout": w.Scrape.Timeout.String(), "path": w.Scrape.Path},
 		For:        cmp.Or(string(w.WaypointFor), string(proxy.ForServices)),
 		Usage:      string(w.Usage),
@@ -184,6 +200,22 @@ func describeObjectives(objectives []proxy.Objective) []objectiveView {
 	return views
 }
 
+func describeQueue(q proxy.Queue) map[string]any {
+	return map[string]any{
+		"off": q.Off, "requests": cmp.Or(q.Requests, queue.DefaultRequests), "bytes": cmp.Or(q.Bytes, queue.DefaultBytes),
+		"wait": cmp.Or(q.Wait, queue.DefaultWait).String(), "sheddable_wait": cmp.Or(q.SheddableWait, queue.DefaultSheddableWait).String(),
+		"lower_share": q.LowerShare,
+	}
+}
+
+func describeBudgets(limits []queue.Limit) []budgetView {
+	views := []budgetView{}
+	for _, l := range limits {
+		views = append(views, budgetView(l))
+	}
+	return views
+}
+
 func describeServices(services []proxy.Service) []meshServiceView {
 	views := []meshServiceView{}
 	for _, s := range services {
@@ -192,7 +224,7 @@ func describeServices(services []proxy.Service) []meshServiceView {
 			v.VIPs = append(v.VIPs, a.String())
 		}
 		for _, p := range s.Ports {
-			v.Ports = append(v.Ports, portView{int(p.Port), cmp.Or(string(p.Protocol), string(proxy.PortAuto)), p.Pool})
+			v.Ports = append(v.Ports, portView{int(p.Port), cmp.Or(string(p.Protocol), string(proxy.PortAuto)), p.Pool, describeRoutes(p.Routes)})
 		}
 		views = append(views, v)
 	}
@@ -283,6 +315,16 @@ func writeRoutes(out io.Writer, v configView) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	if len(v.Routes) > 0 {
 		writeRules(w, "ROUTE", v.Routes)
+	}
+	for _, s := range v.Services {
+		for _, p := range s.Ports {
+			at := fmt.Sprintf("SERVICE %s:%d", s.Host, p.Port)
+			if len(p.Routes) > 0 {
+				writeRules(w, at, p.Routes)
+			} else {
+				fmt.Fprintf(w, "%s\t%s\tto %s\n\n", at, p.Protocol, cmp.Or(p.Pool, "the pool of the model"))
+			}
+		}
 	}
 	writeModels(w, v.Models, v.Pools)
 	fmt.Fprintln(w, "POOL\tENDPOINT")

@@ -41,6 +41,9 @@ func TestExitCodes(t *testing.T) {
 	writeFile(t, bad, "pools:\n  - name: a\n    endpoint: [http://127.0.0.1:1]\n")
 	guarded := filepath.Join(t.TempDir(), "guarded.yaml")
 	writeFile(t, guarded, "pools: [{name: a, endpoints: [http://127.0.0.1:1]}]\npolicies: [{name: a}]\n")
+	meshed := filepath.Join(t.TempDir(), "meshed.yaml")
+	writeFile(t, meshed, "listen: {http: \"\", hbone: \":15008\"}\ntls: {spiffe: {}}\npools: [{name: a, endpoints: [http://127.0.0.1:1]}]\n"+
+		"services: [{host: llm, vip: 10.96.0.7, ports: [{port: 81, protocol: tcp, pool: a}, {port: 80, protocol: http, routes: [{matches: [{path: {value: /v1}}], backendRefs: [{name: a}]}]}]}]\n")
 	for _, test := range []struct {
 		args string
 		code int
@@ -50,6 +53,9 @@ func TestExitCodes(t *testing.T) {
 		{"version --json", 0, `"go"`},
 		{"check -f " + good, 0, "http://127.0.0.1:1"},
 		{"check --json -f " + good, 0, `"ok": true`},
+		{"check --json -f " + good, 0, `"requests": 5000`},
+		{"check -f " + meshed, 0, "SERVICE llm:80"},
+		{"check -f " + meshed, 0, "SERVICE llm:81  tcp  to a"},
 		{"check -f " + bad, 1, "bad.yaml:3"},
 		{"check --json -f " + bad, 1, `"ok": false`},
 		{"check -f /nowhere/fairway.yaml", 1, "/nowhere/fairway.yaml"},
