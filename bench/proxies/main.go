@@ -26,6 +26,7 @@ var (
 	seconds  = flag.Float64("seconds", 2, "how long one measurement takes")
 	names    = flag.String("proxies", "direct,haproxy,nginx,envoy,net/http,fairway,fairway-tls,fairway-hbone", "what is measured, in this order and then in turn; fairway=PROGRAM is another build of it, epp an Envoy that asks Fairway where to, of which the picker alone is measured")
 	page     = flag.String("metrics", "discovery/scrape/testdata/vllm-0.32.txt", "the engines' metrics `page`")
+	only     = flag.String("only", "", "the one `load` whose CPU time is measured, and nothing else: 1k, 16k, 16k code, 220k or events")
 	asJSON   = flag.Bool("json", false, "print one JSON object in the place of tables")
 	rate     = flag.Int("rate", 1000, "requests a second while latency is measured")
 	scraped  = flag.Int("scrape", 0, "measure instead what Fairway as an idle picker takes for the metrics of so many `endpoints`, 20 times a second each")
@@ -107,9 +108,34 @@ func run() error {
 	return nil
 }
 
-// measure takes every figure of one proxy once.
+// measure takes every figure of one proxy once, or those that are asked for.
 func measure(p *proxy, loads []*load, r *results) error {
 	each := time.Duration(*seconds * float64(time.Second))
+	if *only == "" {
+		if err := measureMemory(p, r); err != nil {
+			return err
+		}
+	}
+	for _, l := range loads {
+		if *only != "" && *only != l.name {
+			continue
+		}
+		if err := measureRequests(p, l, each, r); err != nil {
+			return err
+		}
+	}
+	if *only == "" || *only == "events" {
+		if err := measureEvents(p, each, r); err != nil {
+			return err
+		}
+	}
+	if *only == "" {
+		return measureLatency(p, loads[0], each, r)
+	}
+	return nil
+}
+
+func measureMemory(p *proxy, r *results) error {
 	idle := p.resident()
 	r.add("idle_mb", p.name, float64(idle)/1e6)
 	clients, err := connect(p.to, held)
@@ -125,27 +151,27 @@ func measure(p *proxy, loads []*load, r *results) error {
 	hangUp(clients)
 
 	idle = p.resident()
-	err = hold(p.to, newStreams("slow", 100, time.Second), held, func() {
+	return hold(p.to, newStreams("slow", 100, time.Second), held, func() {
 		r.add("stream_kb", p.name, float64(p.resident()-idle)/1e3/held)
 	})
+}
+
+func measureRequests(p *proxy, l *load, each time.Duration, r *results) error {
+	if _, _, err := saturate(p.to, l, connections, each/4); err != nil { // warm
+		return err
+	}
+	before, began := p.cpu(), time.Now()
+	n, failed, err := saturate(p.to, l, connections, each)
 	if err != nil {
 		return err
 	}
+	r.failed[p.name] += failed
+	r.add("requests_per_s/"+l.name, p.name, float64(n)/time.Since(began).Seconds())
+	r.add("cpu_us/"+l.name, p.name, float64((p.cpu()-before).Microseconds())/float64(n))
+	return nil
+}
 
-	for _, l := range loads {
-		if _, _, err := saturate(p.to, l, connections, each/4); err != nil { // warm
-			return err
-		}
-		before, began := p.cpu(), time.Now()
-		n, failed, err := saturate(p.to, l, connections, each)
-		if err != nil {
-			return err
-		}
-		r.failed[p.name] += failed
-		r.add("requests_per_s/"+l.name, p.name, float64(n)/time.Since(began).Seconds())
-		r.add("cpu_us/"+l.name, p.name, float64((p.cpu()-before).Microseconds())/float64(n))
-	}
-
+func measureEvents(p *proxy, each time.Duration, r *results) error {
 	before := p.cpu()
 	n, failed, err := saturate(p.to, newStreams("events", eventsEach, pace), streams, each)
 	if err != nil {
@@ -153,9 +179,12 @@ func measure(p *proxy, loads []*load, r *results) error {
 	}
 	r.failed[p.name] += failed
 	r.add("sse_us", p.name, float64((p.cpu()-before).Microseconds())/float64(n*(eventsEach+1)))
+	return nil
+}
 
-	before = p.cpu()
-	took, err := latencies(p.to, loads[0], *rate, each)
+func measureLatency(p *proxy, l *load, each time.Duration, r *results) error {
+	before := p.cpu()
+	took, err := latencies(p.to, l, *rate, each)
 	if err != nil {
 		return err
 	}
@@ -251,6 +280,9 @@ func (r *results) print(w *os.File, list []string, loads []*load) {
 	row(append(head, "an event")...)
 	row(slices.Repeat([]string{"---"}, len(head)+1)...)
 	cell := func(what, name string) string {
+		if len(r.figures[what][name]) == 0 {
+			return "–"
+		}
 		mid, low, high := r.ratio(what, name)
 		return fmt.Sprintf("%.1f (%.2f; %.2f to %.2f)", r.median(what, name), mid, low, high)
 	}
@@ -263,6 +295,9 @@ func (r *results) print(w *os.File, list []string, loads []*load) {
 			cells = append(cells, cell("cpu_us/"+l.name, name))
 		}
 		row(append(cells, cell("sse_us", name))...)
+	}
+	if *only != "" {
+		return
 	}
 	fmt.Fprintln(w)
 	row("", "requests/s at 1k", "16k", "220k", fmt.Sprintf("added p50 at %d/s, ms", *rate), "p99", "p99.9", fmt.Sprintf("CPU µs at %d/s", *rate), "idle, MB", "an idle connection, KB", "a stream, KB")
