@@ -94,7 +94,14 @@ func (r *Request) Reset() {
 		r.spans = nil
 	}
 	clear(r.spans)
-	*r = Request{spans: r.spans[:0], rest: r.rest[:0], modelBuf: r.modelBuf[:0], renamed: r.renamed[:0]}
+	r.blank()
+}
+
+// blank forgets all but the memory.
+func (r *Request) blank() {
+	spans, rest, model, renamed := r.spans[:0], r.rest[:0], r.modelBuf[:0], r.renamed[:0]
+	*r = Request{} // apart from what follows, so that it is cleared where it lies
+	r.spans, r.rest, r.modelBuf, r.renamed = spans, rest, model, renamed
 }
 
 // Read reads the JSON body of a request of that kind. The error is an *[Error]; nothing
@@ -141,15 +148,13 @@ func (r *Request) walk() {
 var byteOrderMark = []byte("\xef\xbb\xbf")
 
 func (r *Request) begin(kind Kind, body []byte) {
-	spans := r.spans
-	if cap(spans) < 16 {
-		spans = make([]prefix.Span, 0, 64)
+	r.blank()
+	if cap(r.spans) < 16 {
+		r.spans = make([]prefix.Span, 0, 64)
 	}
-	*r = Request{
-		Kind: kind, MaxTokens: -1, maxTokens: -1, maxCompletion: -1, N: 1, Tokens: -1, body: body, source: placeNone,
-		rest: r.rest, modelBuf: r.modelBuf[:0], renamed: r.renamed[:0],
-	}
-	r.spans = spans[:headSpans]
+	r.Kind, r.MaxTokens, r.maxTokens, r.maxCompletion, r.N, r.Tokens = kind, -1, -1, -1, 1, -1
+	r.body, r.source = body, placeNone
+	r.spans = r.spans[:headSpans]
 	r.scan.reset(body)
 }
 

@@ -122,15 +122,15 @@ type Body struct {
 	word  [8]byte // how the last string at depth 1 starts
 	nword int     // its length, or more than word holds
 
-	buf  [maxUsage]byte
-	nbuf int // more than buf holds: too long to read
-	scan scanner
+	object []byte // the usage object so far
+	long   bool   // it is longer than maxUsage, and not read
+	scan   scanner
 }
 
 // Reset makes b ready for another answer.
 func (b *Body) Reset() {
 	b.Usage = unsaid
-	b.depth, b.nword, b.nbuf = 0, 0, 0
+	b.depth, b.nword = 0, 0
 	b.inString, b.escape, b.value, b.capture = false, false, false, false
 }
 
@@ -206,7 +206,7 @@ func (b *Body) passByte(c byte) {
 		}
 	case '{', '[':
 		if b.value && c == '{' {
-			b.capture, b.nbuf = true, 0
+			b.capture, b.object, b.long = true, b.object[:0], false
 		}
 		b.depth++
 	case '}', ']':
@@ -220,17 +220,15 @@ func (b *Body) passByte(c byte) {
 
 // keep appends a part of the usage object.
 func (b *Body) keep(part []byte) {
-	if b.nbuf+len(part) > len(b.buf) {
-		b.nbuf = len(b.buf) + 1
-		return
+	if b.long = b.long || len(b.object)+len(part) > maxUsage; !b.long {
+		b.object = append(b.object, part...)
 	}
-	b.nbuf += copy(b.buf[b.nbuf:], part)
 }
 
 func (b *Body) readUsage() {
-	if b.nbuf > len(b.buf) {
+	if b.long {
 		return
 	}
-	b.scan.reset(b.buf[:b.nbuf])
+	b.scan.reset(b.object)
 	b.Usage.read(&b.scan)
 }
