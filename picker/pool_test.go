@@ -423,4 +423,38 @@ func BenchmarkWeigh(b *testing.B) {
 			}
 		})
 	}
+	// Prompts of 100,000 tokens in turn, of which holders have the beginning, as far as it happens; the tables are full.
+	const prompts = 64
+	for _, n := range []struct{ pods, holders int }{{100, 100}, {1000, 8}, {1000, 1000}} {
+		b.Run(fmt.Sprintf("%dpods/%dholders", n.pods, n.holders), func(b *testing.B) {
+			p := newTestPool(n.pods, Config{})
+			random := rand.New(rand.NewPCG(1, 2))
+			chain := func() []uint64 {
+				c := make([]uint64, 213)
+				for i := range c {
+					c[i] = random.Uint64()
+				}
+				return c
+			}
+			hold := func(e *Endpoint, c []uint64) { e.index.Keep(c, e.index.Pin(c, 0, 1<<30, 1), 0, 1) }
+			for _, e := range p.Endpoints() {
+				for range 80 {
+					hold(e, chain())
+				}
+			}
+			requests := make([]*Request, prompts)
+			for i := range requests {
+				r := &Request{Chain: chain(), Hash: random.Uint64(), Bytes: 409_600}
+				for _, at := range random.Perm(n.pods)[:n.holders] {
+					hold(p.Endpoints()[at], r.Chain[:1+random.IntN(len(r.Chain))])
+				}
+				requests[i] = r
+			}
+			terms := make([]Candidate, 0, n.pods)
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				terms = p.Explain(terms[:0], requests[i%prompts], time.Second)
+			}
+		})
+	}
 }
