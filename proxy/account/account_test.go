@@ -250,8 +250,8 @@ func TestModelLabelIsBounded(t *testing.T) {
 	if n := models(t, reg)["model-0"]; n != 2 {
 		t.Errorf("model-0 counts %v", n)
 	}
-	if len(r.metrics.models) != maxModels {
-		t.Errorf("%d names are held", len(r.metrics.models))
+	if n := len(*r.metrics.models.Load()); n != maxModels {
+		t.Errorf("%d names are held", n)
 	}
 }
 

@@ -1,9 +1,12 @@
 package account
 
 import (
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -36,8 +39,8 @@ const (
 	phaseStreaming = "streaming" // in the middle of the answer
 )
 
-// metrics counts Records. Children of the vectors are looked up once and kept; what is known by name is bounded by the World (pools)
-// and by maxModels.
+// metrics counts Records. Children of the vectors are looked up once and kept, to be found without a lock; what is known by name is
+// bounded by the World (pools) and by maxModels.
 type metrics struct {
 	requests  *prometheus.CounterVec
 	duration  *prometheus.HistogramVec
@@ -62,10 +65,12 @@ type metrics struct {
 	tcpConnections *prometheus.CounterVec
 	tcpBytes       *prometheus.CounterVec
 
-	mu     sync.RWMutex // guards what follows
-	models map[string]bool
-	series map[seriesKey]*modelSeries
-	pools  map[string]*poolSeries
+	// Never changed once stored.
+	series atomic.Pointer[map[seriesKey]*modelSeries]
+	models atomic.Pointer[map[string]bool] // names that have a label value of their own
+
+	mu    sync.Mutex // guards what follows, and whatever is added to the others and to what they hold
+	pools map[string]*poolSeries
 }
 
 // seriesKey is what children are kept by.
@@ -80,17 +85,17 @@ type modelSeries struct {
 	ttft, perToken            prometheus.Observer
 	prompt, cached, generated prometheus.Counter
 	willPrompt, willHit       prometheus.Counter
-	genFirst, genEach         prometheus.Observer            // nil without an operation
-	outcomes                  map[outcome]prometheus.Counter // guarded by metrics.mu
-	genDurations              map[string]prometheus.Observer // by error_type; guarded by metrics.mu
+	genFirst, genEach         prometheus.Observer // nil without an operation
+	outcomes                  few[outcome, prometheus.Counter]
+	genDurations              few[string, prometheus.Observer] // by error_type
 }
 
 // poolSeries are the children of one pool.
 type poolSeries struct {
 	duration, queued, ttftRatio, hitError prometheus.Observer
 	retries                               prometheus.Counter
-	shadows                               map[string]*shadowSeries      // by policy; guarded by metrics.mu
-	picks                                 map[string]prometheus.Counter // by what decided; guarded by metrics.mu
+	shadows                               few[string, *shadowSeries]      // by policy
+	picks                                 few[string, prometheus.Counter] // by what decided
 }
 
 // shadowSeries are the children of a pool and a policy that is its shadow.
@@ -101,8 +106,43 @@ type outcome struct {
 	reason string
 }
 
+// few has a handful of values by what tells them apart, the commonest first as a rule: looking through them takes less time than
+// hashing. Readers need no lock.
+type few[K comparable, V any] struct {
+	all atomic.Pointer[[]pair[K, V]] // never changed once stored
+}
+
+type pair[K comparable, V any] struct {
+	key   K
+	value V
+}
+
+// get gives the zero value for what is not there.
+func (f *few[K, V]) get(key K) (v V) {
+	if all := f.all.Load(); all != nil {
+		for i := range *all {
+			if e := &(*all)[i]; e.key == key {
+				return e.value
+			}
+		}
+	}
+	return v
+}
+
+// add adds what is not there yet. One at a time may.
+func (f *few[K, V]) add(key K, value V) {
+	var next []pair[K, V]
+	if all := f.all.Load(); all != nil {
+		next = slices.Clone(*all)
+	}
+	next = append(next, pair[K, V]{key, value})
+	f.all.Store(&next)
+}
+
 func newMetrics(reg prometheus.Registerer) *metrics {
-	m := &metrics{models: make(map[string]bool), series: make(map[seriesKey]*modelSeries), pools: make(map[string]*poolSeries)}
+	m := &metrics{pools: make(map[string]*poolSeries)}
+	m.series.Store(&map[seriesKey]*modelSeries{})
+	m.models.Store(&map[string]bool{})
 	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
 		v := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
 		reg.MustRegister(v)
@@ -206,17 +246,9 @@ func (m *metrics) done(rec *Record) {
 
 // countShadow counts what a shadow policy made of a choice.
 func (m *metrics) countShadow(pool string, in *poolSeries, s *Shadow) {
-	m.mu.RLock()
-	c := in.shadows[s.Policy]
-	m.mu.RUnlock()
+	c := in.shadows.get(s.Policy)
 	if c == nil {
-		c = &shadowSeries{
-			agrees: m.shadows.WithLabelValues(pool, s.Policy, "true"), differs: m.shadows.WithLabelValues(pool, s.Policy, "false"),
-			chosen: m.shadowed.WithLabelValues(pool, s.Policy, "chosen"), shadow: m.shadowed.WithLabelValues(pool, s.Policy, "shadow"),
-		}
-		m.mu.Lock()
-		in.shadows[s.Policy] = c
-		m.mu.Unlock()
+		c = m.newShadow(pool, in, s.Policy)
 	}
 	if s.Agrees {
 		c.agrees.Inc()
@@ -225,6 +257,20 @@ func (m *metrics) countShadow(pool string, in *poolSeries, s *Shadow) {
 	}
 	c.chosen.Add(max(s.Chosen, 0))
 	c.shadow.Add(max(s.FirstToken, 0))
+}
+
+func (m *metrics) newShadow(pool string, in *poolSeries, policy string) *shadowSeries {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	c := in.shadows.get(policy)
+	if c == nil {
+		c = &shadowSeries{
+			agrees: m.shadows.WithLabelValues(pool, policy, "true"), differs: m.shadows.WithLabelValues(pool, policy, "false"),
+			chosen: m.shadowed.WithLabelValues(pool, policy, "chosen"), shadow: m.shadowed.WithLabelValues(pool, policy, "shadow"),
+		}
+		in.shadows.add(policy, c)
+	}
+	return c
 }
 
 // firstToken observes what a stream with a first token tells of time.
@@ -276,42 +322,41 @@ func addTokens(c prometheus.Counter, n int) {
 func (m *metrics) of(rec *Record) (s *modelSeries, ended, picked prometheus.Counter, genDuration prometheus.Observer) {
 	o := outcome{rec.Status, rec.Reason}
 	failed := errorType(rec)
-	m.mu.RLock()
-	model, known := rec.Model, rec.Model == "" || m.models[rec.Model]
-	if !known && rec.Status/100 != 2 {
-		model, known = otherModel, true
+	all := *m.series.Load()
+	s = all[seriesKey{rec.Pool, rec.Model, rec.Operation}]
+	if s == nil && rec.Status/100 != 2 && !(*m.models.Load())[rec.Model] { // nor does it become known by this
+		s = all[seriesKey{rec.Pool, otherModel, rec.Operation}]
 	}
-	if known {
-		if s = m.series[seriesKey{rec.Pool, model, rec.Operation}]; s != nil {
-			ended, picked, genDuration = s.outcomes[o], s.pool.picks[rec.Pick.DecidedBy], s.genDurations[failed]
+	if s != nil {
+		ended, picked, genDuration = s.outcomes.get(o), s.pool.picks.get(rec.Pick.DecidedBy), s.genDurations.get(failed)
+		if ended != nil && (picked != nil || rec.Pick.DecidedBy == "") && (genDuration != nil || rec.Operation == "") {
+			return s, ended, picked, genDuration
 		}
-	}
-	m.mu.RUnlock()
-	if s != nil && ended != nil && (picked != nil || rec.Pick.DecidedBy == "") && (genDuration != nil || rec.Operation == "") {
-		return s, ended, picked, genDuration
 	}
 
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	key := seriesKey{rec.Pool, m.modelLabel(rec), rec.Operation}
-	if s = m.series[key]; s == nil {
+	if s = (*m.series.Load())[key]; s == nil {
 		s = m.newSeries(key)
-		m.series[key] = s
+		next := maps.Clone(*m.series.Load())
+		next[key] = s
+		m.series.Store(&next)
 	}
-	if ended = s.outcomes[o]; ended == nil {
+	if ended = s.outcomes.get(o); ended == nil {
 		ended = m.requests.WithLabelValues(rec.Pool, key.model, strconv.Itoa(rec.Status), rec.Reason)
-		s.outcomes[o] = ended
+		s.outcomes.add(o, ended)
 	}
 	if by := rec.Pick.DecidedBy; by != "" {
-		if picked = s.pool.picks[by]; picked == nil {
+		if picked = s.pool.picks.get(by); picked == nil {
 			picked = m.picks.WithLabelValues(rec.Pool, by)
-			s.pool.picks[by] = picked
+			s.pool.picks.add(by, picked)
 		}
 	}
 	if rec.Operation != "" {
-		if genDuration = s.genDurations[failed]; genDuration == nil {
+		if genDuration = s.genDurations.get(failed); genDuration == nil {
 			genDuration = m.genDuration.WithLabelValues(rec.Operation, provider, key.model, failed)
-			s.genDurations[failed] = genDuration
+			s.genDurations.add(failed, genDuration)
 		}
 	}
 	return s, ended, picked, genDuration
@@ -337,7 +382,7 @@ func (m *metrics) newSeries(k seriesKey) *modelSeries {
 		p = &poolSeries{
 			duration: m.duration.WithLabelValues(k.pool), queued: m.queued.WithLabelValues(k.pool),
 			ttftRatio: m.ttftRatio.WithLabelValues(k.pool), hitError: m.hitError.WithLabelValues(k.pool),
-			retries: m.retries.WithLabelValues(k.pool), picks: make(map[string]prometheus.Counter), shadows: make(map[string]*shadowSeries),
+			retries: m.retries.WithLabelValues(k.pool),
 		}
 		m.pools[k.pool] = p
 	}
@@ -347,26 +392,26 @@ func (m *metrics) newSeries(k seriesKey) *modelSeries {
 		prompt: m.tokens.WithLabelValues(k.pool, k.model, "prompt"), cached: m.tokens.WithLabelValues(k.pool, k.model, "cached"),
 		generated:  m.tokens.WithLabelValues(k.pool, k.model, "completion"),
 		willPrompt: m.predicted.WithLabelValues(k.pool, k.model, "prompt"), willHit: m.predicted.WithLabelValues(k.pool, k.model, "cached"),
-		outcomes: make(map[outcome]prometheus.Counter),
 	}
 	if k.operation != "" {
 		s.genFirst = m.genFirst.WithLabelValues(k.operation, provider, k.model)
 		s.genEach = m.genEach.WithLabelValues(k.operation, provider, k.model)
-		s.genDurations = make(map[string]prometheus.Observer)
 	}
 	return s
 }
 
 // modelLabel bounds the label: only a name that an engine answered to gets one. m.mu is held.
 func (m *metrics) modelLabel(rec *Record) string {
-	name := rec.Model
+	name, known := rec.Model, *m.models.Load()
 	switch {
-	case name == "" || m.models[name]:
+	case name == "" || known[name]:
 		return name
-	case len(name) > maxModelName || strings.ToValidUTF8(name, "") != name || rec.Status/100 != 2 || len(m.models) >= maxModels:
+	case len(name) > maxModelName || strings.ToValidUTF8(name, "") != name || rec.Status/100 != 2 || len(known) >= maxModels:
 		return otherModel
 	}
-	m.models[strings.Clone(name)] = true
+	next := maps.Clone(known)
+	next[strings.Clone(name)] = true
+	m.models.Store(&next)
 	return name
 }
 
