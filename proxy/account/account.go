@@ -77,11 +77,10 @@ type Record struct {
 func (rec *Record) Reset() {
 	p, line := rec.Pick, rec.line[:0]
 	p.Reset()
-	*rec = Record{
-		PromptTokens: Unknown, CachedTokens: Unknown, CompletionTokens: Unknown,
-		PredictedTokens: Unknown, PredictedHit: Unknown,
-		Pick: p, line: line,
-	}
+	*rec = Record{} // apart from what follows, so that it is cleared where it lies
+	rec.PromptTokens, rec.CachedTokens, rec.CompletionTokens = Unknown, Unknown, Unknown
+	rec.PredictedTokens, rec.PredictedHit = Unknown, Unknown
+	rec.Pick, rec.line = p, line
 }
 
 // texts are the fields that a stranger may have worded.

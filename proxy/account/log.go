@@ -3,6 +3,7 @@ package account
 import (
 	"io"
 	"math"
+	"slices"
 	"sync"
 	"time"
 )
@@ -84,6 +85,46 @@ func (l *Log) Close() error {
 	return l.err
 }
 
+// key is a field's name, as a line of each Format has it.
+type key [2]string
+
+func named(name string) key { return key{Text: " " + name + "=", JSON: `,"` + name + `":`} }
+
+// Keys of the access log.
+var (
+	keyRequestID        = named("request_id")
+	keyMethod           = named("method")
+	keyPath             = named("path")
+	keyCode             = named("response_code")
+	keyReason           = named("response_code_details")
+	keyRemote           = named("downstream_remote_address")
+	keyHost             = named("upstream_host")
+	keyCluster          = named("upstream_cluster")
+	keyModel            = named("model")
+	keyStream           = named("stream")
+	keyDuration         = named("duration_ms")
+	keyBytesReceived    = named("bytes_received")
+	keyBytesSent        = named("bytes_sent")
+	keyAttempts         = named("upstream_request_attempt_count")
+	keyCriticality      = named("criticality")
+	keyShed             = named("shed")
+	keyTTFT             = named("ttft_ms")
+	keyQueue            = named("queue_ms")
+	keyDecidedBy        = named("decided_by")
+	keyPromptTokens     = named("prompt_tokens")
+	keyCachedTokens     = named("cached_tokens")
+	keyCompletionTokens = named("completion_tokens")
+	keyPredictedPrompt  = named("predicted_prompt_tokens")
+	keyPredictedCached  = named("predicted_cached_tokens")
+	keyProtocol         = named("protocol")
+	keyPeer             = named("downstream_peer_uri_san")
+	keyService          = named("destination_service")
+	keyPrincipal        = named("principal")
+	keyDenied           = named("denied_by")
+	keyDryRunDenied     = named("dry_run_denied_by")
+	keyAudited          = named("audited_by")
+)
+
 // line is one that is being laid out.
 type line struct {
 	b      []byte
@@ -99,8 +140,17 @@ func (l *line) begin(rec *Record) {
 		return
 	}
 	l.b = append(l.b, "time="...)
-	l.b = at.AppendFormat(l.b, "2006-01-02T15:04:05.000Z07:00")
+	l.b = appendTime(l.b, at)
 	l.b = append(l.b, " level=INFO msg=access"...)
+}
+
+// appendTime appends a time as package slog writes it in text, to the millisecond: the layout
+// that package time is quick at, and three digits in it.
+func appendTime(b []byte, t time.Time) []byte {
+	zone := len(b) + len("2006-01-02T15:04:05")
+	b = t.AppendFormat(b, time.RFC3339)
+	ms := t.Nanosecond() / int(time.Millisecond)
+	return slices.Insert(b, zone, '.', byte('0'+ms/100), byte('0'+ms/10%10), byte('0'+ms%10))
 }
 
 func (l *line) end() {
@@ -110,20 +160,10 @@ func (l *line) end() {
 	l.b = append(l.b, '\n')
 }
 
-func (l *line) key(name string) {
-	if l.format == JSON {
-		l.b = append(l.b, ',', '"')
-		l.b = append(l.b, name...)
-		l.b = append(l.b, '"', ':')
-		return
-	}
-	l.b = append(l.b, ' ')
-	l.b = append(l.b, name...)
-	l.b = append(l.b, '=')
-}
+func (l *line) key(k key) { l.b = append(l.b, k[l.format]...) }
 
-func (l *line) text(name, value string) {
-	l.key(name)
+func (l *line) text(k key, value string) {
+	l.key(k)
 	if l.format == Text && plain(value) {
 		l.b = append(l.b, value...)
 		return
@@ -132,26 +172,26 @@ func (l *line) text(name, value string) {
 }
 
 // told is text, but for an empty value.
-func (l *line) told(name, value string) {
+func (l *line) told(k key, value string) {
 	if value != "" {
-		l.text(name, value)
+		l.text(k, value)
 	}
 }
 
-func (l *line) number(name string, n int64) {
-	l.key(name)
+func (l *line) number(k key, n int64) {
+	l.key(k)
 	l.b = appendInt(l.b, n)
 }
 
 // count is number, but for what nobody told.
-func (l *line) count(name string, n int) {
+func (l *line) count(k key, n int) {
 	if n >= 0 {
-		l.number(name, int64(n))
+		l.number(k, int64(n))
 	}
 }
 
-func (l *line) truth(name string, v bool) {
-	l.key(name)
+func (l *line) truth(k key, v bool) {
+	l.key(k)
 	if v {
 		l.b = append(l.b, "true"...)
 	} else {
@@ -160,8 +200,8 @@ func (l *line) truth(name string, v bool) {
 }
 
 // milliseconds writes a time, to the microsecond.
-func (l *line) milliseconds(name string, d time.Duration) {
-	l.key(name)
+func (l *line) milliseconds(k key, d time.Duration) {
+	l.key(k)
 	us := int64(math.Round(float64(max(d, 0)) / 1000))
 	l.b = appendInt(l.b, us/1000)
 	if rest := us % 1000; rest != 0 {
@@ -172,35 +212,35 @@ func (l *line) milliseconds(name string, d time.Duration) {
 // access lays out the line of an exchange. Text of prompts or answers never stands in it; field names are Envoy's where it has one.
 func (l *line) access(rec *Record) {
 	l.begin(rec)
-	l.text("request_id", rec.ID)
-	l.text("method", rec.Method)
-	l.text("path", rec.Path)
-	l.number("response_code", int64(rec.Status))
-	l.text("response_code_details", rec.Reason)
-	l.text("downstream_remote_address", rec.Remote)
-	l.text("upstream_host", rec.Endpoint)
-	l.text("upstream_cluster", rec.Pool)
-	l.text("model", clip(rec.Model))
-	l.truth("stream", rec.Streamed)
-	l.milliseconds("duration_ms", rec.Duration)
-	l.number("bytes_received", rec.BytesIn)
-	l.number("bytes_sent", rec.BytesOut)
-	l.number("upstream_request_attempt_count", int64(1+rec.Retries))
+	l.text(keyRequestID, rec.ID)
+	l.text(keyMethod, rec.Method)
+	l.text(keyPath, rec.Path)
+	l.number(keyCode, int64(rec.Status))
+	l.text(keyReason, rec.Reason)
+	l.text(keyRemote, rec.Remote)
+	l.text(keyHost, rec.Endpoint)
+	l.text(keyCluster, rec.Pool)
+	l.text(keyModel, clip(rec.Model))
+	l.truth(keyStream, rec.Streamed)
+	l.milliseconds(keyDuration, rec.Duration)
+	l.number(keyBytesReceived, rec.BytesIn)
+	l.number(keyBytesSent, rec.BytesOut)
+	l.number(keyAttempts, int64(1+rec.Retries))
 	l.policy(rec)
-	l.told("criticality", rec.Criticality)
-	l.told("shed", rec.Shed)
+	l.told(keyCriticality, rec.Criticality)
+	l.told(keyShed, rec.Shed)
 	if rec.TTFT > 0 {
-		l.milliseconds("ttft_ms", rec.TTFT)
+		l.milliseconds(keyTTFT, rec.TTFT)
 	}
 	if rec.Pick.At > 0 {
-		l.milliseconds("queue_ms", rec.Pick.Queued)
+		l.milliseconds(keyQueue, rec.Pick.Queued)
 	}
-	l.told("decided_by", rec.Pick.DecidedBy)
-	l.count("prompt_tokens", rec.PromptTokens)
-	l.count("cached_tokens", rec.CachedTokens)
-	l.count("completion_tokens", rec.CompletionTokens)
-	l.count("predicted_prompt_tokens", rec.PredictedTokens)
-	l.count("predicted_cached_tokens", rec.PredictedHit)
+	l.told(keyDecidedBy, rec.Pick.DecidedBy)
+	l.count(keyPromptTokens, rec.PromptTokens)
+	l.count(keyCachedTokens, rec.CachedTokens)
+	l.count(keyCompletionTokens, rec.CompletionTokens)
+	l.count(keyPredictedPrompt, rec.PredictedTokens)
+	l.count(keyPredictedCached, rec.PredictedHit)
 	l.mesh(rec)
 	l.end()
 }
@@ -208,15 +248,15 @@ func (l *line) access(rec *Record) {
 // tcp lays out the line of a connection that was passed on unread.
 func (l *line) tcp(rec *Record) {
 	l.begin(rec)
-	l.text("request_id", rec.ID)
-	l.text("protocol", "tcp")
-	l.text("response_code_details", rec.Reason)
-	l.text("downstream_remote_address", rec.Remote)
-	l.text("upstream_host", rec.Endpoint)
-	l.text("upstream_cluster", rec.Pool)
-	l.milliseconds("duration_ms", rec.Duration)
-	l.number("bytes_received", rec.BytesIn)
-	l.number("bytes_sent", rec.BytesOut)
+	l.text(keyRequestID, rec.ID)
+	l.text(keyProtocol, "tcp")
+	l.text(keyReason, rec.Reason)
+	l.text(keyRemote, rec.Remote)
+	l.text(keyHost, rec.Endpoint)
+	l.text(keyCluster, rec.Pool)
+	l.milliseconds(keyDuration, rec.Duration)
+	l.number(keyBytesReceived, rec.BytesIn)
+	l.number(keyBytesSent, rec.BytesOut)
 	l.mesh(rec)
 	l.policy(rec)
 	l.end()
@@ -224,14 +264,14 @@ func (l *line) tcp(rec *Record) {
 
 // mesh adds what only a tunnel tells.
 func (l *line) mesh(rec *Record) {
-	l.told("downstream_peer_uri_san", rec.Peer)
-	l.told("destination_service", rec.Service)
+	l.told(keyPeer, rec.Peer)
+	l.told(keyService, rec.Service)
 }
 
 // policy adds whose the request is, and what policies say of it.
 func (l *line) policy(rec *Record) {
-	l.told("principal", rec.Principal)
-	l.told("denied_by", rec.Policy)
-	l.told("dry_run_denied_by", rec.DryRunPolicy)
-	l.told("audited_by", rec.AuditPolicy)
+	l.told(keyPrincipal, rec.Principal)
+	l.told(keyDenied, rec.Policy)
+	l.told(keyDryRunDenied, rec.DryRunPolicy)
+	l.told(keyAudited, rec.AuditPolicy)
 }

@@ -148,7 +148,7 @@ func TestMilliseconds(t *testing.T) {
 		0: "0", 999: "0.001", 1000: "0.001", time.Millisecond: "1", 1500 * time.Microsecond: "1.500", 30 * time.Microsecond: "0.030", time.Hour: "3600000", -time.Second: "0",
 	} {
 		l := line{format: JSON}
-		if l.milliseconds("d", d); string(l.b) != `,"d":`+want {
+		if l.milliseconds(named("d"), d); string(l.b) != `,"d":`+want {
 			t.Errorf("%v: %s", d, l.b)
 		}
 	}

@@ -8,10 +8,29 @@ import (
 
 func appendInt(b []byte, n int64) []byte { return strconv.AppendInt(b, n, 10) }
 
+// What a character of ASCII needs.
+const (
+	bare   = 1 << iota // neither quotes around it nor an escape
+	quoted             // no escape in quotes
+)
+
+var chars = func() (t [256]uint8) {
+	for c := ' '; c < 0x7f; c++ {
+		switch c {
+		case '"', '\\':
+		case ' ', '=':
+			t[c] = quoted
+		default:
+			t[c] = bare | quoted
+		}
+	}
+	return t
+}()
+
 // plain tells whether text may stand in a line without quotes.
 func plain(s string) bool {
 	for i := range len(s) {
-		if c := s[i]; c <= ' ' || c >= 0x7f || c == '"' || c == '=' || c == '\\' {
+		if chars[s[i]]&bare == 0 {
 			return false
 		}
 	}
@@ -25,7 +44,7 @@ func appendQuoted(b []byte, s string) []byte {
 	start := 0
 	for i := 0; i < len(s); {
 		c := s[i]
-		if c >= ' ' && c < 0x7f && c != '"' && c != '\\' {
+		if chars[c]&quoted != 0 {
 			i++
 			continue
 		}
