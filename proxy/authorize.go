@@ -21,7 +21,7 @@ import (
 
 // spell gives the target the one spelling by which it is judged, routed and sent on.
 func (x *Exchange) spell() error {
-	x.record.Path = string(x.head.Path())
+	x.notePath()
 	if x.passed {
 		return nil
 	}
@@ -31,9 +31,14 @@ func (x *Exchange) spell() error {
 	}
 	if len(target) > 0 && &target[0] != &x.head.Target[0] {
 		x.head.Target, x.spelled = target, target
-		x.record.Path = string(x.head.Path())
+		x.notePath()
 	}
 	return nil
+}
+
+func (x *Exchange) notePath() {
+	x.lastPath = again(x.lastPath, x.head.Path())
+	x.record.Path = x.lastPath
 }
 
 // authorize finds out whose the request is and has it judged by what its head says.
@@ -47,7 +52,11 @@ func (x *Exchange) authorize() error {
 	if err := x.askNow(); err != nil {
 		return err
 	}
-	copyHead(&x.presented, x.head)
+	x.presented.keep(x.head)
+	changes := g.Changes()
+	if changes {
+		x.presented.part()
+	}
 	if err := g.Authenticate(x.ctx, r); err != nil {
 		switch token, ok := errors.AsType[*authz.TokenError](err); {
 		case x.gone():
@@ -58,17 +67,43 @@ func (x *Exchange) authorize() error {
 		return errUnauthenticated(err)
 	}
 	x.record.Principal = r.Identity.String()
-	copyHead(&x.asked, x.head)
-	x.present()
-	r.Head, r.ModelPending = &x.asked, g.ReadsModel()
+	x.asked.keep(x.head)
+	if changes {
+		x.present()
+	}
+	r.Head, r.ModelPending = &x.asked.Request, g.ReadsModel()
 	return x.permit(g)
 }
 
-// copyHead makes dst another head like src, with fields of its own.
-func copyHead(dst, src *message.Request) {
-	fields := append(dst.Fields[:0], src.Fields...)
-	*dst = *src
-	dst.Fields = fields
+// keptHead is a head as it was when it was kept. Hardly any is looked at again after it has
+// changed, so it shares the fields of the one it was kept of until part.
+type keptHead struct {
+	message.Request
+	own []message.Field // memory for fields of its own
+}
+
+func (k *keptHead) keep(head *message.Request) {
+	k.Request = *head
+	k.Fields = slices.Clip(head.Fields)
+}
+
+// part gives k fields of its own. It comes before those of the head it was kept of, or its own,
+// are changed in place.
+func (k *keptHead) part() {
+	k.own = append(k.own[:0], k.Fields...)
+	k.Fields = k.own
+}
+
+// forget lets go of everything but the memory.
+func (k *keptHead) forget() {
+	clear(k.own[:cap(k.own)])
+	k.Request = message.Request{}
+}
+
+// partHeads comes before x.head is changed in place, once it was judged.
+func (x *Exchange) partHeads() {
+	x.asked.part()
+	x.presented.part()
 }
 
 // present has authorizers that are asked later see of the fields that only tokens may set
@@ -174,7 +209,7 @@ func (x *Exchange) mayUse(model string) bool {
 	if at := bytes.LastIndex(before, []byte(modelsPath)); at >= 0 {
 		before = before[:at]
 	}
-	r, head := x.judged, x.asked
+	r, head := x.judged, x.asked.Request
 	r.Head, r.Model = &head, []byte(model)
 	head.Method = []byte("POST")
 	for _, path := range usePaths {

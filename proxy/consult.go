@@ -85,6 +85,7 @@ func (c *consultation) ask(ctx context.Context) error {
 	if !own.mayAsk(now) {
 		return c.failed(PickerSpared, errors.New("it took too long for others just before"))
 	}
+	x.partHeads()
 	x.head.Fields = message.Delete(x.head.Fields, fieldDestination)
 	q := extproc.Question{Head: x.head, Subset: x.pool.standing(now), Timeout: own.timeout(), Wait: !own.failsOpen()}
 	if x.call == nil && len(x.body.bytes) > 0 {

@@ -25,7 +25,7 @@ func TestLeaseFollowsToABusyEndpoint(t *testing.T) {
 	if _, err := p.Pick(&picker.Request{Bytes: 1 << 20, Stream: true, Exclude: []*picker.Endpoint{named}}, Now()); err != nil {
 		t.Fatal(err)
 	}
-	x := Exchange{pool: &pool{picker: p}}
+	x := Exchange{progress: progress{pool: &pool{picker: p}}}
 	x.want = picker.Request{Bytes: 100, Room: picker.Room{Queued: 1000}, Until: Now() + 1, Exclude: []*picker.Endpoint{busy}, Candidates: &x.weighed}
 	lease := p.Reserve(named, &x.want, Now())
 	x.follow(&lease, "busy")

@@ -24,20 +24,20 @@ import (
 // One goroutine runs it from top to bottom. It is reused for the next request,
 // so that in steady state an exchange allocates next to nothing.
 type Exchange struct {
-	server    *Server
+	server *Server
+	progress
+	memory
+}
+
+// progress is where an exchange stands. The next one begins with the zero value.
+type progress struct {
 	serving   *serving // the World it began in; once its body is there, the one it is routed by
 	stream    Stream
 	ctx       context.Context // done when the client has gone, or its time is over
 	head      *message.Request
-	judged    authz.Request      // what policies are asked about it
-	asked     message.Request    // its head as they know it, before a route changed it
-	presented message.Request    // that head with the credentials that it came with: what authorizers know
-	spelled   []byte             // memory for its target
 	guard     *authz.Guard       // who may do what there, in the World it belongs to
 	judge     *authz.Guard       // the last that let it pass
-	asks      []authz.Asked      // external authorizers it is for
-	owed      []authz.Asked      // those of asks that wait for its body
-	bodyAsked int64              // how much of it they want
+	bodyAsked int64              // how much of the body external authorizers want
 	verdicts  []*extauthz.Answer // what they said
 	// someModels: the list of models is for it only as far as it may use them.
 	someModels bool
@@ -53,10 +53,8 @@ type Exchange struct {
 	pool      *pool
 	model     *servedModel
 	body      body
-	read      openai.Request
 	kind      openai.Kind
-	chooser   Chooser           // of the pool, or asked
-	consult   consultation      // of the pool's own picker; zero without one
+	chooser   Chooser           // of the pool, or consult
 	early     bool              // an endpoint is chosen by the start of the body
 	unread    bool              // it goes to a plain pool, so that the body is not looked at
 	override  string            // the name that a field asks to be served by, if that is believed
@@ -65,35 +63,54 @@ type Exchange struct {
 	spending  [2]queue.Spending // of budgets: for the name asked for, and for override
 	fairness  string            // whose the request is by its own word, if that is believed
 	target    string            // the model's name upstream
-	segments  [][]byte          // the body on its way up, edits included
 	want      picker.Request    // what the picker is asked
-	weighed   []picker.Candidate
-	shadowed  []picker.Candidate // the same, as a shadow policy sees them
-	chain     []uint64
 
-	answer        message.Response
-	events        openai.Events
-	plain         openai.Body // watches an answer that is no stream
-	rename        openai.Renamer
-	renames       bool     // the answer is to call the model what the client does
-	renamed       [][]byte // a piece of it that does
-	withholdUsage bool     // the usage event is there because we asked for it
-	explain       bool     // the answer names its endpoint
-	loadAsked     bool     // the client wants the load report for itself
+	renames       bool // the answer is to call the model what the client does
+	withholdUsage bool // the usage event is there because we asked for it
+	explain       bool // the answer names its endpoint
+	loadAsked     bool // the client wants the load report for itself
 
-	start, until time.Duration      // on Now's clock; until 0: no bound
-	limit        time.Duration      // from start to until
-	attemptUntil time.Duration      // when the present attempt has to be over; 0: no bound
-	tried        []*picker.Endpoint // that failed before they answered
-	failure      error              // of the last one
-	refuges      int                // of tried, known before not to take connections
-	begun        bool               // some of the request may have been sent
-	sent         bool               // the last one took the whole request
-	resends      int                // how often the request was sent again
-	retry        *retryPlace        // held in the retry budget
-	record       account.Record
-	traceparent  []byte // memory for the field's value
-	scratch      []byte
+	start, until time.Duration // on Now's clock; until 0: no bound
+	limit        time.Duration // from start to until
+	attemptUntil time.Duration // when the present attempt has to be over; 0: no bound
+	failure      error         // of the last endpoint that failed
+	refuges      int           // of tried, known before not to take connections
+	begun        bool          // some of the request may have been sent
+	sent         bool          // the last one took the whole request
+	resends      int           // how often the request was sent again
+	retry        *retryPlace   // held in the retry budget
+}
+
+// memory is what an exchange has a use for in the next one, which begins with it empty
+// or makes it so before it looks.
+type memory struct {
+	judged    authz.Request // what policies are asked about it
+	asked     keptHead      // its head as they know it, before a route changed it
+	presented keptHead      // that head with the credentials that it came with: what authorizers know
+	spelled   []byte        // the head's target
+	asks      []authz.Asked // external authorizers it is for
+	owed      []authz.Asked // those of asks that wait for its body
+
+	read     openai.Request
+	segments [][]byte     // the body on its way up, edits included
+	consult  consultation // of the pool's own picker; zero without one
+	weighed  []picker.Candidate
+	shadowed []picker.Candidate // the same, as a shadow policy sees them
+	chain    []uint64
+	tried    []*picker.Endpoint // that failed before they answered
+
+	answer  message.Response
+	events  openai.Events
+	plain   openai.Body // watches an answer that is no stream
+	rename  openai.Renamer
+	renamed [][]byte // a piece of it that calls the model what the client does
+
+	record      account.Record
+	id          []byte // record.ID, for heads
+	traceparent []byte // the field's value
+	scratch     []byte
+
+	lastPath, lastModel string // of an exchange before this one, as a rule those of this one too
 }
 
 // run serves one request. Every step that takes something leaves its release
@@ -249,7 +266,8 @@ func (x *Exchange) route() error {
 	}
 	x.pin()
 	x.record.Pool = x.pool.name
-	x.record.Model = string(x.read.Model)
+	x.lastModel = again(x.lastModel, x.read.Model)
+	x.record.Model = x.lastModel
 	if x.pool.plain {
 		return x.passAsItIs()
 	}
@@ -399,16 +417,20 @@ func (x *Exchange) account() {
 	x.server.account.Done(&x.record)
 }
 
+// again is text as a string: the last one if it is the same, which takes no memory.
+func again(last string, text []byte) string {
+	if last == string(text) {
+		return last
+	}
+	return string(text)
+}
+
 // forget lets go of everything that belongs to the request.
 func (x *Exchange) forget() {
-	x.stream, x.ctx, x.head = nil, nil, nil
-	x.serving, x.guard, x.judge, x.pool, x.model = nil, nil, nil, nil, nil
-	x.found, x.backend, x.call, x.chooser = route.Found{}, nil, nil, nil
-	x.peer, x.dest = nil, nil
+	x.progress = progress{}
 	x.judged.Forget()
-	clear(x.asked.Fields[:cap(x.asked.Fields)])
-	clear(x.presented.Fields[:cap(x.presented.Fields)])
-	x.asks, x.owed, x.verdicts = x.asks[:0], x.owed[:0], nil
+	x.asked.forget()
+	x.presented.forget()
 	x.read.Reset()
 	clear(x.segments[:cap(x.segments)])
 	clear(x.renamed[:cap(x.renamed)])
@@ -419,17 +441,9 @@ func (x *Exchange) forget() {
 
 // reset makes x ready for another request, keeping the memory it has.
 func (x *Exchange) reset(s Stream) {
-	now := Now()
-	*x = Exchange{
-		server: x.server,
-		stream: s,
-		asks:   x.asks[:0], owed: x.owed[:0],
-		judged: x.judged, asked: message.Request{Fields: x.asked.Fields[:0]}, presented: message.Request{Fields: x.presented.Fields[:0]}, spelled: x.spelled,
-		read: x.read, answer: x.answer, events: x.events, plain: x.plain, rename: x.rename, renamed: x.renamed[:0],
-		segments: x.segments[:0], chain: x.chain[:0], tried: x.tried[:0], scratch: x.scratch[:0], traceparent: x.traceparent[:0],
-		consult: consultation{endpoints: x.consult.endpoints[:0]}, weighed: x.weighed[:0], shadowed: x.shadowed[:0], record: x.record,
-		start: now,
-	}
-	x.record.Reset()
-	x.record.Start, x.record.Remote = processStart.Add(now), s.RemoteAddr().String()
+	x.stream, x.start = s, Now()
+	m := &x.memory
+	m.asks, m.owed, m.tried, m.weighed, m.id = m.asks[:0], m.owed[:0], m.tried[:0], m.weighed[:0], m.id[:0]
+	m.record.Reset()
+	m.record.Start, m.record.Remote = processStart.Add(x.start), s.Remote()
 }

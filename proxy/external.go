@@ -38,8 +38,8 @@ func (x *Exchange) askNow() error {
 // was found out.
 func (x *Exchange) askRest() error {
 	r := &x.judged
-	r.Head = &x.presented
-	defer func() { r.Head = &x.asked }()
+	r.Head = &x.presented.Request
+	defer func() { r.Head = &x.asked.Request }()
 	before := len(x.asks)
 	x.asks = x.guard.Asks(x.asks, r)
 	x.owed = append(x.owed, x.asks[before:]...)
@@ -81,8 +81,9 @@ func (x *Exchange) ask(a authz.Asked) error {
 		x.record.Policy = a.Policy
 		return denial(answer)
 	}
+	x.partHeads()
 	x.head.Fields = x.change(x.head.Fields, answer)
-	if r.Head == &x.presented {
+	if r.Head == &x.presented.Request {
 		x.asked.Fields = x.change(x.asked.Fields, answer)
 		x.presented.Fields = x.change(x.presented.Fields, answer)
 	}

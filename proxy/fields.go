@@ -12,35 +12,52 @@ import (
 // client says of the request's way is kept.
 func (x *Exchange) takeFields(trusted bool) {
 	believed := x.believed()
-	fields := x.head.Fields
-	kept := fields[:0]
-	for _, f := range fields {
-		x.takeRank(f)
-		switch {
-		case message.EqualFold(f.Name, "x-request-id"):
-			if x.record.ID != "" || !validID(f.Value) {
-				continue
-			}
-			x.record.ID = string(f.Value)
-		case message.EqualFold(f.Name, fieldLoadFormat):
-			x.loadAsked = true
-		case message.EqualFold(f.Name, "x-fairway-explain"):
-			x.explain = string(f.Value) == "1" && x.serving.explain == ExplainOnRequest && x.peer == nil
-			continue
-		case x.takeModelField(f, believed):
-			continue
-		case ours(f.Name), !x.passed && authz.Drops(f.Name, trusted):
-			continue
+	kept := x.head.Fields[:0]
+	for _, f := range x.head.Fields {
+		if x.takeField(f, believed) && (x.passed || !authz.Drops(f.Name, trusted)) {
+			kept = append(kept, f)
 		}
-		kept = append(kept, f)
 	}
-	if x.record.ID == "" {
-		x.record.ID = newID()
-		kept = append(kept, message.Field{Name: fieldRequestID, Value: []byte(x.record.ID)})
+	if len(x.id) == 0 {
+		x.id = appendID(x.id)
+		kept = append(kept, message.Field{Name: fieldRequestID, Value: x.id})
 	}
+	x.record.ID = string(x.id)
 	x.head.Fields = kept
 	x.explain = x.explain || x.serving.explain == ExplainAlways
-	x.record.Method = string(x.head.Method)
+	x.record.Method = methodOf(x.head)
+}
+
+// takeField takes from a field what it says to the proxy, and tells whether it is passed on.
+func (x *Exchange) takeField(f message.Field, believed bool) bool {
+	if len(f.Name) == 0 || f.Name[0]|0x20 != 'x' {
+		x.loadAsked = x.loadAsked || message.EqualFold(f.Name, fieldLoadFormat)
+		return true
+	}
+	x.takeRank(f)
+	switch {
+	case message.EqualFold(f.Name, "x-request-id"):
+		if len(x.id) > 0 || !validID(f.Value) {
+			return false
+		}
+		x.id = append(x.id, f.Value...)
+		return true
+	case message.EqualFold(f.Name, "x-fairway-explain"):
+		x.explain = string(f.Value) == "1" && x.serving.explain == ExplainOnRequest && x.peer == nil
+		return false
+	}
+	return !x.takeModelField(f, believed) && !ours(f.Name)
+}
+
+// methodOf is a request's method as a string.
+func methodOf(r *message.Request) string {
+	switch string(r.Method) {
+	case "POST":
+		return "POST"
+	case "GET":
+		return "GET"
+	}
+	return string(r.Method)
 }
 
 // ours tells whether a field is one that only the proxy says.

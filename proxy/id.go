@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"encoding/binary"
 	"encoding/hex"
 	"math/rand/v2"
 )
@@ -23,15 +24,13 @@ func validID(id []byte) bool {
 	return true
 }
 
-// newID makes a request id: 128 random bits, unique but no secret.
-func newID() string {
+// newID makes a request id.
+func newID() string { return string(appendID(nil)) }
+
+// appendID appends a request id: 128 random bits, unique but no secret.
+func appendID(dst []byte) []byte {
 	var raw [16]byte
-	for i, word := 0, rand.Uint64(); i < 16; i++ {
-		if i == 8 {
-			word = rand.Uint64()
-		}
-		raw[i] = byte(word)
-		word >>= 8
-	}
-	return hex.EncodeToString(raw[:])
+	binary.LittleEndian.PutUint64(raw[:8], rand.Uint64())
+	binary.LittleEndian.PutUint64(raw[8:], rand.Uint64())
+	return hex.AppendEncode(dst, raw[:])
 }

@@ -69,6 +69,7 @@ func (m *memoryStream) Context() context.Context   { return m.ctx }
 func (m *memoryStream) Head() *message.Request     { return &m.head }
 func (m *memoryStream) Read(p []byte) (int, error) { return m.body.Read(p) }
 func (m *memoryStream) Conn() net.Conn             { return m.conn }
+func (m *memoryStream) Remote() string             { return "192.0.2.1:4711" }
 func (m *memoryStream) RemoteAddr() net.Addr {
 	return &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 4711}
 }

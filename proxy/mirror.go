@@ -131,6 +131,7 @@ func (c *mirrorStream) release() {
 func (c *mirrorStream) Context() context.Context { return c.ctx }
 func (c *mirrorStream) Head() *message.Request   { return &c.head }
 func (c *mirrorStream) RemoteAddr() net.Addr     { return c.remote }
+func (c *mirrorStream) Remote() string           { return c.remote.String() }
 func (c *mirrorStream) Conn() net.Conn           { return nil }
 
 func (c *mirrorStream) Read(p []byte) (int, error) {

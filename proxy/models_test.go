@@ -41,7 +41,7 @@ func turns(conversation, n int) []string {
 // keyOf is the key of the conversation that a body is a turn of.
 func keyOf(t *testing.T, kind openai.Kind, body, fairness string) uint64 {
 	t.Helper()
-	x := Exchange{fairness: fairness}
+	x := Exchange{progress: progress{fairness: fairness}}
 	if err := x.read.Read(kind, []byte(body)); err != nil {
 		t.Fatal(err)
 	}

@@ -16,7 +16,7 @@ import (
 // Whose a request is goes by what was verified, and else by where it comes from: a stranger is one flow whatever keys it shows.
 func TestFlowsAreOfWhoIsKnown(t *testing.T) {
 	flow := func(principal, address, key string) uint64 {
-		x := Exchange{head: &message.Request{Fields: []message.Field{{Name: []byte("Authorization"), Value: []byte(key)}, {Name: []byte("X-Api-Key"), Value: []byte(key)}}}}
+		x := Exchange{progress: progress{head: &message.Request{Fields: []message.Field{{Name: []byte("Authorization"), Value: []byte(key)}, {Name: []byte("X-Api-Key"), Value: []byte(key)}}}}}
 		x.judged.Source = netip.MustParseAddr(address)
 		x.record.Principal = principal
 		return x.flowKey()

@@ -211,7 +211,7 @@ func (x *Exchange) addFields(lease *picker.Lease) {
 		}
 	}
 	fields = x.withTold(x.changeAnswer(fields))
-	fields = append(fields, message.Field{Name: fieldRequestID, Value: []byte(x.record.ID)})
+	fields = append(fields, message.Field{Name: fieldRequestID, Value: x.id})
 	if x.explain {
 		fields = append(fields,
 			message.Field{Name: fieldEndpoint, Value: []byte(x.record.Endpoint)},

@@ -35,6 +35,7 @@ func (x *Exchange) match() (done bool, err error) {
 	if x.backend == nil || x.serving.byName[x.backend.Pool] == nil {
 		return false, errNoBackend(x.found.Route.Name)
 	}
+	x.partHeads()
 	x.found.Rewrite(x.head)
 	x.head.Fields = x.found.RequestHeaders.Apply(x.head.Fields)
 	x.head.Fields = x.backend.RequestHeaders.Apply(x.head.Fields)

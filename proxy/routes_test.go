@@ -323,7 +323,7 @@ func failing(t *testing.T, sent *atomic.Int64, first, status int) *pod {
 
 func TestBackOffDoubles(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		x := Exchange{stream: post("/", ""), ctx: context.Background()}
+		x := Exchange{progress: progress{stream: post("/", ""), ctx: context.Background()}}
 		x.found.Rule = &route.Rule{Retry: &route.Retry{Backoff: time.Second}}
 		for i, want := range []time.Duration{1, 2, 4, 8, 16, 16, 16} {
 			x.resends = i + 1

@@ -141,7 +141,7 @@ func (s *Server) Buffered() int64 { return s.buffers.used.Load() }
 func (s *Server) badRequest(st Stream, status int, cause error) {
 	var rec account.Record
 	rec.Reset()
-	rec.ID, rec.Start, rec.Remote = newID(), time.Now(), st.RemoteAddr().String()
+	rec.ID, rec.Start, rec.Remote = newID(), time.Now(), st.Remote()
 	e := errMalformed(status, cause.Error())
 	rec.Status, rec.Reason = e.Status, e.Type
 	if err := writeError(st, e, rec.ID); err != nil {

@@ -49,8 +49,9 @@ type Stream interface {
 	// on nothing can be retried and no other status sent.
 	Started() bool
 
-	// RemoteAddr is the client's address.
+	// RemoteAddr is the client's address, Remote the same as text.
 	RemoteAddr() net.Addr
+	Remote() string
 	// Conn is the connection the request came on, nil for none, for what can be
 	// asked of it. It is not to be read, written or closed.
 	Conn() net.Conn

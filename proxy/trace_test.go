@@ -29,7 +29,7 @@ func tracedServer(t testing.TB, ratio float64) *Server {
 
 // traced reads the fields of a head, "name: value" each, and gives the place in a trace and the head as it is sent on.
 func traced(s *Server, fields ...string) (account.Trace, map[string]string) {
-	x := &Exchange{server: s, head: new(message.Request)}
+	x := &Exchange{server: s, progress: progress{head: new(message.Request)}}
 	for _, f := range fields {
 		name, value, _ := strings.Cut(f, ": ")
 		x.head.Fields = append(x.head.Fields, message.Field{Name: []byte(name), Value: []byte(value)})
@@ -133,7 +133,7 @@ func TestTraceAllocs(t *testing.T) {
 	if raceEnabled {
 		t.Skip("allocations are counted without the race detector")
 	}
-	x := &Exchange{server: tracedServer(t, 0), head: &message.Request{Fields: make([]message.Field, 0, 4)}}
+	x := &Exchange{server: tracedServer(t, 0), progress: progress{head: &message.Request{Fields: make([]message.Field, 0, 4)}}}
 	field := message.Field{Name: []byte("traceparent"), Value: []byte("00-" + traceID + "-" + spanID + "-01")}
 	trace := func() {
 		x.record.Trace = account.Trace{}

@@ -215,6 +215,10 @@ func (g *Guard) Authenticate(ctx context.Context, r *Request) error {
 	return nil
 }
 
+// Changes tells whether Authenticate takes something out of the heads of some requests, or
+// adds to them.
+func (g *Guard) Changes() bool { return g.hasKeys || len(g.tokens) > 0 || len(g.outputs) > 0 }
+
 // isPreflight tells of the request that a browser makes, without credentials, to ask
 // whether it may make another. Istio passes it by too (bypass_cors_preflight).
 func isPreflight(head *message.Request) bool {

@@ -569,3 +569,6 @@ func (s *Stream) Conn() net.Conn { return nil }
 
 // RemoteAddr is the proxy's address.
 func (s *Stream) RemoteAddr() net.Addr { return remoteAddr(s.Context()) }
+
+// Remote is RemoteAddr as text.
+func (s *Stream) Remote() string { return s.RemoteAddr().String() }

@@ -31,6 +31,7 @@ const (
 type Stream struct {
 	server *Server
 	conn   *sock.Conn
+	remote string // the client's address
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	phase  atomic.Uint32
@@ -56,7 +57,7 @@ type Stream struct {
 }
 
 func newStream(ctx context.Context, server *Server, conn *sock.Conn) *Stream {
-	s := &Stream{server: server, conn: conn}
+	s := &Stream{server: server, conn: conn, remote: conn.RemoteAddr().String()}
 	s.ctx, s.cancel = context.WithCancelCause(ctx)
 	s.out.conn = conn
 	s.out.timeout = timeout(server.WriteTimeout, time.Minute)
@@ -77,6 +78,9 @@ func (s *Stream) Conn() net.Conn { return s.conn.Conn }
 
 // RemoteAddr is the client's address.
 func (s *Stream) RemoteAddr() net.Addr { return s.conn.RemoteAddr() }
+
+// Remote is RemoteAddr as text.
+func (s *Stream) Remote() string { return s.remote }
 
 // Bind has i interrupted, at most once, when the client goes away. False: it has
 // gone already, and i is not bound. A stream has one thing bound at a time.
@@ -169,9 +173,8 @@ func (s *Stream) readHead() (refused *ProtocolError, ok bool) {
 	limit := s.server.headerLimit()
 	if s.w == 0 {
 		s.conn.SetTimeout(timeout(s.server.IdleTimeout, 2*time.Minute))
-	} else {
-		s.conn.SetTimeout(timeout(s.server.HeaderTimeout, 10*time.Second))
 	}
+	begun := false
 	for {
 		if s.w > 0 {
 			done, err := s.parse.request(s.buf[:s.w], &s.req)
@@ -182,16 +185,17 @@ func (s *Stream) readHead() (refused *ProtocolError, ok bool) {
 				s.conn.SetTimeout(0)
 				return err, true
 			}
+			if !begun { // most heads come whole
+				begun = true
+				s.conn.SetTimeout(timeout(s.server.HeaderTimeout, 10*time.Second))
+			}
 		}
 		if s.w == len(s.buf) {
 			s.grow()
 		}
 		n, err := s.conn.Read(s.buf[s.w:])
-		if n > 0 && s.w == 0 {
-			if !s.phase.CompareAndSwap(phaseIdle, phaseBusy) {
-				return nil, false
-			}
-			s.conn.SetTimeout(timeout(s.server.HeaderTimeout, 10*time.Second))
+		if n > 0 && s.w == 0 && !s.phase.CompareAndSwap(phaseIdle, phaseBusy) {
+			return nil, false
 		}
 		s.w += n
 		if err != nil && n == 0 {

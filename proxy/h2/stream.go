@@ -82,6 +82,9 @@ func (st *Stream) LocalAddr() net.Addr { return st.conn.LocalAddr() }
 // RemoteAddr is the client's address.
 func (st *Stream) RemoteAddr() net.Addr { return st.conn.RemoteAddr() }
 
+// Remote is RemoteAddr as text.
+func (st *Stream) Remote() string { return st.conn.RemoteAddr().String() }
+
 // Bind has i interrupted, at most once, when the client goes away. False: it has
 // gone already, and i is not bound. A stream has one thing bound at a time.
 // Interrupt must not block or call back.
