@@ -142,9 +142,14 @@ func (b *Body) Pass(p []byte) {
 			i = b.passString(p, i)
 			continue
 		}
-		captured := b.capture
-		b.passByte(p[i])
+		c := p[i]
 		i++
+		if k := kinds[c]; k != structural {
+			b.value = b.value && k == white
+			continue
+		}
+		captured := b.capture
+		b.passStructural(c)
 		switch {
 		case !captured && b.capture:
 			from = i - 1
@@ -194,11 +199,18 @@ func (b *Body) note(part []byte) {
 	}
 }
 
-// passByte goes on outside of strings.
-func (b *Body) passByte(c byte) {
+// What a byte outside of strings is.
+const (
+	white      = 1 + iota // between values
+	structural            // a quote, a bracket or a colon; anything else is part of a value, or a comma
+)
+
+var kinds = [256]uint8{' ': white, '\t': white, '\n': white, '\r': white,
+	'"': structural, '{': structural, '[': structural, '}': structural, ']': structural, ':': structural}
+
+// passStructural goes on outside of strings.
+func (b *Body) passStructural(c byte) {
 	switch c {
-	case ' ', '\t', '\n', '\r':
-		return
 	case '"':
 		b.inString = true
 		if b.depth == 1 {
