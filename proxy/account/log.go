@@ -11,7 +11,7 @@ import (
 const (
 	// flushAfter is how long a line waits at most to be written, flushSize how many bytes may.
 	flushAfter = 50 * time.Millisecond
-	flushSize  = 64 << 10
+	flushSize  = 256 << 10
 )
 
 // A Format is how the lines of an access log are laid out.
@@ -22,7 +22,7 @@ const (
 	JSON               // an object
 )
 
-// Log is an access log. Lines are written together, whole and in order: as soon as there are 64 KiB of them, 50 ms after the first of
+// Log is an access log. Lines are written together, whole and in order: as soon as there are 256 KiB of them, 50 ms after the first of
 // them at the latest, and at Close. While the writer takes no more, whoever has a line waits. It is safe for concurrent use.
 type Log struct {
 	w      io.Writer

@@ -13,7 +13,7 @@ import (
 const (
 	// copyLimit is up to which a payload is copied behind what waits to be
 	// written; a longer one is written from where it lies.
-	copyLimit = 16 << 10
+	copyLimit = 4 << 10
 	// pieceLimit is how much is written at a time under a time-out: the peer's
 	// progress is seen piece by piece.
 	pieceLimit = 128 << 10
