@@ -76,6 +76,7 @@ var rules = map[string]rule{
 	"proxy/message":   {never: noHTTPVersion},
 	"proxy/normalize": {never: noHTTPVersion},
 	"proxy/openai":    {may: []string{"picker/prefix"}, never: noHTTPVersion},
+	"proxy/rpc":       {never: noHTTPServer},
 	"proxy/route":     {may: []string{"proxy/message", "proxy/normalize"}, never: noHTTPVersion},
 	"proxy/sock":      {never: noHTTPServer},
 	"proxy/upstream":  {may: []string{"proxy/h1", "proxy/h2", "proxy/message", "proxy/sock"}, never: noHTTPServer},
