@@ -46,9 +46,9 @@ func TestPickerSheds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := (&extproc.Server{Handler: func(e *extproc.Stream) { s.Handle(e) }, Log: slog.New(slog.DiscardHandler)}).GRPC()
+	g := &extproc.Server{Handler: func(e *extproc.Stream) { s.Handle(e) }, Log: slog.New(slog.DiscardHandler)}
 	go g.Serve(l)
-	defer g.Stop()
+	defer g.Close()
 	c, err := grpc.NewClient(l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)

@@ -13,14 +13,10 @@ import (
 	"math/big"
 	"net"
 	"net/netip"
-	"os"
 	"path/filepath"
-	"runtime/debug"
 	"time"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
 
 	"github.com/fairway-proxy/fairway/cmd/internal/cli"
 	"github.com/fairway-proxy/fairway/discovery/file"
@@ -28,6 +24,7 @@ import (
 	"github.com/fairway-proxy/fairway/proxy"
 	"github.com/fairway-proxy/fairway/proxy/authz"
 	"github.com/fairway-proxy/fairway/proxy/extproc"
+	"github.com/fairway-proxy/fairway/proxy/rpc"
 )
 
 func newEPP() *cobra.Command {
@@ -48,15 +45,7 @@ all of them.`,
 		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd) },
 	}
-	f := cmd.Flags()
-	o.serve.flags(cmd)
-	f.StringVar(&o.listen, "listen", ":9002", "where to take the protocol (gRPC), and gRPC health checks")
-	f.BoolVar(&o.secure, "secure-serving", true, "speak TLS, with --cert-path or else a certificate made up at the start")
-	f.StringVar(&o.certPath, "cert-path", "", "the `directory` of tls.crt and tls.key, which are read anew for each connection")
-	f.IntVar(&o.fallbacks, "fallbacks", 0, "how many endpoints to name beside the best, for gateways that take a list (Envoy's override_host)")
-	f.DurationVar(&o.lameDuck, "lame-duck", 3*time.Second, "how long to go on serving when told to stop, having told health checks so")
-	f.BoolVar(&o.reference, "reference-metrics", false, "serve metrics by the names of the reference picker too (inference_objective_…, inference_pool_…)")
-	f.IntVar(&o.replicas, "replicas", 0, "how many pickers share the pools; they agree without talking (0: learned from the engines' metrics)")
+	o.flags(cmd)
 	return cmd
 }
 
@@ -69,6 +58,18 @@ type eppOptions struct {
 	reference bool
 	fallbacks int
 	lameDuck  time.Duration
+}
+
+func (o *eppOptions) flags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	o.serve.flags(cmd)
+	f.StringVar(&o.listen, "listen", ":9002", "where to take the protocol (gRPC), and gRPC health checks")
+	f.BoolVar(&o.secure, "secure-serving", true, "speak TLS, with --cert-path or else a certificate made up at the start")
+	f.StringVar(&o.certPath, "cert-path", "", "the `directory` of tls.crt and tls.key, which are read anew for each connection")
+	f.IntVar(&o.fallbacks, "fallbacks", 0, "how many endpoints to name beside the best, for gateways that take a list (Envoy's override_host)")
+	f.DurationVar(&o.lameDuck, "lame-duck", 3*time.Second, "how long to go on serving when told to stop, having told health checks so")
+	f.BoolVar(&o.reference, "reference-metrics", false, "serve metrics by the names of the reference picker too (inference_objective_…, inference_pool_…)")
+	f.IntVar(&o.replicas, "replicas", 0, "how many pickers share the pools; they agree without talking (0: learned from the engines' metrics)")
 }
 
 func (o *eppOptions) run(cmd *cobra.Command) error {
@@ -88,7 +89,7 @@ func (o *eppOptions) run(cmd *cobra.Command) error {
 		return err
 	}
 	log := logs.Logger
-	options, err := o.credentials()
+	secure, err := o.tls()
 	if err != nil {
 		return err
 	}
@@ -96,15 +97,13 @@ func (o *eppOptions) run(cmd *cobra.Command) error {
 	if err != nil {
 		return fmt.Errorf("--listen: %w", err)
 	}
+	defer listener.Close()
+	if secure != nil {
+		listener = tls.NewListener(listener, secure)
+	}
 	a, err := newApp(config, logs, proxy.Config{Picker: picker.Config{Replicas: o.replicas}, Fallbacks: o.fallbacks})
 	if err != nil {
-		listener.Close()
 		return err
-	}
-	if os.Getenv("GOGC") == "" {
-		// Each request leaves tens of kilobytes of messages behind in a heap of a few
-		// megabytes, which would be gone through many times a second.
-		debug.SetGCPercent(400)
 	}
 	a.reference.Store(o.reference)
 	service := &extproc.Server{
@@ -112,9 +111,8 @@ func (o *eppOptions) run(cmd *cobra.Command) error {
 		MessageLimit: messageLimit(config),
 		Log:          log,
 	}
-	server := service.GRPC(options...)
 	go func() {
-		if err := server.Serve(listener); err != nil {
+		if err := service.Serve(listener); err != rpc.ErrServerClosed {
 			a.failed <- fmt.Errorf("--listen: %w", err)
 		}
 	}()
@@ -131,16 +129,14 @@ func (o *eppOptions) run(cmd *cobra.Command) error {
 		case <-time.After(o.lameDuck):
 		case <-ctx.Done():
 		}
-		stop := context.AfterFunc(ctx, server.Stop)
-		defer stop()
-		server.GracefulStop()
+		service.Shutdown(ctx)
 	}
-	defer server.Stop()
+	defer service.Close()
 	return a.run(ctx)
 }
 
-// credentials are the server's: none for plain text.
-func (o *eppOptions) credentials() ([]grpc.ServerOption, error) {
+// tls is the server's end of TLS; nil for plain text.
+func (o *eppOptions) tls() (*tls.Config, error) {
 	switch {
 	case !o.secure && o.certPath != "":
 		return nil, cli.Misuse(errors.New("--cert-path has no use with --secure-serving=false"))
@@ -160,11 +156,11 @@ func (o *eppOptions) credentials() ([]grpc.ServerOption, error) {
 	} else if _, err := certificate(); err != nil {
 		return nil, fmt.Errorf("--cert-path: %w", err)
 	}
-	return []grpc.ServerOption{grpc.Creds(credentials.NewTLS(&tls.Config{
+	return &tls.Config{
 		MinVersion:     tls.VersionTLS12,
 		NextProtos:     []string{"h2"},
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return certificate() },
-	}))}, nil
+	}, nil
 }
 
 // selfSigned makes a certificate that says nothing but that the wire is encrypted:

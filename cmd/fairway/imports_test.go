@@ -69,7 +69,7 @@ var rules = map[string]rule{
 	"proxy/authz":     {may: []string{"proxy/message", "proxy/normalize"}},
 	"proxy/dashboard": {may: []string{"proxy/account"}},
 	"proxy/extauthz":  {may: []string{"proxy/message"}},
-	"proxy/extproc":   {may: []string{"proxy/message", "proxy/sock"}},
+	"proxy/extproc":   {may: []string{"proxy/message", "proxy/rpc", "proxy/sock"}},
 	"proxy/h1":        {may: []string{"proxy/message", "proxy/sock"}},
 	"proxy/h2":        {may: []string{"proxy/message", "proxy/sock"}},
 	"proxy/hbone":     {may: []string{"mtls"}},

@@ -4,15 +4,13 @@ import (
 	"bytes"
 	"unsafe"
 
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
-	"google.golang.org/protobuf/types/known/wrapperspb"
-
 	"github.com/fairway-proxy/fairway/proxy/message"
 )
 
-// A mutation says how a head is to be changed.
-type mutation struct{ extprocv3.HeaderMutation }
+// A mutation says how a head is to be changed: a HeaderMutation, as it is written.
+type mutation struct{ list []byte }
+
+func (m *mutation) reset() { m.list = m.list[:0] }
 
 // diff adds what makes the fields that came into those that are wanted. Names are
 // told apart in lower case, as Envoy gives them; of one name, values that differ
@@ -55,18 +53,27 @@ func (m *mutation) set(name string, value []byte) {
 	m.add(name, value, false)
 }
 
+// overwrite is OVERWRITE_IF_EXISTS_OR_ADD of HeaderValueOption.append_action.
+const overwrite = 2
+
 func (m *mutation) add(name string, value []byte, again bool) {
-	o := &corev3.HeaderValueOption{Header: &corev3.HeaderValue{Key: name, RawValue: value}}
+	header := size(len(name)) + size(len(value)) // HeaderValue: key, raw_value
+	const how = 2                                // bytes of append_action
+	option := size(header) + how
 	if again {
-		//lint:ignore SA1019 Envoy's ext_proc goes by it, and not by append_action
-		o.Append = wrapperspb.Bool(true)
-	} else {
-		o.AppendAction = corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD
+		option = size(header) + size(how) // append, a BoolValue: Envoy's ext_proc goes by it, and not by append_action
 	}
-	m.SetHeaders = append(m.SetHeaders, o)
+	m.list = appendTag(m.list, 1, option)
+	m.list = appendText(appendTag(m.list, 1, header), 1, name)
+	m.list = append(appendTag(m.list, 3, len(value)), value...)
+	if again {
+		m.list = appendNumber(appendTag(m.list, 2, how), 1, 1)
+	} else {
+		m.list = appendNumber(m.list, 3, overwrite)
+	}
 }
 
-func (m *mutation) remove(name string) { m.RemoveHeaders = append(m.RemoveHeaders, name) }
+func (m *mutation) remove(name string) { m.list = appendText(m.list, 2, name) }
 
 func seen(fields []message.Field, name []byte) bool {
 	for i := range fields {

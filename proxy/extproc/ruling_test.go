@@ -71,7 +71,7 @@ func FuzzAsk(f *testing.F) {
 		RemoveHeaders: []string{"x-gone"},
 	}}
 	piece := func(p string, last bool) *extprocv3.BodyMutation {
-		return streamed([]byte(p), last).GetResponse().GetBodyMutation()
+		return &extprocv3.BodyMutation{Mutation: &extprocv3.BodyMutation_StreamedResponse{StreamedResponse: &extprocv3.StreamedBodyResponse{Body: []byte(p), EndOfStream: last}}}
 	}
 	asks := head(named)
 	asks.ModeOverride = &modev3.ProcessingMode{ResponseBodyMode: modev3.ProcessingMode_STREAMED}

@@ -2,17 +2,17 @@ package extproc
 
 import (
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
+	"sync"
 
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/health"
-	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
-	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
+
+	"github.com/fairway-proxy/fairway/proxy/rpc"
 )
 
 // Services whose health is told (proposal 004, "Health Check Services"); the empty
@@ -21,6 +21,10 @@ const (
 	Liveness  = "liveness"
 	Readiness = "readiness"
 )
+
+// wanting are the services that serve while requests are wanted. The last is what the
+// probes of the reference picker's manifests ask for.
+var wanting = []string{"", Readiness, extprocv3.ExternalProcessor_ServiceDesc.ServiceName, "inference-extension"}
 
 // A Server is an endpoint picker: it answers the external processing protocol, and
 // the gRPC health protocol beside it.
@@ -33,60 +37,74 @@ type Server struct {
 	// Log is told of proxies that are set up wrongly; nil: slog.Default.
 	Log *slog.Logger
 
-	extprocv3.UnimplementedExternalProcessorServer
-	health *health.Server
+	once          sync.Once
+	calls, checks rpc.Server // checks: of health alone
+	health        rpc.Health
 }
 
-const (
-	ioBuffer     = 128 << 10
-	streamWindow = 1 << 20
-	// streamWorkers keep their stacks from one request to the next. Requests beyond so
-	// many at once get a goroutine each.
-	streamWorkers = 256
-)
+func (s *Server) ready() {
+	s.once.Do(func() {
+		s.calls.Handler, s.calls.MessageLimit = s.serve, s.MessageLimit
+		s.checks.Handler = s.health.Serve
+		s.health.Set(true, Liveness)
+		s.health.Set(false, wanting...)
+	})
+}
 
-// GRPC gives the server, with options such as credentials.
-func (s *Server) GRPC(options ...grpc.ServerOption) *grpc.Server {
-	limit := s.MessageLimit
-	if limit == 0 {
-		limit = 4 << 20
-	}
-	g := grpc.NewServer(append(options,
-		grpc.MaxRecvMsgSize(limit),
-		grpc.ForceServerCodecV2(codec{}),
-		grpc.SharedWriteBuffer(true),
-		grpc.WriteBufferSize(ioBuffer),
-		grpc.ReadBufferSize(ioBuffer),
-		// Windows for whole bodies of a common size: whoever sends one does not wait for
-		// word of how much was read, and no pings find out how much the wire holds.
-		grpc.StaticStreamWindowSize(streamWindow),
-		grpc.StaticConnWindowSize(16*streamWindow),
-		grpc.NumStreamWorkers(streamWorkers),
-	)...)
-	s.health = health.NewServer()
-	s.health.SetServingStatus(Liveness, healthv1.HealthCheckResponse_SERVING)
-	s.SetReady(false)
-	extprocv3.RegisterExternalProcessorServer(g, s)
-	healthv1.RegisterHealthServer(g, s.health)
-	return g
+// Serve answers what comes to the listener, TLS if it is one of tls, until Shutdown or
+// Close: then the error is rpc.ErrServerClosed.
+func (s *Server) Serve(l net.Listener) error {
+	s.ready()
+	return s.calls.Serve(l)
+}
+
+// ServeHealth answers health checks alone.
+func (s *Server) ServeHealth(l net.Listener) error {
+	s.ready()
+	return s.checks.Serve(l)
+}
+
+// Shutdown lets what is being processed come to its end, or until ctx is done.
+func (s *Server) Shutdown(ctx context.Context) {
+	s.ready()
+	s.calls.Shutdown(ctx)
+	s.checks.Close()
+}
+
+// Close breaks off what is being processed.
+func (s *Server) Close() {
+	s.ready()
+	s.calls.Close()
+	s.checks.Close()
 }
 
 // SetReady says whether requests are wanted.
 func (s *Server) SetReady(ready bool) {
-	state := healthv1.HealthCheckResponse_NOT_SERVING
-	if ready {
-		state = healthv1.HealthCheckResponse_SERVING
-	}
-	for _, service := range []string{"", Readiness, extprocv3.ExternalProcessor_ServiceDesc.ServiceName} {
-		s.health.SetServingStatus(service, state)
-	}
+	s.ready()
+	s.health.Set(ready, wanting...)
 }
 
-// Process serves one request.
-func (s *Server) Process(rpc extprocv3.ExternalProcessor_ProcessServer) error {
-	st := &Stream{rpc: rpc}
+// processMethod is the protocol's one method.
+var processMethod = "/" + extprocv3.ExternalProcessor_ServiceDesc.ServiceName + "/Process"
+
+// serve answers one call.
+func (s *Server) serve(c *rpc.Call) error {
+	if c.Method() != processMethod {
+		return s.health.Serve(c)
+	}
+	return s.process(c)
+}
+
+// Streams are used again, for the memory they have.
+var streamPool = sync.Pool{New: func() any { return new(Stream) }}
+
+// process serves one request.
+func (s *Server) process(c conversation) error {
+	st := streamPool.Get().(*Stream)
+	defer streamPool.Put(st)
+	st.reset(c)
 	if err := st.begin(); err != nil {
-		if err == io.EOF {
+		if err == io.EOF || c.Context().Err() != nil {
 			return nil
 		}
 		if _, ok := status.FromError(err); ok {
@@ -96,19 +114,12 @@ func (s *Server) Process(rpc extprocv3.ExternalProcessor_ProcessServer) error {
 		if log == nil {
 			log = slog.Default()
 		}
-		log.Error("a proxy asks in a way that cannot be answered", "proxy", remoteAddr(rpc.Context()).String(), "error", err)
+		log.Error("a proxy asks in a way that cannot be answered", "proxy", c.RemoteAddr().String(), "error", err)
 		return status.Error(codes.FailedPrecondition, err.Error())
 	}
 	s.Handler(st)
-	if st.failed == nil || st.failed == io.EOF {
+	if st.failed == nil || errors.Is(st.failed, io.EOF) {
 		return nil
 	}
 	return status.Error(codes.Aborted, st.failed.Error())
-}
-
-func remoteAddr(ctx context.Context) net.Addr {
-	if p, ok := peer.FromContext(ctx); ok {
-		return p.Addr
-	}
-	return &net.TCPAddr{}
 }

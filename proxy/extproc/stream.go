@@ -1,20 +1,14 @@
 package extproc
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"strconv"
+	"strings"
 	"time"
-
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	modev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
-	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
-	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
-	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/fairway-proxy/fairway/proxy/message"
 	"github.com/fairway-proxy/fairway/proxy/sock"
@@ -44,16 +38,16 @@ const (
 // request to its destination, ReadHead and Next read the answer that came, and
 // WriteHead, Write, Flush and Finish say what the client gets of it.
 type Stream struct {
-	rpc  extprocv3.ExternalProcessor_ProcessServer
-	in   extprocv3.ProcessingRequest
-	out  extprocv3.ProcessingResponse
+	rpc  conversation
+	in   request // of the message that was received last
+	out  []byte  // of the message to be sent, but for its body
 	mode modes
 
 	head   message.Request
 	came   []message.Field // the request's fields as they came
 	path   string
 	host   string
-	names  []byte // memory of the field names
+	memory []byte // of the fields that came, both ways
 	subset []string
 	hinted bool // there was a subset hint, which may be empty
 
@@ -65,7 +59,9 @@ type Stream struct {
 	destination string
 	sentHead    bool // the answer to the request's head was given
 	sentAll     bool // so was that to its body
-	held        []byte
+	changes     mutation
+	held        []byte   // of a body that goes in one piece
+	pieces      [][]byte // of a message
 
 	served     string
 	answered   bool // the answer's head was read
@@ -82,9 +78,41 @@ type Stream struct {
 	failed    error
 }
 
-// modes are what the proxy sends (ProcessingMode.BodySendMode).
+// conversation is a call of the protocol: an rpc.Call.
+type conversation interface {
+	// Receive gives the proxy's next message, valid until the next call.
+	Receive() ([]byte, error)
+	// Send says a message that is made of these parts, which are not kept.
+	Send(parts ...[]byte) error
+	Context() context.Context
+	RemoteAddr() net.Addr
+	Remote() string
+}
+
+// modes are what the proxy sends.
 type modes struct {
-	request, response modev3.ProcessingMode_BodySendMode
+	request, response bodyMode
+}
+
+// maxKept is the memory of one kind that a stream keeps for the next one.
+const maxKept = 256 << 10
+
+// reset begins a stream on another call, in the memory of the one before.
+func (s *Stream) reset(c conversation) {
+	clear(s.pieces[:cap(s.pieces)])
+	next := Stream{
+		rpc: c, out: kept(s.out), changes: mutation{kept(s.changes.list)}, memory: kept(s.memory), held: kept(s.held), writing: kept(s.writing),
+		pieces: s.pieces[:0], came: s.came[:0], answer: s.answer[:0], trailers: s.trailers[:0],
+	}
+	next.head.Fields = s.head.Fields[:0]
+	*s = next
+}
+
+func kept(b []byte) []byte {
+	if cap(b) > maxKept {
+		return nil
+	}
+	return b[:0]
 }
 
 // errState is for calls out of order.
@@ -95,20 +123,26 @@ func (s *Stream) begin() error {
 	if err := s.receive(); err != nil {
 		return err
 	}
-	headers := s.in.GetRequestHeaders()
-	if headers == nil {
-		return fmt.Errorf("processing began with %T, not with a request's headers: set request_header_mode to SEND", s.in.GetRequest())
+	if s.in.part != inRequestHeaders {
+		return fmt.Errorf("processing began with %s, not with a request's headers: set request_header_mode to SEND", partNames[s.in.part])
 	}
-	s.mode = modes{modev3.ProcessingMode_FULL_DUPLEX_STREAMED, modev3.ProcessingMode_FULL_DUPLEX_STREAMED}
-	if c := s.in.GetProtocolConfig(); c != nil {
-		s.mode = modes{c.GetRequestBodyMode(), c.GetResponseBodyMode()}
+	s.mode = modes{modeFullDuplex, modeFullDuplex}
+	if s.in.config != nil {
+		var err error
+		if s.mode, err = s.in.modes(); err != nil {
+			return err
+		}
 	}
-	if s.in.GetObservabilityMode() {
+	if s.in.observes {
 		return errors.New("the filter is in observability mode, in which no destination can be given: set observability_mode to false")
 	}
-	s.takeSubset()
+	if err := s.takeSubset(); err != nil {
+		return err
+	}
 	s.head.ContentLength = message.Unknown
-	s.head.Fields = s.takeFields(headers.GetHeaders(), func(name string, value []byte) {
+	var last bool
+	var err error
+	s.head.Fields, last, err = s.takeFields(s.head.Fields[:0], func(name string, value []byte) {
 		switch name {
 		case pseudoMethod:
 			s.head.Method = value
@@ -122,60 +156,57 @@ func (s *Stream) begin() error {
 			}
 		}
 	})
-	s.came = append(s.came, s.head.Fields...)
-	if headers.GetEndOfStream() {
+	if err != nil {
+		return err
+	}
+	s.came = append(s.came[:0], s.head.Fields...)
+	if last {
 		s.bodyEnd, s.bodiless = true, true
 		s.head.ContentLength = 0
 		return nil
 	}
 	switch s.mode.request {
-	case modev3.ProcessingMode_FULL_DUPLEX_STREAMED, modev3.ProcessingMode_BUFFERED:
+	case modeFullDuplex, modeBuffered:
 		return nil
 	}
 	return fmt.Errorf("request_body_mode is %v: set it to FULL_DUPLEX_STREAMED, or to BUFFERED", s.mode.request)
 }
 
-// takeFields gives the header fields, and tells of those that are not among a
-// message's Fields.
-func (s *Stream) takeFields(h *corev3.HeaderMap, special func(name string, value []byte)) []message.Field {
-	list := h.GetHeaders()
-	fields := make([]message.Field, 0, len(list)+4)
-	for _, f := range list {
-		value := f.GetRawValue()
-		if len(value) == 0 {
-			value = []byte(f.GetValue())
+// takeFields appends the header fields, in memory of the stream's, and tells of those that
+// are not among a message's Fields. Last says that no body follows.
+func (s *Stream) takeFields(fields []message.Field, special func(name string, value []byte)) (_ []message.Field, last bool, err error) {
+	last, err = s.in.headers(func(name, value []byte) {
+		at := len(s.memory)
+		s.memory = append(append(s.memory, name...), value...)
+		name, value = s.memory[at:at+len(name):at+len(name)], s.memory[at+len(name):len(s.memory):len(s.memory)]
+		if string(name) == lengthField || len(name) > 0 && name[0] == ':' {
+			special(string(name), value)
+			return
 		}
-		name := f.GetKey()
-		if name == lengthField || len(name) > 0 && name[0] == ':' {
-			special(name, value)
-			continue
-		}
-		at := len(s.names)
-		s.names = append(s.names, name...)
-		fields = append(fields, message.Field{Name: s.names[at:len(s.names):len(s.names)], Value: value})
-	}
-	return fields
+		fields = append(fields, message.Field{Name: name, Value: value})
+	})
+	return fields, last, err
 }
 
 // takeSubset takes the endpoints that the proxy says the destination must be among.
-func (s *Stream) takeSubset() {
-	hint, ok := s.in.GetMetadataContext().GetFilterMetadata()[subsetSpace].GetFields()[subsetKey]
-	if !ok {
-		return
+func (s *Stream) takeSubset() error {
+	hint, ok, err := s.in.lookUp(subsetSpace, subsetKey)
+	if !ok || err != nil {
+		return err
 	}
 	s.hinted = true
-	if text, ok := hint.GetKind().(*structpb.Value_StringValue); ok {
-		for _, e := range bytes.Split([]byte(text.StringValue), []byte{','}) {
-			s.subset = append(s.subset, string(bytes.TrimSpace(e)))
-		}
-		return
+	texts, isList, err := readTexts(hint, maxSubset)
+	if err != nil {
+		return err
 	}
-	for _, v := range hint.GetListValue().GetValues() {
-		if len(s.subset) == maxSubset {
-			return
-		}
-		s.subset = append(s.subset, v.GetStringValue())
+	if isList {
+		s.subset = texts
+		return nil
 	}
+	for e := range strings.SplitSeq(texts[0], ",") {
+		s.subset = append(s.subset, strings.TrimSpace(e))
+	}
+	return nil
 }
 
 // Subset lists the endpoints ("ip:port") that the destination must be among; ok
@@ -185,17 +216,24 @@ func (s *Stream) Subset() (endpoints []string, ok bool) { return s.subset, s.hin
 // receive waits for the next message; io.EOF when the proxy wants no more of this
 // request processed.
 func (s *Stream) receive() error {
-	if s.failed == nil {
-		s.failed = s.rpc.RecvMsg(&s.in)
+	if s.failed != nil {
+		return s.failed
 	}
-	return s.failed
+	b, err := s.rpc.Receive()
+	if err == nil {
+		err = s.in.read(b)
+	}
+	s.failed = err
+	return err
 }
 
-func (s *Stream) send() error {
+// send says the message that is in out, with a body behind it.
+func (s *Stream) send(body ...[]byte) error {
 	if s.failed == nil {
-		s.failed = s.rpc.Send(&s.out)
-		s.out.Reset()
+		s.pieces = append(append(s.pieces[:0], s.out), body...)
+		s.failed = s.rpc.Send(s.pieces...)
 	}
+	s.out = s.out[:0]
 	return s.failed
 }
 
@@ -208,36 +246,46 @@ func (s *Stream) Head() *message.Request { return &s.head }
 
 // Read reads the request's body.
 func (s *Stream) Read(p []byte) (int, error) {
+	if err := s.await(); err != nil {
+		return 0, err
+	}
+	n := copy(p, s.body)
+	s.body = s.body[n:]
+	return n, nil
+}
+
+// await waits for some of the request's body; io.EOF at its end.
+func (s *Stream) await() error {
 	for len(s.body) == 0 {
 		if s.bodyEnd {
-			return 0, io.EOF
+			return io.EOF
 		}
-		if s.mode.request == modev3.ProcessingMode_BUFFERED && !s.sentHead {
+		if s.mode.request == modeBuffered && !s.sentHead {
 			// The body comes when its head has been let pass.
 			s.sentHead = true
-			s.out.Response = &extprocv3.ProcessingResponse_RequestHeaders{RequestHeaders: &extprocv3.HeadersResponse{Response: &extprocv3.CommonResponse{}}}
+			s.out = appendNested(s.out, 0, toRequestHeaders, 1)
 			if err := s.send(); err != nil {
-				return 0, err
+				return err
 			}
 		}
 		if err := s.receive(); err != nil {
 			if err == io.EOF {
 				err = io.ErrUnexpectedEOF
 			}
-			return 0, err
+			return err
 		}
-		switch m := s.in.GetRequest().(type) {
-		case *extprocv3.ProcessingRequest_RequestBody:
-			s.body, s.bodyEnd = m.RequestBody.GetBody(), m.RequestBody.GetEndOfStream()
-		case *extprocv3.ProcessingRequest_RequestTrailers:
+		switch s.in.part {
+		case inRequestBody:
+			if s.body, s.bodyEnd, s.failed = s.in.body(); s.failed != nil {
+				return s.failed
+			}
+		case inRequestTrailers:
 			s.bodyEnd, s.owesEnd = true, true
 		default:
-			return 0, fmt.Errorf("%T came before the request's body had ended", m)
+			return fmt.Errorf("%s came before the request's body had ended", partNames[s.in.part])
 		}
 	}
-	n := copy(p, s.body)
-	s.body = s.body[n:]
-	return n, nil
+	return nil
 }
 
 // Bind keeps nothing: what is waited for is the proxy, whose context ends.
@@ -255,12 +303,39 @@ func (s *Stream) Send(r *message.Request, body ...[]byte) error {
 	if err := s.SendHead(r); err != nil {
 		return err
 	}
-	for _, b := range body {
-		if err := s.WriteBody(b); err != nil {
-			return err
-		}
+	if err := s.endInput(); err != nil {
+		return err
 	}
-	return s.EndBody(nil)
+	if s.mode.request == modeBuffered {
+		return s.sendWhole(body...)
+	}
+	if s.bodiless {
+		return nil
+	}
+	left := 0
+	for _, b := range body {
+		left += len(b)
+	}
+	part, at := []byte(nil), 0
+	for first := true; first || left > 0; first = false {
+		n := min(left, maxMutation)
+		left -= n
+		s.out = appendStreamed(s.out, toRequestBody, n, left == 0 && !s.owesEnd)
+		s.pieces = append(s.pieces[:0], s.out)
+		for n > 0 {
+			for len(part) == 0 {
+				part, at = body[at], at+1
+			}
+			k := min(n, len(part))
+			s.pieces = append(s.pieces, part[:k])
+			part, n = part[k:], n-k
+		}
+		if s.failed = s.rpc.Send(s.pieces...); s.failed != nil {
+			return s.failed
+		}
+		s.out = s.out[:0]
+	}
+	return s.endTrailers()
 }
 
 // SendHead begins to let the proxy send the request.
@@ -268,7 +343,8 @@ func (s *Stream) SendHead(r *message.Request) error {
 	if s.destination == "" {
 		return errState
 	}
-	m := &mutation{}
+	m := &s.changes
+	m.reset()
 	if string(r.Target) != s.path {
 		m.set(pseudoPath, r.Target)
 	}
@@ -277,87 +353,85 @@ func (s *Stream) SendHead(r *message.Request) error {
 	}
 	m.diff(s.came, r.Fields)
 	m.set(destinationField, []byte(s.destination))
-	common := &extprocv3.CommonResponse{HeaderMutation: &m.HeaderMutation}
-	s.out.DynamicMetadata = &structpb.Struct{Fields: map[string]*structpb.Value{
-		destinationSpace: structpb.NewStructValue(&structpb.Struct{Fields: map[string]*structpb.Value{
-			destinationField: structpb.NewStringValue(s.destination),
-		}}),
-	}}
 	s.started = true
-	if s.sentHead { // the body was asked for first: the mutation goes with it
+	if s.sentHead { // the body was asked for first: the changes go with it
 		m.remove(lengthField)
-		s.out.Response = &extprocv3.ProcessingResponse_RequestBody{RequestBody: &extprocv3.BodyResponse{Response: common}}
-		return nil
+		return s.failed
 	}
 	s.sentHead = true
-	s.out.Response = &extprocv3.ProcessingResponse_RequestHeaders{RequestHeaders: &extprocv3.HeadersResponse{Response: common}}
+	s.out = appendMetadata(s.out, destinationSpace, destinationField, s.destination)
+	s.out = appendHeadersResponse(s.out, toRequestHeaders, m)
 	return s.send()
 }
 
 // WriteBody adds to the body that the proxy is to send.
 func (s *Stream) WriteBody(p []byte) error {
-	if s.mode.request == modev3.ProcessingMode_BUFFERED {
+	if s.mode.request == modeBuffered {
 		s.held = append(s.held, p...)
 		return nil
 	}
-	// The last piece is held back, since it has to say that it is the last.
-	for len(s.held)+len(p) > maxMutation {
-		n := maxMutation - len(s.held)
-		s.held = append(s.held, p[:n]...)
-		p = p[n:]
-		if err := s.sendBody(false); err != nil {
+	for len(p) > 0 {
+		n := min(len(p), maxMutation)
+		s.out = appendStreamed(s.out, toRequestBody, n, false)
+		if err := s.send(p[:n]); err != nil {
 			return err
 		}
+		p = p[n:]
 	}
-	s.held = append(s.held, p...)
 	return nil
 }
 
 // EndBody ends the request. Trailers stay as they came.
 func (s *Stream) EndBody([]message.Field) error {
+	if err := s.endInput(); err != nil {
+		return err
+	}
+	switch {
+	case s.mode.request == modeBuffered:
+		return s.sendWhole(s.held)
+	case s.bodiless || s.owesEnd:
+		return s.endTrailers()
+	}
+	s.out = appendStreamed(s.out, toRequestBody, 0, true)
+	return s.send()
+}
+
+// endInput waits for the end of the body that came: of one whose length was known, it may
+// still be on its way.
+func (s *Stream) endInput() error {
 	if s.sentAll {
 		return errState
 	}
 	s.sentAll = true
-	// The end of a body whose length was known may still be on its way.
-	if _, err := s.Read(make([]byte, 1)); err == nil {
+	if err := s.await(); err == nil {
 		return errors.New("the request's body is longer than its content-length")
 	} else if err != io.EOF {
 		return err
 	}
-	if s.mode.request == modev3.ProcessingMode_BUFFERED {
-		body := s.out.GetRequestBody()
-		if body == nil { // there was none
-			return nil
-		}
-		body.Response.BodyMutation = &extprocv3.BodyMutation{Mutation: &extprocv3.BodyMutation_Body{Body: s.held}}
-		return s.send()
-	}
-	if s.bodiless {
-		return nil
-	}
-	if err := s.sendBody(!s.owesEnd); err != nil {
-		return err
-	}
-	if s.owesEnd {
-		s.out.Response = &extprocv3.ProcessingResponse_RequestTrailers{RequestTrailers: &extprocv3.TrailersResponse{}}
-		return s.send()
-	}
 	return nil
 }
 
-func (s *Stream) sendBody(last bool) error {
-	s.out.Response = &extprocv3.ProcessingResponse_RequestBody{RequestBody: streamed(s.held, last)}
-	err := s.send()
-	s.held = s.held[:0]
-	return err
+// sendWhole answers a body that came in one piece, if there was one.
+func (s *Stream) sendWhole(body ...[]byte) error {
+	if s.bodiless {
+		return s.failed
+	}
+	n := 0
+	for _, b := range body {
+		n += len(b)
+	}
+	s.out = appendMetadata(s.out, destinationSpace, destinationField, s.destination)
+	s.out = appendBody(s.out, toRequestBody, &s.changes, n)
+	return s.send(body...)
 }
 
-// streamed is a piece of body in the place of one that came.
-func streamed(p []byte, last bool) *extprocv3.BodyResponse {
-	return &extprocv3.BodyResponse{Response: &extprocv3.CommonResponse{BodyMutation: &extprocv3.BodyMutation{
-		Mutation: &extprocv3.BodyMutation_StreamedResponse{StreamedResponse: &extprocv3.StreamedBodyResponse{Body: p, EndOfStream: last}},
-	}}}
+// endTrailers lets trailers pass, where they came.
+func (s *Stream) endTrailers() error {
+	if !s.owesEnd {
+		return s.failed
+	}
+	s.out = appendNested(s.out, 0, toRequestTrailers)
+	return s.send()
 }
 
 // Used is false: the proxy looks after its connections itself.
@@ -373,23 +447,24 @@ func (s *Stream) ReadHead(r *message.Response) error {
 		if err := s.receive(); err != nil {
 			return err
 		}
-		switch m := s.in.GetRequest().(type) {
-		case *extprocv3.ProcessingRequest_ResponseHeaders:
-			return s.takeAnswer(r, m.ResponseHeaders)
-		case *extprocv3.ProcessingRequest_RequestTrailers:
-			s.out.Response = &extprocv3.ProcessingResponse_RequestTrailers{RequestTrailers: &extprocv3.TrailersResponse{}}
+		switch s.in.part {
+		case inResponseHeaders:
+			return s.takeAnswer(r)
+		case inRequestTrailers:
+			s.out = appendNested(s.out, 0, toRequestTrailers)
 			if err := s.send(); err != nil {
 				return err
 			}
 		default:
-			return fmt.Errorf("%T came in the place of the answer's headers", m)
+			return fmt.Errorf("%s came in the place of the answer's headers", partNames[s.in.part])
 		}
 	}
 }
 
-func (s *Stream) takeAnswer(r *message.Response, h *extprocv3.HttpHeaders) error {
-	*r = message.Response{ContentLength: message.Unknown}
-	r.Fields = s.takeFields(h.GetHeaders(), func(name string, value []byte) {
+func (s *Stream) takeAnswer(r *message.Response) error {
+	*r = message.Response{ContentLength: message.Unknown, Fields: r.Fields[:0]}
+	var err error
+	r.Fields, s.answerEnd, err = s.takeFields(r.Fields, func(name string, value []byte) {
 		n, err := strconv.ParseInt(string(value), 10, 64)
 		switch {
 		case err != nil || n < 0:
@@ -399,14 +474,19 @@ func (s *Stream) takeAnswer(r *message.Response, h *extprocv3.HttpHeaders) error
 			r.ContentLength = n
 		}
 	})
+	if err != nil {
+		return err
+	}
 	if r.Status < 100 || r.Status > 999 {
 		return errors.New("the answer has no status")
 	}
 	s.answered = true
-	s.answer = append(s.answer, r.Fields...)
-	s.answerEnd = h.GetEndOfStream()
-	s.served = s.in.GetMetadataContext().GetFilterMetadata()[destinationSpace].GetFields()[servedKey].GetStringValue()
-	return nil
+	s.answer = append(s.answer[:0], r.Fields...)
+	served, ok, err := s.in.lookUp(destinationSpace, servedKey)
+	if ok && err == nil {
+		s.served, err = readText(served, nil)
+	}
+	return err
 }
 
 // Served is the endpoint that gave the answer ("ip:port"), once its head was read;
@@ -421,25 +501,28 @@ func (s *Stream) Next() ([]byte, error) {
 	}
 	if err := s.receive(); err != nil {
 		if err == io.EOF {
-			if s.mode.response != modev3.ProcessingMode_NONE {
+			if s.mode.response != modeNone {
 				return nil, io.ErrUnexpectedEOF
 			}
 			s.answerEnd, s.failed = true, nil // no more than the head is shown
 		}
 		return nil, err
 	}
-	switch m := s.in.GetRequest().(type) {
-	case *extprocv3.ProcessingRequest_ResponseBody:
+	switch s.in.part {
+	case inResponseBody:
+		var body []byte
 		s.piece = true
-		s.answerEnd = m.ResponseBody.GetEndOfStream()
-		return m.ResponseBody.GetBody(), nil
-	case *extprocv3.ProcessingRequest_ResponseTrailers:
+		body, s.answerEnd, s.failed = s.in.body()
+		return body, s.failed
+	case inResponseTrailers:
 		s.answerEnd, s.hasTrailer = true, true
-		s.trailers = s.takeFields(m.ResponseTrailers.GetTrailers(), func(string, []byte) {})
+		s.trailers, _, s.failed = s.takeFields(s.trailers[:0], func(string, []byte) {})
+		if s.failed != nil {
+			return nil, s.failed
+		}
 		return nil, io.EOF
-	default:
-		return nil, fmt.Errorf("%T came within the answer's body", m)
 	}
+	return nil, fmt.Errorf("%s came within the answer's body", partNames[s.in.part])
 }
 
 // Pending tells whether more of the answer is known without waiting: its end.
@@ -464,14 +547,13 @@ func (s *Stream) WriteHead(r *message.Response) error {
 	if !s.answered {
 		return errState
 	}
-	m := &mutation{}
+	m := &s.changes
+	m.reset()
 	m.diff(s.answer, r.Fields)
 	if r.ContentLength == message.Unknown && !s.answerEnd {
 		m.remove(lengthField)
 	}
-	s.out.Response = &extprocv3.ProcessingResponse_ResponseHeaders{ResponseHeaders: &extprocv3.HeadersResponse{
-		Response: &extprocv3.CommonResponse{HeaderMutation: &m.HeaderMutation},
-	}}
+	s.out = appendHeadersResponse(s.out, toResponseHeaders, m)
 	return s.send()
 }
 
@@ -492,26 +574,24 @@ func (s *Stream) Flush() error {
 // pass answers the last piece that was read.
 func (s *Stream) pass(last bool) error {
 	s.piece = false
-	if s.mode.response == modev3.ProcessingMode_FULL_DUPLEX_STREAMED {
-		for len(s.writing) > maxMutation {
-			s.out.Response = &extprocv3.ProcessingResponse_ResponseBody{ResponseBody: streamed(s.writing[:maxMutation], false)}
-			if err := s.send(); err != nil {
-				return err
-			}
-			s.writing = s.writing[maxMutation:]
-		}
-		if len(s.writing) == 0 && !last {
-			return nil
-		}
-		s.out.Response = &extprocv3.ProcessingResponse_ResponseBody{ResponseBody: streamed(s.writing, last)}
-	} else {
-		s.out.Response = &extprocv3.ProcessingResponse_ResponseBody{ResponseBody: &extprocv3.BodyResponse{
-			Response: &extprocv3.CommonResponse{BodyMutation: &extprocv3.BodyMutation{Mutation: &extprocv3.BodyMutation_Body{Body: s.writing}}},
-		}}
-	}
-	err := s.send()
+	p := s.writing
 	s.writing = s.writing[:0]
-	return err
+	if s.mode.response != modeFullDuplex {
+		s.out = appendBody(s.out, toResponseBody, nil, len(p))
+		return s.send(p)
+	}
+	for len(p) > maxMutation {
+		s.out = appendStreamed(s.out, toResponseBody, maxMutation, false)
+		if err := s.send(p[:maxMutation]); err != nil {
+			return err
+		}
+		p = p[maxMutation:]
+	}
+	if len(p) == 0 && !last {
+		return nil
+	}
+	s.out = appendStreamed(s.out, toResponseBody, len(p), last)
+	return s.send(p)
 }
 
 // Finish ends the answer.
@@ -527,13 +607,13 @@ func (s *Stream) Finish([]message.Field) error {
 		if err := s.pass(!s.hasTrailer); err != nil {
 			return err
 		}
-	case len(s.writing) > 0 && s.mode.response == modev3.ProcessingMode_FULL_DUPLEX_STREAMED:
+	case len(s.writing) > 0 && s.mode.response == modeFullDuplex:
 		if err := s.pass(!s.hasTrailer); err != nil {
 			return err
 		}
 	}
 	if s.hasTrailer {
-		s.out.Response = &extprocv3.ProcessingResponse_ResponseTrailers{ResponseTrailers: &extprocv3.TrailersResponse{}}
+		s.out = appendNested(s.out, 0, toResponseTrailers)
 		return s.send()
 	}
 	return s.failed
@@ -541,14 +621,11 @@ func (s *Stream) Finish([]message.Field) error {
 
 // answerAtOnce sends the answer of our own.
 func (s *Stream) answerAtOnce() error {
-	m := &mutation{}
+	m := &s.changes
+	m.reset()
 	m.diff(nil, s.immediate.Fields)
-	s.out.Response = &extprocv3.ProcessingResponse_ImmediateResponse{ImmediateResponse: &extprocv3.ImmediateResponse{
-		Status:  &typev3.HttpStatus{Code: typev3.StatusCode(s.immediate.Status)},
-		Headers: &m.HeaderMutation,
-		Body:    s.writing,
-	}}
-	return s.send()
+	s.out = appendImmediate(s.out, s.immediate.Status, m, len(s.writing))
+	return s.send(s.writing)
 }
 
 // Abort breaks the answer off.
@@ -568,7 +645,7 @@ func (s *Stream) Started() bool { return s.started }
 func (s *Stream) Conn() net.Conn { return nil }
 
 // RemoteAddr is the proxy's address.
-func (s *Stream) RemoteAddr() net.Addr { return remoteAddr(s.Context()) }
+func (s *Stream) RemoteAddr() net.Addr { return s.rpc.RemoteAddr() }
 
 // Remote is RemoteAddr as text.
-func (s *Stream) Remote() string { return s.RemoteAddr().String() }
+func (s *Stream) Remote() string { return s.rpc.Remote() }

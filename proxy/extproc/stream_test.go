@@ -45,9 +45,8 @@ func start(t *testing.T, h func(*extproc.Stream)) (*grpc.ClientConn, *extproc.Se
 		t.Fatal(err)
 	}
 	s := &extproc.Server{Handler: h, Log: slog.New(slog.DiscardHandler)}
-	g := s.GRPC()
-	go g.Serve(l)
-	t.Cleanup(g.Stop)
+	go s.Serve(l)
+	t.Cleanup(s.Close)
 	c, err := grpc.NewClient(l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
@@ -650,36 +649,40 @@ func FuzzProcess(f *testing.F) {
 	seed(requestHead(duplex, none, true), responseHead(false))
 	seed(requestHead(duplex, duplex, false, "content-length", "3"), requestBody("bo", false), requestTrailers(), responseHead(false), responseTrailers())
 	f.Fuzz(func(t *testing.T, data []byte) {
-		rpc := &recorded{ctx: t.Context(), data: data}
 		s := &extproc.Server{Handler: func(s *extproc.Stream) {
 			if serve(s, "10.0.0.1:8000", same) != nil {
 				s.Abort()
 			}
 		}, Log: slog.New(slog.DiscardHandler)}
-		s.Process(rpc)
+		extproc.Process(s, &recorded{T: t, data: data})
 	})
 }
 
 // recorded is a processing whose messages are all there.
 type recorded struct {
-	grpc.ServerStream
-	ctx  context.Context
+	*testing.T
 	data []byte
 }
 
-func (r *recorded) Context() context.Context                    { return r.ctx }
-func (r *recorded) Send(*extprocv3.ProcessingResponse) error    { return nil }
-func (r *recorded) Recv() (*extprocv3.ProcessingRequest, error) { panic("unused") }
-func (r *recorded) RecvMsg(m any) error {
+func (r *recorded) RemoteAddr() net.Addr { return &net.TCPAddr{} }
+func (r *recorded) Remote() string       { return "" }
+func (r *recorded) Receive() ([]byte, error) {
 	if len(r.data) < 2 {
-		return io.EOF
+		return nil, io.EOF
 	}
-	n := int(r.data[0])<<8 | int(r.data[1])
-	n = min(n, len(r.data)-2)
+	n := min(int(r.data[0])<<8|int(r.data[1]), len(r.data)-2)
 	b := r.data[2 : 2+n]
 	r.data = r.data[2+n:]
-	if err := proto.Unmarshal(b, m.(proto.Message)); err != nil {
-		return io.ErrUnexpectedEOF
+	return b, nil
+}
+
+// Send has generated code read what is said.
+func (r *recorded) Send(parts ...[]byte) error {
+	var m extprocv3.ProcessingResponse
+	if err := proto.Unmarshal(bytes.Join(parts, nil), &m); err != nil {
+		r.Error(err)
+	} else if m.GetResponse() == nil || len(m.ProtoReflect().GetUnknown()) > 0 {
+		r.Errorf("it says %v", &m)
 	}
 	return nil
 }

@@ -82,6 +82,9 @@ func (c *Call) Context() context.Context { return c.ctx }
 // RemoteAddr is the client's address.
 func (c *Call) RemoteAddr() net.Addr { return c.conn.nc.RemoteAddr() }
 
+// Remote is RemoteAddr as text.
+func (c *Call) Remote() string { return c.conn.remote }
+
 // Receive waits for the client's next message, which is valid until the next call of
 // Receive. io.EOF: it says no more. What was sent leaves before.
 func (c *Call) Receive() ([]byte, error) {

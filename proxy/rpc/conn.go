@@ -53,6 +53,7 @@ var (
 type conn struct {
 	server *Server
 	nc     net.Conn
+	remote string // its address
 	br     *bufio.Reader
 	fr     *http2.Framer
 
@@ -80,7 +81,7 @@ type conn struct {
 
 func newConn(s *Server, nc net.Conn) *conn {
 	c := &conn{
-		server: s, nc: nc, br: bufio.NewReaderSize(nc, readBuffer),
+		server: s, nc: nc, remote: nc.RemoteAddr().String(), br: bufio.NewReaderSize(nc, readBuffer),
 		calls: make(map[uint32]*Call), window: defaultWindow, initial: defaultWindow, frame: defaultFrame, accepted: maxWindow,
 	}
 	c.change.L = &c.mu
