@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -271,6 +272,66 @@ func TestPickerReplacesTheBodyOfACall(t *testing.T) {
 	s.Handle(duplexStream{m})
 	if typ, _ := refusal(t, m); m.answer.Status != 503 || typ != "fairway_picker_failed" {
 		t.Errorf("%d %s", m.answer.Status, m.seen())
+	}
+}
+
+// A call of gRPC goes where the picker says, in every kind of call; the picker is shown
+// its head alone. With FailOpen it goes without the picker, too.
+func TestPickerNamesForCalls(t *testing.T) {
+	address, checks := startChecks(t)
+	epp, asked := startEPP(t, "", says{destination: address})
+	passesGRPC(t, askingServer(t, plainPicker(asked), nil, closedAddress(t), address), checks)
+	epp.mu.Lock()
+	heard := slices.Clone(epp.heard)
+	epp.mu.Unlock()
+	if len(heard) != 4 {
+		t.Errorf("the picker was asked about %d calls, of 4", len(heard))
+	}
+	for _, h := range heard {
+		<-h.gone
+		if h.body != "" || h.fields["content-type"] != "application/grpc" || h.served != address || h.status != "200" {
+			t.Errorf("the picker got %v and %q, and was told of %q, status %q", h.fields, h.body, h.served, h.status)
+		}
+	}
+
+	address, checks = startChecks(t)
+	p := plainPicker(closedAddress(t))
+	p.FailureMode = FailOpen
+	passesGRPC(t, askingServer(t, p, nil, address), checks)
+}
+
+// So does a WebSocket, whose picker is told of nothing but the switch.
+func TestPickerNamesForWebSockets(t *testing.T) {
+	p := startTunnelProxy(t, Timeouts{}, echoWebSocket)
+	w := *p.serving.Load().world
+	engine := w.Pools[0].Endpoints[0]
+	epp, asked := startEPP(t, "", says{destination: engine.Address, wantBodies: true})
+	w.Pools = []Pool{{Name: "pool", Picker: plainPicker(asked), Endpoints: []Endpoint{{Address: closedAddress(t)}, engine}}}
+	p.SetWorld(&w)
+	c, r := p.open(t)
+	for _, opcode := range []byte{textFrame, closeFrame} {
+		c.Write(frame(opcode, "hello", true))
+		if got, text, err := readFrame(r); got != opcode || text != "hello" || err != nil {
+			t.Fatalf("opcode %d, %q, %v", got, text, err)
+		}
+	}
+	if _, err := r.ReadByte(); err != io.EOF {
+		t.Errorf("after the close frame: %v", err)
+	}
+	c.Close()
+	h := epp.last(t)
+	<-h.gone
+	if h.body != "" || h.fields[":path"] != "/v1/realtime?model=m" || h.served != engine.Address || h.status != "101" || h.answer != "" {
+		t.Errorf("the picker got %v and %q, and was told of %q, status %q, %q", h.fields, h.body, h.served, h.status, h.answer)
+	}
+
+	_, refusing := startEPP(t, "", says{answer: immediately(429, "later")})
+	w.Pools = []Pool{{Name: "pool", Picker: plainPicker(refusing), Endpoints: []Endpoint{engine}}}
+	p.SetWorld(&w)
+	_, r = p.dial(t, upgradeRequest)
+	answer, err := http.ReadResponse(r, nil)
+	if err != nil || answer.StatusCode != 429 {
+		t.Errorf("a switch that the picker refuses: %v, %v", answer, err)
 	}
 }
 
@@ -810,4 +871,146 @@ func TestPickerIsFrozen(t *testing.T) {
 		t.Errorf("counted %+v", o)
 	}
 	l.end()
+}
+
+// A picker that is killed while it has half of a body costs no request with FailOpen, and
+// with FailClose none is served.
+func TestPickerIsKilledWithinTheBody(t *testing.T) {
+	for _, body := range []PickerBody{BodyFullDuplex, BodyBuffered} {
+		for _, mode := range []FailureMode{FailOpen, FailClose} {
+			engines := startRecorders(t, 1)
+			var epp *ownEPP
+			ready := make(chan struct{})
+			epp, address := startEPP(t, "", says{instead: func(s extprocv3.ExternalProcessor_ProcessServer) error {
+				<-ready
+				if _, err := s.Recv(); err != nil {
+					return err
+				}
+				if err := s.Send(toRequestHead(engines[0].address)); err != nil {
+					return err
+				}
+				if body == BodyFullDuplex {
+					if _, err := s.Recv(); err != nil { // the first piece
+						return err
+					}
+					s.Send(toRequestBody(`{"model":`, false))
+				}
+				go epp.server.Stop()
+				<-s.Context().Done()
+				return nil
+			}})
+			close(ready)
+			p := plainPicker(address)
+			p.Body, p.FailureMode = body, mode
+			if mode == FailClose {
+				p.Timeout = 300 * time.Millisecond // which it waits for one to come back
+			}
+			s := askingServer(t, p, engines)
+			text := chat(false, 1, strings.Repeat("x", 200_000))
+			m := post("/v1/chat/completions", text)
+			s.Handle(m)
+			switch {
+			case mode == FailClose && (m.answer.Status != 503 || engines[0].asked.Load() > 0):
+				t.Errorf("%s: status %d: %s", body, m.answer.Status, m.seen())
+			case mode == FailOpen && (m.answer.Status != 200 || string(engines[0].body) != text):
+				t.Errorf("%s: status %d: %s; the engine got %d bytes", body, m.answer.Status, m.seen(), len(engines[0].body))
+			}
+		}
+	}
+}
+
+// A picker that is killed while it is told of an answer costs nothing of that.
+func TestPickerIsKilledWithinTheAnswer(t *testing.T) {
+	for _, mode := range []FailureMode{FailOpen, FailClose} {
+		killed := make(chan struct{})
+		engine := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+			w.Header().Set("content-type", "text/event-stream")
+			for i := range 20 {
+				fmt.Fprintf(w, "data: {\"choices\":[{\"delta\":{\"content\":\"%d \"}}]}\n\n", i)
+				w.(http.Flusher).Flush()
+				if i == 5 {
+					<-killed
+				}
+			}
+			io.WriteString(w, "data: [DONE]\n\n")
+		}))
+		t.Cleanup(engine.Close)
+		there := engine.Listener.Addr().String()
+		var epp *ownEPP
+		ready := make(chan struct{})
+		epp, address := startEPP(t, "", says{instead: func(s extprocv3.ExternalProcessor_ProcessServer) error {
+			<-ready
+			for {
+				m, err := s.Recv()
+				switch {
+				case err != nil:
+					return err
+				case m.GetRequestHeaders() != nil:
+					err = s.Send(toRequestHead(there))
+				case m.GetRequestBody() != nil:
+					err = s.Send(toRequestBody(string(m.GetRequestBody().GetBody()), m.GetRequestBody().GetEndOfStream()))
+				case m.GetResponseBody() != nil:
+					go func() {
+						epp.server.Stop()
+						close(killed)
+					}()
+					<-s.Context().Done()
+					return nil
+				}
+				if err != nil {
+					return err
+				}
+			}
+		}})
+		close(ready)
+		p := plainPicker(address)
+		p.FailureMode, p.Answers = mode, AnswersBody
+		s := askingServer(t, p, nil, there)
+		m := post("/v1/chat/completions", chat(true, 1, "x"))
+		s.Handle(m)
+		if got := strings.Count(m.seen(), "content"); m.answer.Status != 200 || got != 20 || !strings.HasSuffix(m.seen(), "data: [DONE]\n\n") {
+			t.Errorf("%s: status %d, %d events: %s", mode, m.answer.Status, got, m.seen())
+		}
+	}
+}
+
+// A picker whose machine says a byte now and then is one that does not answer.
+func TestPickerDribbles(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var talking sync.WaitGroup
+	talking.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			talking.Go(func() {
+				defer c.Close()
+				tick := time.NewTicker(50 * time.Millisecond)
+				defer tick.Stop()
+				for range tick.C {
+					// The head of a frame of settings, and then those, without end.
+					if _, err := c.Write([]byte{0}); err != nil {
+						return
+					}
+				}
+			})
+		}
+	})
+	t.Cleanup(talking.Wait)
+	t.Cleanup(func() { l.Close() })
+	engines := startRecorders(t, 1)
+	for _, mode := range []FailureMode{FailOpen, FailClose} {
+		p := plainPicker(l.Addr().String())
+		p.FailureMode, p.Timeout = mode, 300*time.Millisecond
+		s := askingServer(t, p, engines)
+		m := post("/v1/chat/completions", chat(false, 1, "x"))
+		s.Handle(m)
+		if want := map[FailureMode]int{FailOpen: 200, FailClose: 503}[mode]; m.answer.Status != want {
+			t.Errorf("%s: status %d: %s", mode, m.answer.Status, m.seen())
+		}
+	}
 }

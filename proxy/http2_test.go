@@ -42,15 +42,16 @@ func serveOn(t testing.TB, s *Server) string {
 	return l.Addr().String()
 }
 
-// gRPC passes through with its trailers, in every kind of call: one answer, none but
-// trailers, a stream of answers, and both ways at once.
-func TestGRPC(t *testing.T) {
+// startChecks starts a server of gRPC that answers health checks, for the service
+// "engine" too, and tells of its services.
+func startChecks(t *testing.T) (address string, checks *health.Server) {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	backend := grpc.NewServer()
-	checks := health.NewServer()
+	checks = health.NewServer()
 	checks.SetServingStatus("engine", grpc_health_v1.HealthCheckResponse_SERVING)
 	grpc_health_v1.RegisterHealthServer(backend, checks)
 	reflection.Register(backend)
@@ -63,8 +64,19 @@ func TestGRPC(t *testing.T) {
 		backend.Stop()
 		<-served
 	})
+	return l.Addr().String(), checks
+}
 
-	s := startServer(t, World{}, &pod{address: l.Addr().String()})
+// gRPC passes through with its trailers, in every kind of call: one answer, none but
+// trailers, a stream of answers, and both ways at once.
+func TestGRPC(t *testing.T) {
+	address, checks := startChecks(t)
+	passesGRPC(t, startServer(t, World{}, &pod{address: address}), checks)
+}
+
+// passesGRPC makes calls through s to checks.
+func passesGRPC(t *testing.T, s *Server, checks *health.Server) {
+	t.Helper()
 	conn, err := grpc.NewClient(serveOn(t, s), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)

@@ -116,16 +116,20 @@ type Question struct {
 // picker is told that the client has gone. A Ruling is to be ended; the error is one
 // of ErrTimeout, ErrUnavailable and ErrProtocol, or the context's.
 func (c *Client) Ask(ctx context.Context, q *Question) (*Ruling, error) {
-	asking, cancel := context.WithCancelCause(ctx)
+	// What the picker is told last may leave when the request has ended.
+	asking, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	stay := context.AfterFunc(ctx, func() { cancel(context.Cause(ctx)) })
 	timer := time.AfterFunc(q.Timeout, func() { cancel(ErrTimeout) })
 	defer timer.Stop()
 	rpc, err := extprocv3.NewExternalProcessorClient(c.conn.Load()).Process(asking, grpc.WaitForReady(q.Wait))
 	if err == nil {
 		r := newRuling(c.config, rpc, cancel)
 		if err = r.ask(q); err == nil {
+			r.stay = stay
 			return r, nil
 		}
 	}
+	stay()
 	cause := context.Cause(asking)
 	cancel(nil)
 	switch {

@@ -39,6 +39,7 @@ type Ruling struct {
 
 	rpc      extprocv3.ExternalProcessor_ProcessClient
 	cancel   context.CancelCauseFunc
+	stay     func() bool // has it outlive the request
 	limit    int
 	buffered bool
 	tellHead bool
@@ -544,6 +545,9 @@ func (r *Ruling) End() {
 		return
 	}
 	r.finished = true
+	if r.stay != nil {
+		r.stay()
+	}
 	close(r.news)
 	time.AfterFunc(lastWords, func() { r.cancel(nil) })
 }
