@@ -39,7 +39,10 @@ pools of the file hold, its listen.http does not.
 
 Endpoints have to be IP addresses with ports, since that is what the protocol
 names. Every model of the file may have a pool of its own: one process picks for
-all of them.`,
+all of them.
+
+It takes the flags of the Inference Extension's endpoint picker too: those that
+mean something here do it, and of the others it says that they do not.`,
 		Example: `  fairway epp --config fairway.yaml
   fairway epp --endpoint http://10.0.0.1:8000 --endpoint http://10.0.0.2:8000 --secure-serving=false`,
 		Args: cli.NoArgs,
@@ -58,6 +61,7 @@ type eppOptions struct {
 	reference bool
 	fallbacks int
 	lameDuck  time.Duration
+	theirs    referenceFlags
 }
 
 func (o *eppOptions) flags(cmd *cobra.Command) {
@@ -69,6 +73,7 @@ func (o *eppOptions) flags(cmd *cobra.Command) {
 	f.IntVar(&o.fallbacks, "fallbacks", 0, "how many endpoints to name beside the best, for gateways that take a list (Envoy's override_host)")
 	f.DurationVar(&o.lameDuck, "lame-duck", 3*time.Second, "how long to go on serving when told to stop, having told health checks so")
 	f.BoolVar(&o.reference, "reference-metrics", false, "serve metrics by the names of the reference picker too (inference_objective_…, inference_pool_…)")
+	o.theirs.flags(cmd)
 	f.IntVar(&o.replicas, "replicas", 0, "how many pickers share the pools; they agree without talking (0: learned from the engines' metrics)")
 }
 
@@ -79,7 +84,13 @@ func (o *eppOptions) run(cmd *cobra.Command) error {
 	if o.fallbacks < 0 {
 		return cli.Misuse(fmt.Errorf("--fallbacks %d: want 0 or more", o.fallbacks))
 	}
-	o.serve.adjust = forPicker
+	if err := o.theirs.apply(cmd, o); err != nil {
+		return cli.Misuse(err)
+	}
+	o.serve.adjust = func(c *file.Config) error {
+		o.theirs.adjust(c)
+		return forPicker(c)
+	}
 	watcher, config, err := o.serve.load()
 	if err != nil {
 		return err
@@ -89,6 +100,7 @@ func (o *eppOptions) run(cmd *cobra.Command) error {
 		return err
 	}
 	log := logs.Logger
+	o.theirs.warn(cmd, log)
 	secure, err := o.tls()
 	if err != nil {
 		return err
@@ -101,8 +113,15 @@ func (o *eppOptions) run(cmd *cobra.Command) error {
 	if secure != nil {
 		listener = tls.NewListener(listener, secure)
 	}
+	checks, err := o.theirs.listenHealth()
+	if err != nil {
+		return err
+	}
 	a, err := newApp(config, logs, proxy.Config{Picker: picker.Config{Replicas: o.replicas}, Fallbacks: o.fallbacks})
 	if err != nil {
+		if checks != nil {
+			checks.Close()
+		}
 		return err
 	}
 	a.reference.Store(o.reference)
@@ -111,11 +130,15 @@ func (o *eppOptions) run(cmd *cobra.Command) error {
 		MessageLimit: messageLimit(config),
 		Log:          log,
 	}
-	go func() {
-		if err := service.Serve(listener); err != rpc.ErrServerClosed {
-			a.failed <- fmt.Errorf("--listen: %w", err)
+	serve := func(flag string, to func(net.Listener) error, l net.Listener) {
+		if err := to(l); err != rpc.ErrServerClosed {
+			a.failed <- fmt.Errorf("%s: %w", flag, err)
 		}
-	}()
+	}
+	go serve("--listen", service.Serve, listener)
+	if checks != nil {
+		go serve("--grpc-health-port", service.ServeHealth, checks)
+	}
 	service.SetReady(true)
 	log.Info("serving as endpoint picker", "version", cli.Version(version), "listen", listener.Addr().String(), "tls", o.secure,
 		"metrics", serverAddress(a.metrics), "pools", len(config.World.Pools), "endpoints", len(a.server.Endpoints()))
