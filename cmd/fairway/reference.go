@@ -1,7 +1,9 @@
 package main
 
 import (
+	"slices"
 	"strconv"
+	"strings"
 
 	dto "github.com/prometheus/client_model/go"
 	"google.golang.org/protobuf/proto"
@@ -24,20 +26,30 @@ var (
 	errorNames = map[string]string{"model": "model_name", "code": "error_code"}
 	poolNames  = map[string]string{"pool": "name"}
 	podNames   = map[string]string{"pool": "name", "endpoint": "model_server_pod"}
+	flowNames  = map[string]string{"pool": "inference_pool", "criticality": "priority"}
 )
 
-var aliases = []alias{
-	{name: "inference_objective_request_total", ours: "fairway_requests_total", labels: modelNames},
-	{name: "inference_objective_request_error_total", ours: "fairway_requests_total", labels: errorNames, of: isError},
-	{name: "inference_objective_request_duration_seconds", ours: "fairway_request_duration_seconds", labels: modelNames},
-	{name: "inference_objective_request_ttft_seconds", ours: "fairway_time_to_first_token_seconds", labels: modelNames},
-	{name: "inference_objective_request_tpot_seconds", ours: "fairway_time_per_output_token_seconds", labels: modelNames},
+var aliases = append([]alias{
 	{name: "inference_pool_ready_pods", ours: "fairway_pool_endpoints", labels: poolNames},
 	{name: "inference_pool_average_kv_cache_utilization", ours: "fairway_pool_kv_cache_usage_ratio", labels: poolNames},
 	{name: "inference_pool_average_queue_size", ours: "fairway_pool_requests_waiting", labels: poolNames, mean: true},
 	{name: "inference_pool_average_running_requests", ours: "fairway_pool_requests_running", labels: poolNames, mean: true},
 	{name: "inference_pool_per_pod_queue_size", ours: "fairway_endpoint_requests_waiting", labels: podNames},
 	{name: "inference_extension_info", ours: "fairway_build_info", labels: map[string]string{"version": "build_ref"}},
+	{name: "inference_extension_flow_control_queue_size", ours: "fairway_queue_length", labels: flowNames},
+	{name: "inference_extension_flow_control_request_queue_duration_seconds", ours: "fairway_queue_seconds", labels: flowNames},
+}, append(ofRequests("inference_objective_"), ofRequests("inference_model_")...)...)
+
+// ofRequests are those that are named after what models are ranked by: InferenceObjectives,
+// before v1.0 InferenceModels.
+func ofRequests(prefix string) []alias {
+	return []alias{
+		{name: prefix + "request_total", ours: "fairway_requests_total", labels: modelNames},
+		{name: prefix + "request_error_total", ours: "fairway_requests_total", labels: errorNames, of: isError},
+		{name: prefix + "request_duration_seconds", ours: "fairway_request_duration_seconds", labels: modelNames},
+		{name: prefix + "request_ttft_seconds", ours: "fairway_time_to_first_token_seconds", labels: modelNames},
+		{name: prefix + "request_tpot_seconds", ours: "fairway_time_per_output_token_seconds", labels: modelNames},
+	}
 }
 
 func isError(m *dto.Metric) bool {
@@ -78,6 +90,7 @@ func withAliases(families []*dto.MetricFamily) []*dto.MetricFamily {
 					l.Name = &theirs
 				}
 			}
+			slices.SortFunc(n.Label, func(a, b *dto.LabelPair) int { return strings.Compare(a.GetName(), b.GetName()) })
 			if a.mean {
 				of := max(endpoints[labelOf(m, "pool")], 1)
 				n.Gauge.Value = proto.Float64(n.GetGauge().GetValue() / of)
