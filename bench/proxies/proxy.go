@@ -28,10 +28,8 @@ type proxy struct {
 // kinds are the proxies that can be started, at an address of their own, and how
 // clients get there. An error says why one cannot.
 var kinds = map[string]func(s *site, address string) (*exec.Cmd, dialer, error){
-	"fairway":       func(s *site, address string) (*exec.Cmd, dialer, error) { return fairway(*binary, s, address) },
 	"fairway-tls":   fairwayTLS,
 	"fairway-hbone": fairwayHBONE,
-	"epp":           picker,
 	"haproxy":       haproxy,
 	"nginx":         nginx,
 	"envoy":         envoy,
@@ -49,18 +47,20 @@ func start(name string, s *site) (*proxy, error) {
 	p := &proxy{name: name}
 	var err error
 	address := freeAddress()
-	build, another := strings.CutPrefix(name, "fairway=")
-	switch {
-	case another:
-		p.cmd, p.to, err = fairway(build, s, address)
-	case name == "epp":
+	kind, program, another := strings.Cut(name, "=")
+	if !another {
+		program = *binary
+	}
+	switch kind {
+	case "fairway":
+		p.cmd, p.to, err = fairway(program, s, address)
+	case "epp":
 		own := freeAddress()
 		if p.front, err = envoyAsking(s, address, own); err == nil {
-			p.cmd, _, err = picker(s, own)
-			p.to = tcp(address)
+			p.cmd, p.to = picker(program, s, own), tcp(address)
 		}
 	default:
-		p.cmd, p.to, err = kinds[name](s, address)
+		p.cmd, p.to, err = kinds[kind](s, address)
 	}
 	if err != nil {
 		return nil, err
@@ -197,12 +197,12 @@ func fairway(program string, s *site, address string) (*exec.Cmd, dialer, error)
 }
 
 // picker is Fairway as the endpoint picker of an Envoy, as it is shipped.
-func picker(s *site, address string) (*exec.Cmd, dialer, error) {
+func picker(program string, s *site, address string) *exec.Cmd {
 	args := []string{"epp", "--listen", address, "--secure-serving=false", "--metrics", freeAddress(), "--admin", freeAddress()}
 	for _, b := range s.backends {
 		args = append(args, "--endpoint", "http://"+b)
 	}
-	return exec.Command(*binary, args...), nil, nil
+	return exec.Command(program, args...)
 }
 
 func haproxy(s *site, address string) (*exec.Cmd, dialer, error) {
