@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"slices"
@@ -19,7 +20,15 @@ import (
 func TestReferenceMetrics(t *testing.T) {
 	c := file.Default()
 	c.Listen = file.Listen{Metrics: "127.0.0.1:0"}
-	c.World.Pools = []proxy.Pool{{Name: "llama", Endpoints: []proxy.Endpoint{{Address: "127.0.0.1:1"}, {Address: "127.0.0.1:2"}}}}
+	c.World.Pools = []proxy.Pool{{Name: "llama"}}
+	for range 2 { // that take connections, and say nothing
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		c.World.Pools[0].Endpoints = append(c.World.Pools[0].Endpoints, proxy.Endpoint{Address: l.Addr().String()})
+	}
 	a, err := newApp(c, logs{Logger: slog.New(slog.DiscardHandler)}, proxy.Config{})
 	if err != nil {
 		t.Fatal(err)
