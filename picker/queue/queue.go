@@ -48,7 +48,7 @@ var (
 	topRoom = picker.Room{Queued: 16384, Anywhere: true}
 	// outrankedRoom is for others: those of a higher priority find at most about one prompt before them, and few enough decodes that
 	// a step is short.
-	outrankedRoom = picker.Room{Queued: 1000, KV: 0.48}
+	outrankedRoom = picker.Room{Queued: 1000, KV: 0.45}
 )
 
 // How many requests of a band are looked at to find one whose endpoint has room.
