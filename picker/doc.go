@@ -38,7 +38,9 @@
 //
 // What is believed is corrected by what comes back: bytes a token for each model, the capacity and the worth of the index
 // by the cached tokens reported in answers, or else by the pod's hit counters. Without metrics, or with stale or absurd
-// ones, our own counts stand alone; no scrape takes a pod out. Refused connections do, for 1 s, doubling to 30 s.
+// ones, our own counts stand alone; no scrape takes a pod out. Refused connections do, for 1 s, doubling to 30 s. A pod that for a
+// second has answered nothing at all, neither a scrape, nor a question for its health, nor a request, is passed over until it
+// answers anything, unless all are so; likewise one that for ten seconds says that it computes and has computed nothing.
 //
 // # Path
 //

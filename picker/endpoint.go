@@ -40,6 +40,13 @@ const (
 	maxStrikes  = 5
 	maxEjection = 30 * time.Second
 
+	// Silence is how long an endpoint may leave questions and requests without any answer until it is passed over. One whose server is
+	// busy with large bodies keeps a page of metrics for some tenths of a second.
+	Silence = time.Second
+	// standstill is how long the counters of an engine that says it computes may stand still until it is passed over: no step of an
+	// engine takes so long that fills its batches in chunks.
+	standstill = 10 * time.Second
+
 	never = math.MaxInt64
 )
 
@@ -81,6 +88,8 @@ type Endpoint struct {
 	// From outside.
 	view           atomic.Pointer[view] // the last scrape, never nil
 	scrapeFailures atomic.Uint64        // since the last scrape
+	owing          atomic.Int64         // time of the first question that has had no answer; 0: none
+	heard          atomic.Int64         // time of the last first token or answer to a request
 
 	// Ejection: times are nanoseconds of now.
 	failures     atomic.Int32 // consecutive ejections
@@ -375,6 +384,24 @@ func (e *Endpoint) answered(dispatched time.Duration) {
 		defer e.mu.Unlock()
 		e.readmit()
 	}
+}
+
+// Asked notes that the endpoint was asked something that it answers at once if it lives, such as its metrics.
+func (e *Endpoint) Asked(now time.Duration) { e.owing.CompareAndSwap(0, max(int64(now), 1)) }
+
+// Answered notes that it has answered such a question, whatever it said.
+func (e *Endpoint) Answered() { e.owing.Store(0) }
+
+// Silent says that nothing at all has come from the endpoint for a while though it was asked: it is frozen, or cut off, and takes
+// connections all the same, as a kernel does for a process that is stopped. Or nothing has but its metrics, which say that it
+// computes and that it gets nowhere: its engine hangs.
+func (e *Endpoint) Silent(now time.Duration) bool {
+	heard := e.heard.Load()
+	if owing := e.owing.Load(); owing != 0 && int64(now)-max(owing, heard) >= int64(Silence) {
+		return true
+	}
+	v := e.view.Load()
+	return int64(v.at)-max(int64(v.moved), heard) >= int64(standstill) && v.fresh(now, e.pool.cfg.StaleAfter)
 }
 
 // learnBelief takes in how much was cached in truth. A pod that keeps more than it says needs a larger index.

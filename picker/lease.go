@@ -70,6 +70,7 @@ func (l *Lease) FirstToken(now time.Duration) {
 	l.leaveQueue()
 	l.e.learnSpeed(l.dispatched, now, l.uncached)
 	l.e.answered(l.dispatched)
+	l.e.heard.Store(int64(now))
 	l.e.pool.freed()
 }
 
@@ -101,6 +102,7 @@ func (l *Lease) End(now time.Duration, o Outcome) {
 	switch o {
 	case Done, Refused:
 		e.answered(l.dispatched)
+		e.heard.Store(int64(now))
 	case Failed:
 		e.strike(now)
 	}

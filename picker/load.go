@@ -17,6 +17,7 @@ type Load struct {
 	ScrapeAge      time.Duration // −1: never scraped
 	Stale          bool          // too old to be used
 	ScrapeFailures int           // since the last success
+	Silent         bool          // nothing has come from it for a while though it was asked
 
 	IndexEntries int // chunks
 	IndexBytes   int
@@ -46,6 +47,7 @@ func (e *Endpoint) Load(now time.Duration) Load {
 		ScrapeAge:      -1,
 		Stale:          !fresh,
 		ScrapeFailures: int(e.scrapeFailures.Load()),
+		Silent:         e.Silent(now),
 		IndexEntries:   e.index.Len(),
 		IndexBytes:     e.index.Bytes(),
 		PromptTokens:   e.promptTokens.Load(),

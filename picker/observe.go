@@ -14,18 +14,19 @@ const auditTokens = 65536
 // A view is what the last scrape has told, and where our own counts stood then. It never changes.
 type view struct {
 	at             time.Duration
-	scraped        bool    // there was a scrape
-	sample         Sample  // counters and constants are kept from earlier scrapes
-	hasKV          bool    // this scrape told KVUsage
-	hasClock       bool    // this scrape told PromptComputed and Generated
-	kv             float64 // 0..1
-	capacity       float64 // tokens, > 0
-	foreign        float64 // requests on the pod that are not ours
-	foreignWaiting float64 // of these, waiting
-	adapters       int64   // time of the last scrape that saw adapters running
-	sent           int64   // the endpoint's sent
-	held           int64   // and held
-	inflight       int64   // and inflight
+	moved          time.Duration // of the last scrape at which nothing ran, or more had been computed than at the one before
+	scraped        bool          // there was a scrape
+	sample         Sample        // counters and constants are kept from earlier scrapes
+	hasKV          bool          // this scrape told KVUsage
+	hasClock       bool          // this scrape told PromptComputed and Generated
+	kv             float64       // 0..1
+	capacity       float64       // tokens, > 0
+	foreign        float64       // requests on the pod that are not ours
+	foreignWaiting float64       // of these, waiting
+	adapters       int64         // time of the last scrape that saw adapters running
+	sent           int64         // the endpoint's sent
+	held           int64         // and held
+	inflight       int64         // and inflight
 }
 
 func (v *view) fresh(now, staleAfter time.Duration) bool { return v.scraped && now-v.at < staleAfter }
@@ -65,6 +66,10 @@ func (e *Endpoint) Observe(s Sample, now time.Duration) {
 	e.stand(v)
 	running, known := s.Get(Running)
 	waiting, _ := s.Get(Waiting)
+	v.moved = now
+	if running > 0 && v.hasClock && old.hasClock && s.values[PromptComputed] == old.sample.values[PromptComputed] && s.values[Generated] == old.sample.values[Generated] {
+		v.moved = old.moved
+	}
 	v.foreign = max(running+waiting-float64(v.inflight), 0)
 	if known {
 		e.pool.others.learn(running+waiting, float64(v.inflight))

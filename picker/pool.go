@@ -189,8 +189,8 @@ type scratch struct{ c []Candidate }
 
 var scratches = sync.Pool{New: func() any { return new(scratch) }}
 
-// Pick chooses an endpoint and reserves it in the same step. Endpoints that are ejected are used only when there is no
-// other, the one ejected longest ago first. The error is ErrNoEndpoints, ErrExcluded, ErrNoRoom or ErrTooLate.
+// Pick chooses an endpoint and reserves it in the same step. Endpoints that are silent are used only when all are, those that are
+// ejected only when there is no other, the one ejected longest ago first. The error is ErrNoEndpoints, ErrExcluded, ErrNoRoom or ErrTooLate.
 //
 // now is monotonic time since an origin of the caller's choice, the same in every call.
 func (p *Pool) Pick(r *Request, now time.Duration) (Lease, error) {
@@ -260,14 +260,15 @@ func (p *Pool) pick(c []Candidate, m *measure) (Lease, []Candidate, error) {
 	}
 }
 
-// candidates appends every endpoint that may be picked, with its terms.
+// candidates appends every endpoint that may be picked, with its terms. If all are silent, more likely than not it is we who hear
+// nothing, and none is passed over for it.
 func (p *Pool) candidates(c []Candidate, m *measure) ([]Candidate, error) {
 	set := *p.set.Load()
 	if len(set) == 0 {
 		return c, ErrNoEndpoints
 	}
 	var refuge *Endpoint // ejected longest ago
-	at := len(c)
+	at, silent := len(c), false
 	for _, e := range set {
 		if excluded(m.request.Exclude, e) {
 			continue
@@ -278,10 +279,23 @@ func (p *Pool) candidates(c []Candidate, m *measure) ([]Candidate, error) {
 			}
 			continue
 		}
+		if e.Silent(m.now) {
+			silent = true
+			continue
+		}
 		c = append(c, Candidate{})
 		e.weigh(&c[len(c)-1], m)
 	}
 	if len(c) > at {
+		return c, nil
+	}
+	if silent {
+		for _, e := range set {
+			if !excluded(m.request.Exclude, e) && !e.Ejected(m.now) {
+				c = append(c, Candidate{})
+				e.weigh(&c[len(c)-1], m)
+			}
+		}
 		return c, nil
 	}
 	if refuge == nil {

@@ -234,6 +234,126 @@ func TestEjectedEndpoints(t *testing.T) {
 	}
 }
 
+func TestSilentEndpoints(t *testing.T) {
+	p := newTestPool(3, Config{})
+	e := p.Endpoints()
+	r := prompt(prose(1, 4096))
+	warm := serve(t, p, r, 0)
+	at := 10 * time.Second
+	warm.Asked(at)
+	warm.Asked(at + Silence/2) // the first question counts
+	if got := serve(t, p, r, at+Silence-1); got != warm {
+		t.Errorf("passed over before its time: picked %s", got.Address())
+	}
+	// What came in the meantime was an answer, though not to the question.
+	at += 3*Silence - 1
+	if warm.Silent(at-1) || !warm.Silent(at) {
+		t.Errorf("silent just before %v: %v, then: %v", at, warm.Silent(at-1), warm.Silent(at))
+	}
+	at += time.Second
+	other := serve(t, p, r, at)
+	if other == warm {
+		t.Fatal("picked a silent endpoint for what it has cached")
+	}
+	for _, x := range e {
+		x.Asked(at)
+	}
+	if got := serve(t, p, r, at+time.Minute); got != warm {
+		t.Errorf("all are silent, and %s was passed over", warm.Address())
+	}
+	for _, x := range e {
+		if x != warm {
+			x.Eject(at + time.Minute)
+		}
+	}
+	if got := serve(t, p, r, at+time.Minute); got != warm {
+		t.Errorf("the only one that takes connections is silent, and picked was %s", got.Address())
+	}
+	warm.Answered()
+	if warm.Silent(at + time.Hour) {
+		t.Error("silent though it has answered and was asked nothing")
+	}
+}
+
+// A pod that goes on answering scrapes and computes nothing, as one whose GPU hangs, keeps a handful of requests: what waits there
+// makes it dear, even for what it has cached.
+func TestStalledEndpoint(t *testing.T) {
+	p := newTestPool(4, Config{})
+	beginning := prose(1, 16384)
+	stalled := serve(t, p, prompt(beginning), 0)
+	kept := 0
+	for i := range 200 {
+		now := time.Duration(i+20) * 100 * time.Millisecond
+		l := pick(t, p, prompt(beginning, prose(2+i, 400)), now)
+		if l.Endpoint() == stalled {
+			kept++
+			continue
+		}
+		l.FirstToken(now + 50*time.Millisecond)
+		l.End(now+90*time.Millisecond, Done)
+	}
+	if kept > 15 {
+		t.Errorf("it keeps %d of 200 requests", kept)
+	}
+}
+
+// A pod is passed over whose engine hangs: it says for ten seconds that requests run, and computes nothing.
+func TestStandstill(t *testing.T) {
+	p := newTestPool(2, Config{})
+	hung, well := p.Endpoints()[0], p.Endpoints()[1]
+	sample := func(running, computed, generated float64) (s Sample) {
+		s.Set(Running, running)
+		s.Set(PromptComputed, computed)
+		s.Set(Generated, generated)
+		return s
+	}
+	picked := func(now time.Duration) bool {
+		for i := range 50 {
+			l := pick(t, p, prompt(fmt.Sprint(now, i)), now)
+			l.End(now, NeverSent)
+			if l.Endpoint() == hung {
+				return true
+			}
+		}
+		return false
+	}
+	at := time.Duration(0)
+	for ; at < standstill; at += 100 * time.Millisecond {
+		hung.Observe(sample(1, 1000, 50), at)
+		well.Observe(sample(1, 1000, 50+float64(at)), at)
+		if !picked(at) {
+			t.Fatalf("passed over after %v", at)
+		}
+	}
+	hung.Observe(sample(1, 1000, 50), at)
+	if picked(at) {
+		t.Error("picked though it stands still")
+	}
+	if !picked(at + time.Minute) {
+		t.Error("passed over by a scrape that is stale")
+	}
+	l := p.Reserve(hung, prompt("an older request"), at)
+	l.FirstToken(at)
+	if hung.Silent(at) {
+		t.Error("passed over though a first token came")
+	}
+	l.End(at, Done)
+	at += standstill
+	hung.Observe(sample(1, 1000, 50), at)
+	if !hung.Silent(at) {
+		t.Error("not passed over though it has stood still since")
+	}
+	hung.Observe(sample(1, 1000, 51), at)
+	if hung.Silent(at) {
+		t.Error("passed over though it computes again")
+	}
+	at += standstill
+	hung.Observe(sample(0, 1000, 51), at)
+	if hung.Silent(at) {
+		t.Error("passed over though there is nothing to compute")
+	}
+}
+
 func TestEjectionDoubles(t *testing.T) {
 	p := newTestPool(1, Config{})
 	e := p.Endpoints()[0]

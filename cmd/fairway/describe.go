@@ -373,6 +373,7 @@ type endpointView struct {
 	Pool            string  `json:"pool"`
 	Address         string  `json:"address"`
 	Ejected         bool    `json:"ejected"`
+	Silent          bool    `json:"silent"` // it has answered nothing for a while, and is passed over
 	InFlight        int     `json:"in_flight"`
 	QueuedTokens    int     `json:"queued_tokens"`
 	Running         float64 `json:"running"`
@@ -403,7 +404,7 @@ func describeEndpoints(s *proxy.Server) []endpointView {
 			return v
 		}
 		v := endpointView{
-			Pool: e.Pool, Address: e.Endpoint.Address(), Ejected: e.Endpoint.Ejected(now),
+			Pool: e.Pool, Address: e.Endpoint.Address(), Ejected: e.Endpoint.Ejected(now), Silent: l.Silent,
 			InFlight: l.InFlight, QueuedTokens: l.Queued, Running: scraped(picker.Running), Waiting: scraped(picker.Waiting),
 			KVUsage: l.KV, CapacityTokens: l.Capacity, SecondsPerToken: l.Speed, IndexEntries: l.IndexEntries, IndexBytes: l.IndexBytes,
 			PromptTokens: l.PromptTokens, PredictedHits: l.HitTokens, ReportedCached: l.CachedTokens,

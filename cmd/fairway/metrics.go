@@ -34,6 +34,7 @@ var endpointGauges = []endpointGauge{
 	newEndpointGauge("kv_cache_tokens", "Tokens that fit the endpoint's KV cache, as it says, or assumed.", func(e *endpointView) float64 { return float64(e.CapacityTokens) }),
 	newEndpointGauge("cache_credit_ratio", "What a token that the index believes to be cached is worth, learned from what proved to be.", func(e *endpointView) float64 { return e.Credit }),
 	newEndpointGauge("ejected", "1 while the endpoint is out because it takes no connections or fails requests.", func(e *endpointView) float64 { return oneIf(e.Ejected) }),
+	newEndpointGauge("silent", "1 while the endpoint is passed over because it has answered nothing for a second, neither a scrape, nor a probe, nor a request, or because its engine has computed nothing for ten.", func(e *endpointView) float64 { return oneIf(e.Silent) }),
 	newEndpointGauge("scrape_age_seconds", "Age of the endpoint's last good scrape; absent before the first.", func(e *endpointView) float64 { return e.ScrapeAge }),
 	newEndpointGauge("scrape_failures", "Scrapes that failed since the last good one.", func(e *endpointView) float64 { return float64(e.ScrapeFailures) }),
 	newEndpointGauge("index_entries", "Prompt chunks believed to be in the endpoint's cache.", func(e *endpointView) float64 { return float64(e.IndexEntries) }),

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"sync"
 	"syscall"
@@ -19,6 +20,9 @@ const (
 	// may take to notice that one has been ejected, unless the interval is
 	// longer still.
 	slowest = time.Second
+	// doubtAfter is how long metrics may take until the engine's health is asked for
+	// too: before the picker takes it for silent.
+	doubtAfter = picker.Silence / 2
 	// healthPath answers 200 when the engine can serve; vLLM, SGLang and
 	// TensorRT-LLM agree on it.
 	healthPath = "/health"
@@ -48,6 +52,7 @@ type loop struct {
 	// Owned by run.
 	due       time.Time // of the next scrape
 	failures  int       // scrapes in a row that gave no sample
+	mute      bool      // the last scrape had no answer at all
 	probes    int       // probes in a row that failed
 	condition condition
 }
@@ -150,6 +155,8 @@ var errNoEngine = errors.New("no engine metrics on the page")
 // scrape reads the metrics page once and tells the endpoint.
 func (l *loop) scrape(ctx context.Context, settings *Settings) error {
 	var sample picker.Sample
+	l.Endpoint.Asked(l.scraper.now())
+	defer l.doubt(ctx, settings)()
 	err := l.get(ctx, settings.Timeout, settings.Path, func(page []byte) error {
 		if len(page) > maxPage {
 			return fmt.Errorf("the page is larger than %d bytes", maxPage)
@@ -162,7 +169,35 @@ func (l *loop) scrape(ctx context.Context, settings *Settings) error {
 	if err == nil {
 		l.Endpoint.Observe(sample, l.scraper.now())
 	}
+	l.mute = unanswered(err)
 	return err
+}
+
+// doubt asks for the engine's health if its metrics are not there soon, or were not the
+// last time: a page may hang while all the rest is well. end ends that.
+func (l *loop) doubt(ctx context.Context, settings *Settings) (end func()) {
+	wait := doubtAfter
+	if l.mute {
+		wait = 0
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	timer := time.AfterFunc(wait, func() {
+		defer close(done)
+		l.probe(ctx, settings)
+	})
+	return func() {
+		cancel()
+		if !timer.Stop() {
+			<-done
+		}
+	}
+}
+
+// unanswered tells whether a question failed because nothing came.
+func unanswered(err error) bool {
+	late, ok := errors.AsType[net.Error](err)
+	return ok && late.Timeout() || errors.Is(err, context.Canceled)
 }
 
 // probe reports whether the engine says that it can serve.
@@ -180,6 +215,9 @@ func (l *loop) get(ctx context.Context, timeout time.Duration, path string, read
 	status, page, err := l.Get(ctx, path, (*buf)[:0])
 	if cap(page) <= maxPage {
 		*buf = page
+	}
+	if !unanswered(err) {
+		l.Endpoint.Answered()
 	}
 	switch {
 	case err != nil:

@@ -5,8 +5,9 @@
 // It promises that a scrape which fails does no harm: the endpoint falls back
 // to the proxy's own counts, and the reason is logged once, when the state
 // changes. Only where nobody takes the connection is the endpoint left alone, as
-// by a request. One endpoint is never asked twice at the same time, and a slow or
-// silent one delays no other.
+// by a request. One endpoint is never asked for its metrics twice at the same time,
+// and a slow or silent one delays no other. Where they take long it is asked for its
+// health beside: an engine that answers neither is silent to the picker.
 //
 // Each endpoint has one goroutine, (*loop).run, which owns the loop's state.
 // The set of loops is guarded by Scraper.mu, the settings are one immutable

@@ -84,6 +84,13 @@ func (e *engine) since() []ask {
 	return asked
 }
 
+// pagesAsked leaves out what was asked beside a scrape that took long.
+func pagesAsked(asked []ask) []ask {
+	return slices.DeleteFunc(asked, func(a ask) bool { return a.path != "/metrics" })
+}
+
+func scrapes(asked []ask) int { return len(pagesAsked(asked)) }
+
 // pauses returns the time between one ask and the next.
 func pauses(asked []ask) (d []time.Duration) {
 	for i := 1; i < len(asked); i++ {
@@ -272,7 +279,7 @@ func TestFailuresAreToldOnceAndBackOff(t *testing.T) {
 				e.since()
 				e.answers(test.answer)
 				pass(10 * time.Second)
-				asked := e.since()
+				asked := pagesAsked(e.since())
 				want := []time.Duration{200 * ms, 400 * ms, 800 * ms, time.Second, time.Second, time.Second}
 				if test.took != 0 { // each beat that a scrape takes part in is missed
 					want = []time.Duration{1200 * ms, 1200 * ms, 1600 * ms, 2 * time.Second}
@@ -390,6 +397,64 @@ func TestRefusedConnectionEjects(t *testing.T) {
 	})
 }
 
+// An engine that answers nothing is silent within 1.1 s, and until it answers anything. One whose page of metrics hangs, of
+// whatever time-out, is not: its health is there. Nor is one whose page is an error.
+func TestSilence(t *testing.T) {
+	hang := func(ctx context.Context, _ string) (int, string, error) {
+		<-ctx.Done()
+		return 0, "", fmt.Errorf("GET: %w", context.Cause(ctx))
+	}
+	tests := map[string]struct {
+		timeout time.Duration
+		answer  func(ctx context.Context, path string) (int, string, error)
+		silent  bool
+	}{
+		"frozen":                      {time.Second, hang, true},
+		"frozen, little patience":     {50 * ms, hang, true},
+		"frozen, much patience":       {time.Minute, hang, true},
+		"hanging page":                {time.Second, healthy(hang), false},
+		"hanging page, much patience": {time.Minute, healthy(hang), false},
+		"page gone":                   {time.Second, func(context.Context, string) (int, string, error) { return 404, "", nil }, false},
+		"reset":                       {time.Second, func(context.Context, string) (int, string, error) { return 0, "", syscall.ECONNRESET }, false},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				origin := time.Now()
+				now := func() time.Duration { return time.Since(origin) }
+				e, ep := newEngine(), endpoints(1)[0]
+				s := New(Config{Settings: Settings{Timeout: test.timeout}, Now: now, Log: slog.New(slog.DiscardHandler)})
+				defer s.Close()
+				s.Sync([]Target{{ep, e.get}})
+				pass(time.Second)
+				e.answers(test.answer)
+				pass(1100 * ms)
+				for range 100 { // ten seconds
+					if ep.Silent(now()) != test.silent {
+						t.Fatalf("silent %v after %v", !test.silent, now()-time.Second)
+					}
+					pass(100 * ms)
+				}
+				e.answers(nil)
+				pass(test.timeout + 2*time.Second)
+				if ep.Silent(now()) {
+					t.Error("silent though it answers")
+				}
+			})
+		})
+	}
+}
+
+// healthy has an engine answer for its health whatever else it does.
+func healthy(answer func(context.Context, string) (int, string, error)) func(context.Context, string) (int, string, error) {
+	return func(ctx context.Context, path string) (int, string, error) {
+		if path == "/health" {
+			return 200, "", nil
+		}
+		return answer(ctx, path)
+	}
+}
+
 func TestEjectionIsNoticedWhateverTheInterval(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		origin := time.Now()
@@ -421,18 +486,18 @@ func TestSync(t *testing.T) {
 		a, b, other := newEngine(), newEngine(), newEngine()
 		var cut error
 		var ended int
-		b.answers(func(ctx context.Context, _ string) (int, string, error) {
+		b.answers(healthy(func(ctx context.Context, _ string) (int, string, error) {
 			<-ctx.Done()
 			cut = context.Cause(ctx)
 			time.Sleep(ms) // its connection takes its time to close
 			ended++
 			return 0, "", ctx.Err()
-		})
+		}))
 		log := &logged{}
 		s := New(Config{Settings: Settings{Timeout: time.Hour}, Log: log.logger()})
 		s.Sync([]Target{{eps[0], a.get}, {eps[1], b.get}, {eps[0], other.get}})
 		pass(time.Second)
-		if len(a.since()) != 10 || len(b.since()) != 1 || len(other.since()) != 0 {
+		if len(a.since()) != 10 || scrapes(b.since()) != 1 || len(other.since()) != 0 {
 			t.Error("not asked as often as they should be")
 		}
 		// The one that stays goes on as it was, the other is left at once.
@@ -444,7 +509,7 @@ func TestSync(t *testing.T) {
 			t.Errorf("the scrape of an endpoint that has gone: %v", cut)
 		}
 		pass(time.Second)
-		if n := len(a.since()); n != 10 || len(b.since()) != 0 || len(other.since()) != 0 {
+		if n := len(a.since()); n != 10 || scrapes(b.since()) != 0 || len(other.since()) != 0 {
 			t.Errorf("after Sync: %d", n)
 		}
 		if l := eps[1].Load(0); l.ScrapeFailures != 0 {
@@ -458,7 +523,7 @@ func TestSync(t *testing.T) {
 		b.since()
 		s.Sync([]Target{{eps[1], b.get}})
 		pass(time.Second)
-		if n := len(b.since()); n != 1 {
+		if n := scrapes(b.since()); n != 1 {
 			t.Errorf("asked %d times after it was back", n)
 		}
 		s.Close() // in the middle of a scrape

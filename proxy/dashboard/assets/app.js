@@ -234,8 +234,8 @@ function updatePod(row, p) {
   set(c[1], p.pool);
   const stale = p.scrape_age_s < 0 || p.scrape_age_s > 2;
   const tag = c[2].firstChild;
-  tag.className = p.ejected ? 'tag bad' : stale ? 'tag warn' : 'tag';
-  set(tag, p.ejected ? 'ejected' : stale ? 'no metrics' : 'serving');
+  tag.className = p.ejected || p.silent ? 'tag bad' : stale ? 'tag warn' : 'tag';
+  set(tag, p.ejected ? 'ejected' : p.silent ? 'silent' : stale ? 'no metrics' : 'serving');
   set(c[3], count(p.in_flight));
   set(c[4], count(p.running));
   set(c[5], count(p.waiting));
