@@ -54,6 +54,10 @@ type Config struct {
 	// take for a head, may be silent inside a body, and may keep a connection
 	// without a request. Zero: 30 s, 60 s and 10 min.
 	HeaderTimeout, BodyTimeout, IdleTimeout time.Duration
+	// Notice is how long Shutdown goes on taking connections, for a balancer to find
+	// out, and how long it leaves idle ones open once nothing is under way, for requests
+	// that are on theirs. Answers say that they are the last meanwhile. Zero: not at all.
+	Notice time.Duration
 }
 
 // Server serves requests from the World it was given. It is safe for
@@ -263,13 +267,25 @@ const drainGrace = 500 * time.Millisecond
 // cutTime bounds the wait for exchanges that were cut: they have only to notice.
 const cutTime = 5 * time.Second
 
-// Shutdown stops taking connections, closes those that wait for a request, and
-// returns when the last exchange has ended, or cuts what is left when ctx is
-// done and returns its error.
-func (s *Server) Shutdown(ctx context.Context) error {
+// wait lets d pass, or less if ctx is done.
+func wait(ctx context.Context, d time.Duration) {
+	if d <= 0 {
+		return
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
+// stop closes the listeners, but for those whose connections have to be told first,
+// which it tells.
+func (s *Server) stop() (tunnels []drainer) {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.stopping = true
-	var tunnels []drainer
 	for l := range s.listeners {
 		if d, ok := l.(drainer); ok {
 			tunnels = append(tunnels, d)
@@ -278,19 +294,39 @@ func (s *Server) Shutdown(ctx context.Context) error {
 			l.Close()
 		}
 	}
-	s.mu.Unlock()
+	return tunnels
+}
+
+// rest returns when nothing is under way, and nothing has been for d if anything
+// was, or ctx is done.
+func (s *Server) rest(ctx context.Context, d time.Duration) {
+	const tick = 20 * time.Millisecond
+	if s.live.Load() == 0 {
+		return
+	}
+	for idle := time.Duration(0); idle < d && ctx.Err() == nil; idle += tick {
+		if s.live.Load() > 0 {
+			idle = 0
+		}
+		wait(ctx, tick)
+	}
+}
+
+// Shutdown gives notice, stops taking connections, closes those that wait for a
+// request, and returns when the last exchange has ended, or cuts what is left when
+// ctx is done and returns its error.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.http1.Retire()
+	wait(ctx, s.config.Notice)
+	tunnels := s.stop()
 	if len(tunnels) > 0 {
 		// Tunnels that were on their way when their peer was told come yet, and are
 		// served like any other.
-		timer := time.NewTimer(drainGrace)
-		defer timer.Stop()
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-		}
+		wait(ctx, drainGrace)
 	}
 
 	s.http2.Drain()
+	s.rest(ctx, s.config.Notice)
 	err := s.http1.Shutdown(ctx) // waits for connections of either version
 	if err != nil {
 		s.http1.Close()

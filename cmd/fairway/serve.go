@@ -8,6 +8,7 @@ import (
 	"os/signal"
 	"reflect"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -58,6 +59,10 @@ func (o *serveOptions) flags(cmd *cobra.Command) {
 	f.BoolVar(&o.noAccessLog, "no-access-log", false, "write no line for each request")
 }
 
+// notice is how long a replica that is told to stop takes connections as before, while /healthz/ready says that it is going: so long a
+// balancer in front may take to find out.
+const notice = time.Second
+
 type serveOptions struct {
 	config                 string
 	endpoints              []string
@@ -93,7 +98,7 @@ func (o *serveOptions) run(cmd *cobra.Command) error {
 			return err
 		}
 	}
-	a, err := newApp(config, logs, proxy.Config{})
+	a, err := newApp(config, logs, proxy.Config{Notice: notice})
 	if err != nil {
 		return err
 	}

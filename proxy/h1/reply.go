@@ -119,7 +119,7 @@ func (s *Stream) frame(r *message.Response) {
 	default:
 		a.framing, a.close = untilClose, true
 	}
-	if s.server.draining.Load() || !s.in.ended && (s.in.expects || s.in.left > drainLimit) {
+	if s.server.retiring.Load() || !s.in.ended && (s.in.expects || s.in.left > drainLimit) {
 		a.close = true
 	}
 	switch {

@@ -42,6 +42,7 @@ type Server struct {
 	// Default: 1 minute.
 	WriteTimeout time.Duration
 
+	retiring atomic.Bool // answers are the last of their connections
 	draining atomic.Bool
 
 	mu      sync.Mutex
@@ -106,10 +107,15 @@ func (s *Server) Conns() int {
 	return len(s.streams)
 }
 
+// Retire has every answer from now on be the last of its connection, and say so.
+// Connections are taken as before.
+func (s *Server) Retire() { s.retiring.Store(true) }
+
 // Drain closes idle connections at once and every other after the answer it is
 // busy with, which says so (connection: close) if its head is still to be
 // written. Connections that come later are closed. It does not wait.
 func (s *Server) Drain() {
+	s.retiring.Store(true)
 	s.draining.Store(true)
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -543,6 +543,53 @@ func TestDrainDuringAnswer(t *testing.T) {
 	}
 }
 
+// A server that retires takes connections and has each answer say that it is the last. A client that could not be told, as its answer
+// had begun, may send one request more.
+func TestRetire(t *testing.T) {
+	began, finish := make(chan struct{}), make(chan struct{})
+	server := &Server{Handler: func(s *Stream) {
+		s.WriteHead(&message.Response{Status: 200, ContentLength: 1})
+		s.Flush()
+		if string(s.Head().Target) == "/slow" {
+			began <- struct{}{}
+			<-finish
+		}
+		s.Write([]byte("x"))
+		s.Finish(nil)
+	}}
+	addr := listen(t, server)
+	ask := func(c *ClientConn, target string) {
+		t.Helper()
+		if err := c.Send(&message.Request{Method: []byte("GET"), Target: []byte(target), Authority: []byte("a")}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	answered := func(c *ClientConn, again bool) {
+		t.Helper()
+		var resp message.Response
+		if err := c.ReadHead(&resp); err != nil {
+			t.Fatal(err)
+		}
+		if got := readAll(t, c); got != "x" || c.Reusable() != again {
+			t.Errorf("got %q; may ask again: %v, want %v", got, c.Reusable(), again)
+		}
+	}
+	busy := dial(t, addr)
+	ask(busy, "/slow")
+	<-began
+	server.Retire()
+	late := dial(t, addr)
+	ask(late, "/")
+	answered(late, false)
+	close(finish)
+	answered(busy, true)
+	ask(busy, "/")
+	answered(busy, false)
+	if err := server.Shutdown(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestCloseCutsEverything(t *testing.T) {
 	cause := make(chan error, 1)
 	began := make(chan struct{})
