@@ -46,6 +46,7 @@ type app struct {
 	reference atomic.Bool
 	world     atomic.Pointer[worldState]     // in force; stored with applying held
 	findings  atomic.Pointer[[]kube.Finding] // of the cluster's objects in force; nil: none were read
+	memory    int64                          // bytes that this process is to keep within; 0: no limit
 	rejected  atomic.Int64                   // configurations that could not be used
 	unread    atomic.Bool                    // the cluster that says what is served has not been read yet
 
@@ -73,6 +74,7 @@ func newApp(c *file.Config, l logs, s proxy.Config) (*app, error) {
 	log := l.Logger
 	a := &app{log: log, level: l.level, access: l.access, registry: prometheus.NewRegistry(), failed: make(chan error, 6)}
 	a.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	a.memory = limitMemory(log)
 	told := account.Config{Access: l.access, Replica: replica()}
 	var err error
 	if a.tracing, err = startTracing(c.Tracing, told.Replica, log); err != nil {
@@ -155,6 +157,7 @@ func (a *app) putInForce() {
 func (a *app) setWorld(c *file.Config) {
 	world := *c.World
 	world.Access.Keys = a.keys
+	world.Limits.Buffers = a.boundedBuffers(world.Limits.Buffers)
 	a.server.SetWorld(&world)
 	now := worldState{version: 1, since: time.Now()}
 	if was := a.world.Load(); was != nil {
