@@ -13,7 +13,7 @@ RACE := $(shell [ "$$(go env CGO_ENABLED)" = 1 ] && echo '\#include <stdlib.h>' 
 ALLOCATING = $(shell grep -rl AllocsPerRun --include='*_test.go' . | xargs -n 1 dirname | sort -u)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test check bench bench-proxy bench-peers bench-epp bench-routing bench-overload bench-overload-sockets bench-validate bench-vllm churn image-context image e2e-compose e2e-vllm e2e-clients e2e-smuggling e2e-envoy e2e-hbone e2e-kube e2e-observe clean
+.PHONY: help demo build test check bench bench-proxy bench-peers bench-epp bench-routing bench-overload bench-overload-sockets bench-validate bench-vllm churn image-context image e2e-compose e2e-vllm e2e-clients e2e-smuggling e2e-envoy e2e-hbone e2e-kube e2e-observe soak soak-short clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' Makefile
@@ -103,6 +103,12 @@ e2e-kube: ## Fairway, its chart and its examples against a real API server and e
 
 e2e-observe: ## a running demo as Prometheus, a collector of spans, a browser and a newcomer see it
 	bench/e2e/observe/e2e.sh
+
+soak: ## half an hour of faults at 70 % load: engines that die, freeze, stall, lie; a full disk; restarts; too little memory. SOAK=10m for less
+	bench/e2e/soak/e2e.sh -soak $(or $(SOAK),30m) -every 10s
+
+soak-short: ## the same in three minutes
+	bench/e2e/soak/e2e.sh
 
 clean: ## remove what was built
 	rm -rf bin
