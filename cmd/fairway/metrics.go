@@ -96,11 +96,12 @@ var (
 	descWorld    = prometheus.NewDesc("fairway_world_version", "Which World is in force: it counts the changes of what is served since the process started.", nil, nil)
 	descChanged  = prometheus.NewDesc("fairway_world_changed_timestamp_seconds", "When it came into force, in seconds since 1970.", nil, nil)
 	descRejected = prometheus.NewDesc("fairway_config_rejected_total", "Changes of the configuration file that could not be used; the last good one stayed in force.", nil, nil)
+	descUnlogged = prometheus.NewDesc("fairway_access_log_lines_lost_total", "Lines of the access log that could not be written, as on a disk that is full; absent without an access log.", nil, nil)
 	descFindings = prometheus.NewDesc("fairway_findings", "Objects of the cluster that are not served as they were meant, by kind; severity is error or warning (nothing is taken away).", []string{"kind", "severity"}, nil)
 )
 
 func (m appMetrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descBuild, descLive, descQueue, descBuffered, descUptime, descWorld, descChanged, descRejected, descFindings} {
+	for _, d := range []*prometheus.Desc{descBuild, descLive, descQueue, descBuffered, descUptime, descWorld, descChanged, descRejected, descUnlogged, descFindings} {
 		ch <- d
 	}
 }
@@ -123,6 +124,9 @@ func (m appMetrics) Collect(ch chan<- prometheus.Metric) {
 		gauge(descChanged, float64(w.since.UnixMilli())/1000)
 	}
 	ch <- prometheus.MustNewConstMetric(descRejected, prometheus.CounterValue, float64(m.app.rejected.Load()))
+	if m.app.access != nil {
+		ch <- prometheus.MustNewConstMetric(descUnlogged, prometheus.CounterValue, float64(m.app.access.Lost()))
+	}
 	if all := m.app.findings.Load(); all != nil {
 		type kind struct{ kind, severity string }
 		n := make(map[kind]int)

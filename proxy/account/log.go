@@ -1,10 +1,12 @@
 package account
 
 import (
+	"bytes"
 	"io"
 	"math"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -35,6 +37,9 @@ type Log struct {
 	writing sync.Mutex // held while writing, taken before mu
 	spare   []byte     // the memory that is not lines'; guarded by writing
 	err     error      // of the first write that failed; guarded by writing
+	broken  bool       // what was written last is no whole line; guarded by writing
+
+	lost atomic.Uint64
 }
 
 // NewLog makes an access log that writes to w.
@@ -70,12 +75,35 @@ func (l *Log) flush() {
 	}
 	l.mu.Unlock()
 	if len(lines) > 0 {
-		if _, err := l.w.Write(lines); err != nil && l.err == nil {
-			l.err = err
-		}
+		l.write(lines)
 	}
 	l.spare = lines[:0]
 }
+
+// write writes whole lines, and counts those that could not be, as on a disk that is full. What was begun of one ends
+// before the next, once there is room again. The caller holds writing.
+func (l *Log) write(lines []byte) {
+	if l.broken {
+		if _, err := l.w.Write([]byte("\n")); err != nil {
+			l.lost.Add(uint64(bytes.Count(lines, []byte("\n"))))
+			return
+		}
+		l.broken = false
+	}
+	n, err := l.w.Write(lines)
+	if err == nil {
+		return
+	}
+	if l.err == nil {
+		l.err = err
+	}
+	n = max(n, 0)
+	l.lost.Add(uint64(bytes.Count(lines[n:], []byte("\n"))))
+	l.broken = n > 0 && lines[n-1] != '\n'
+}
+
+// Lost is how many lines could not be written.
+func (l *Log) Lost() uint64 { return l.lost.Load() }
 
 // Close writes what is there and tells of the first line that could not be written. A line that comes later is written all the same.
 func (l *Log) Close() error {

@@ -96,6 +96,46 @@ func TestLogCloses(t *testing.T) {
 	}
 }
 
+// disk takes so many bytes.
+type disk struct {
+	bytes.Buffer
+	room int
+}
+
+func (d *disk) Write(p []byte) (int, error) {
+	n := min(len(p), d.room)
+	d.room -= n
+	d.Buffer.Write(p[:n])
+	if n < len(p) {
+		return n, errors.New("no space left on device")
+	}
+	return n, nil
+}
+
+// What a full disk did not take is counted, and a line that it took a part of does not run into the next.
+func TestLogOnAFullDisk(t *testing.T) {
+	d := &disk{room: 12}
+	l := NewLog(d, Text)
+	for _, step := range []struct {
+		line string
+		room int // more from now on
+		lost uint64
+	}{{"first\n", 0, 0}, {"second\nthird\n", 0, 2}, {"fourth\n", 0, 3}, {"fifth\n", 100, 3}} {
+		d.room += step.room
+		l.add([]byte(step.line))
+		l.flush()
+		if l.Lost() != step.lost {
+			t.Errorf("after %q: %d lines lost, want %d", step.line, l.Lost(), step.lost)
+		}
+	}
+	if got := d.String(); got != "first\nsecond\nfifth\n" {
+		t.Errorf("%q", got)
+	}
+	if l.Close() == nil {
+		t.Error("Close says that nothing was lost")
+	}
+}
+
 // Every line is written once and whole, whoever writes at the same time.
 func TestLogConcurrently(t *testing.T) {
 	const workers, each = 8, 2000
