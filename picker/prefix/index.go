@@ -76,6 +76,16 @@ func newTable(buckets int) *table {
 
 func (t *table) bucket(key uint64) *bucket { return &t.buckets[key&t.mask] }
 
+// fetch has the processor read the buckets of a chain, many at a time. A write to a slot that others read without a lock is a
+// barrier: whoever writes to one bucket after the other waits for each from memory.
+func (t *table) fetch(chain []uint64) {
+	for _, key := range chain {
+		b := t.bucket(key)
+		b.keys[0].Load()
+		b.states[0].Load()
+	}
+}
+
 // load reads a slot without a lock. A writer that gives the slot to another key empties the key first, so that a key that
 // reads the same before and after belongs to the state between.
 func (t *table) load(key uint64) (state uint64, ok bool) {
@@ -166,6 +176,7 @@ func (x *Index) Pin(chain []uint64, clock uint64, window, step int64) Hold {
 		t = newTable(x.size())
 		x.table.Store(t)
 	}
+	t.fetch(chain)
 	known := true
 	for i, key := range chain {
 		if key == 0 {
@@ -223,7 +234,9 @@ func (x *Index) release(chain []uint64, h Hold, touch func(state uint64, i int) 
 		return
 	}
 	t := x.table.Load()
-	for i, key := range chain[:min(h.Depth, len(chain))] {
+	chain = chain[:min(h.Depth, len(chain))]
+	t.fetch(chain)
+	for i, key := range chain {
 		b := t.bucket(key)
 		s := b.find(key)
 		if s < 0 || b.states[s].Load()&maxPins == 0 {
