@@ -7,6 +7,9 @@
 // the connection have to say then: a question and its answer are one system call
 // each, or less. A message is read where it was received.
 //
+// A call's deadline (grpc-timeout) is its client's to keep, who resets the call then.
+// Compressed messages are not understood, and none are sent.
+//
 // A connection has one goroutine, which reads; each call has one, the handler's. A
 // connection's lock guards what is sent and the windows of both sides for that, a
 // call's lock what it has received; the call's is never held while the other is
