@@ -19,14 +19,16 @@ func (x *Exchange) notePick(asked time.Duration) {
 	x.record.Pick.Queued += now - asked
 }
 
-// noteFailure keeps that an endpoint failed, and that the request is tried again.
+// noteFailure keeps that an endpoint failed.
 func (x *Exchange) noteFailure(e *picker.Endpoint, why error) {
-	x.record.Retries++
 	x.record.Pick.Fail(e.Address(), Now()-x.start, why)
 }
 
-// noteChoice keeps where the request goes, and what was thought of it.
+// noteChoice keeps where the request goes, whether for the first time or again, and what was thought of it.
 func (x *Exchange) noteChoice(l *picker.Lease) {
+	if x.record.Endpoint != "" {
+		x.record.Retries++
+	}
 	x.record.Endpoint = l.Endpoint().Address()
 	x.record.PredictedTokens, x.record.PredictedHit = l.PromptTokens(), l.HitTokens()
 
