@@ -78,7 +78,7 @@ func (x *Exchange) ask(a authz.Asked) error {
 		return err
 	}
 	if !answer.Allowed {
-		x.record.Policy = a.Policy
+		x.record.Policy, x.record.ByAuthorizer = a.Policy, true
 		return denial(answer)
 	}
 	x.partHeads()
@@ -169,7 +169,7 @@ func (s *Server) admit(d *destination, rec *account.Record, p *hbone.Peer, c net
 			ID: rec.ID, Source: addressOf(c.RemoteAddr()), Destination: netip.AddrPortFrom(r.Destination, r.Port), Principal: r.Peer.String(),
 		})
 		if !answer.Allowed {
-			rec.Reason, rec.Policy = typeForbidden, a.Policy
+			rec.Reason, rec.Policy, rec.ByAuthorizer = typeForbidden, a.Policy, true
 			if answer.Err != nil {
 				rec.Reason = typeAuthorizerFailed
 			}

@@ -19,6 +19,7 @@ import (
 // unreachable is for an endpoint that could not be connected to: nothing was
 // sent, so any other may be tried, as long as there is one.
 func (x *Exchange) unreachable(e *picker.Endpoint, err error) (again bool, _ error) {
+	x.record.Unanswered = false
 	if err := x.ended(); err != nil {
 		return false, err
 	}
@@ -53,7 +54,7 @@ func (x *Exchange) unanswered(e *picker.Endpoint, conn carrier, err error) (agai
 		}
 		return false, x.timeout()
 	}
-	x.failure = fmt.Errorf("%s: %w", e.Address(), err)
+	x.failure, x.record.Unanswered = fmt.Errorf("%s: %w", e.Address(), err), true
 	switch {
 	case conn.Used() && x.resends == 0 && !x.body.lost:
 		// Engines close idle connections, now and then in the very moment one

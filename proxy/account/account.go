@@ -45,6 +45,10 @@ type Record struct {
 	// Reason is the word for what went wrong: the type of our error answer,
 	// or one of the constants below.
 	Reason string
+	// ByAuthorizer tells that an external authorizer denied it, or could not be asked, rather than a policy of our own.
+	ByAuthorizer bool
+	// Unanswered tells that the last endpoint tried took the request, or a part of it, and closed without an answer.
+	Unanswered bool
 
 	Start    time.Time
 	Duration time.Duration

@@ -295,7 +295,7 @@ func logged(t testing.TB, rec *Record) map[string]any {
 func TestAccessLog(t *testing.T) {
 	full := map[string]any{
 		"request_id": "the-id", "method": "POST", "path": "/v1/chat/completions", "model": "the-model",
-		"response_code": 200.0, "response_code_details": "the-reason",
+		"response_code": 200.0, "response_code_details": "the-reason", "response_flags": "-",
 		"downstream_remote_address": "192.0.2.1:4711", "upstream_host": "10.0.0.1:8000", "upstream_cluster": "the-pool",
 		"stream": true, "duration_ms": 1234.567, "ttft_ms": 98.765, "bytes_received": 16.0, "bytes_sent": 17.0,
 		"upstream_request_attempt_count": 2.0,
@@ -319,6 +319,7 @@ func TestAccessLog(t *testing.T) {
 			map[string]any{"cached_tokens": 0.0, "predicted_cached_tokens": 0.0}},
 		{"picked", func(r *Record) { r.Pick.At, r.Pick.Queued, r.Pick.DecidedBy = 1, 1500*time.Microsecond, "cache" },
 			map[string]any{"queue_ms": 1.5, "decided_by": "cache"}},
+		{"left", func(r *Record) { r.Reason = ClientGone }, map[string]any{"response_code_details": ClientGone, "response_flags": "DC"}},
 		{"shed", func(r *Record) { r.Criticality, r.Shed = Sheddable, "saturated" }, map[string]any{"criticality": "sheddable", "shed": "saturated"}},
 		{"a long name", func(r *Record) { r.Model = strings.Repeat("m", 1<<20) }, map[string]any{"model": strings.Repeat("m", maxText) + "…"}},
 		{"nothing tried", func(r *Record) { r.Endpoint, r.Pool, r.Model, r.Retries, r.Streamed = "", "", "", 0, false },
@@ -380,6 +381,7 @@ func TestAccessLogHoldsNoPrompt(t *testing.T) {
 		}
 		delete(got, field)
 	}
+	delete(got, "response_flags") // of a list of our own
 	for field, value := range got {
 		if text, ok := value.(string); ok {
 			t.Errorf("%s holds the text %q", field, text)

@@ -180,39 +180,3 @@ func serviceAccount(id string) (namespace, account string) {
 	}
 	return namespace, account
 }
-
-// flags are Envoy's response flags (envoy, "Access logging", %RESPONSE_FLAGS%) for our reasons. What has none there is no failure of
-// the proxy's or of the engine's, or one that Envoy tells by the code alone, as a policy's 403.
-var flags = map[string]string{
-	"fairway_no_endpoint":      "UH",
-	"fairway_upstream_failed":  "UF",
-	UpstreamCut:                "UC",
-	"fairway_timeout":          "UT",
-	ClientGone:                 "DC",
-	ClientTimeout:              "SI",
-	TunnelIdle:                 "SI",
-	"fairway_no_route":         "NR",
-	"fairway_unknown_model":    "NR",
-	"fairway_no_backend":       "NC",
-	"fairway_saturated":        "UO",
-	"fairway_queue_full":       "UO",
-	"fairway_queue_timeout":    "UO",
-	"fairway_deadline":         "UO",
-	"fairway_exhausted":        "UO",
-	"fairway_budget_exceeded":  "RL",
-	"fairway_buffers_spent":    "OM",
-	"fairway_unauthenticated":  "UAEX", // as of Envoy's filter for JWTs
-	"fairway_keys_unavailable": "UAEX",
-}
-
-// responseFlags says what went wrong, "-" for nothing.
-func responseFlags(rec *Record) string {
-	f := flags[rec.Reason]
-	switch {
-	case f == "":
-		return "-"
-	case f == "UF" && rec.Retries > 0:
-		return "UF,URX" // and no attempt is left
-	}
-	return f
-}

@@ -174,7 +174,7 @@ func TestTextLine(t *testing.T) {
 	rec.Path, rec.Model, rec.Reason, rec.Start = "/v1/a=b", "two words \"x\"\n", "", time.Unix(1e9, 0).UTC()
 	l := line{format: Text}
 	l.access(rec)
-	const want = `time=2001-09-09T01:46:41.234Z level=INFO msg=access request_id=the-id method=POST path="/v1/a=b" response_code=200 response_code_details="" ` +
+	const want = `time=2001-09-09T01:46:41.234Z level=INFO msg=access request_id=the-id method=POST path="/v1/a=b" response_code=200 response_code_details="" response_flags=- ` +
 		`downstream_remote_address=192.0.2.1:4711 upstream_host=10.0.0.1:8000 upstream_cluster=the-pool model="two words \"x\"\n" stream=true ` +
 		`duration_ms=1234.567 bytes_received=16 bytes_sent=17 upstream_request_attempt_count=2 ttft_ms=98.765 ` +
 		`prompt_tokens=11 cached_tokens=12 completion_tokens=13 predicted_prompt_tokens=14 predicted_cached_tokens=15` + "\n"
@@ -261,7 +261,7 @@ func BenchmarkLog(b *testing.B) {
 		for b.Loop() {
 			log.LogAttrs(b.Context(), slog.LevelInfo, "access",
 				slog.String("request_id", rec.ID), slog.String("method", rec.Method), slog.String("path", rec.Path),
-				slog.Int("response_code", rec.Status), slog.String("response_code_details", rec.Reason), slog.String("downstream_remote_address", rec.Remote),
+				slog.Int("response_code", rec.Status), slog.String("response_code_details", rec.Reason), slog.String("response_flags", "-"), slog.String("downstream_remote_address", rec.Remote),
 				slog.String("upstream_host", rec.Endpoint), slog.String("upstream_cluster", rec.Pool), slog.String("model", rec.Model),
 				slog.Bool("stream", rec.Streamed), slog.Float64("duration_ms", rec.Duration.Seconds()*1000), slog.Int64("bytes_received", rec.BytesIn),
 				slog.Int64("bytes_sent", rec.BytesOut), slog.Int("upstream_request_attempt_count", 1+rec.Retries), slog.Float64("ttft_ms", rec.TTFT.Seconds()*1000),
