@@ -10,6 +10,8 @@ type Stats struct {
 	Refused     uint64 // of them, answered with an error
 	Answered    uint64 // of them, answered to the end
 	Aborted     uint64 // of them, left by their client before the end of the answer
+	// Tokens of those that were answered to the end, as their usage has them whether the client asked for it or not.
+	PromptTokens, CachedTokens, CompletionTokens int
 }
 
 // maxIDs bounds how many request ids are remembered.
@@ -47,6 +49,16 @@ func (s *Server) countReceived(id string) {
 		clear(s.counts.ids)
 	}
 	s.counts.ids[id]++
+}
+
+// countAnswered counts an answer to the end, or with -1 one that was not taken after all.
+func (s *Server) countAnswered(u usage, by int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.counts.Answered += uint64(by)
+	s.counts.PromptTokens += by * u.prompt
+	s.counts.CachedTokens += by * u.cached
+	s.counts.CompletionTokens += by * u.completion
 }
 
 func (s *Server) count(n *uint64, by int) {

@@ -311,9 +311,10 @@ func (g *generation) runStream(d dialect) {
 
 // finish writes the end of an answer, and counts it first, so that whoever has the whole answer finds it counted.
 func (g *generation) finish(write func()) {
-	g.x.s.count(&g.x.s.counts.Answered, 1)
+	u := g.usage()
+	g.x.s.countAnswered(u, 1)
 	if write(); g.x.err != nil {
-		g.x.s.count(&g.x.s.counts.Answered, -1)
+		g.x.s.countAnswered(u, -1)
 		g.lost()
 	}
 }
