@@ -31,6 +31,7 @@ func blocks(t *testing.T, language string) map[string][]string {
 		if err != nil {
 			t.Fatal(err)
 		}
+		found[filepath.Base(page)] = nil
 		for _, m := range fence.FindAllStringSubmatch(string(text), -1) {
 			if m[1] == language {
 				found[filepath.Base(page)] = append(found[filepath.Base(page)], m[2])
@@ -59,33 +60,46 @@ func TestDocumentedFilesAreGood(t *testing.T) {
 	}
 }
 
-// Every key of fairway.yaml that has a place of its own is documented.
+// Every key of fairway.yaml, however deep, is documented: what the reader takes is found out by asking it.
 func TestDocumentedKeys(t *testing.T) {
 	page, err := os.ReadFile("../../docs/configuration.md")
 	if err != nil {
 		t.Fatal(err)
 	}
 	n := 0
-	for _, text := range []string{"?: 1", "listen: {?: 1}", "log: {?: 1}", "tracing: {?: 1}", "auth: {?: 1}", "auth: {jwtRules: [{?: 1}]}", "policies: [{?: 1}]", "timeouts: {?: 1}", "limits: {?: 1}", "scrape: {?: 1}", "models: [{?: 1}]", "pools: [{?: 1}]", "pools: [{picker: {?: 1}}]"} {
-		_, err := file.Parse("f", []byte(strings.Replace(text, "?", "unknown", 1)))
-		m := regexp.MustCompile(`unknown key.*\(keys: (.*)\)`).FindStringSubmatch(err.Error())
-		if m == nil {
-			t.Fatalf("%s: %v", text, err)
-		}
-		for _, key := range strings.Split(m[1], ", ") {
-			n++
-			if !regexp.MustCompile("[`{\\s.,]" + key + "[`:\\[]").Match(page) {
-				t.Errorf("%s: %s is not documented", text, key)
+	var look func(path, around string)
+	look = func(path, around string) {
+		for _, at := range []string{"{?: 1}", "[{?: 1}]"} {
+			inner := strings.Replace(around, "?: 1", at, 1)
+			if path == "" {
+				inner = "{?: 1}"
 			}
+			_, err := file.Parse("f", []byte(strings.Replace(inner, "?", "no-such-key", 1)))
+			if err == nil {
+				t.Fatalf("%s is taken", inner)
+			}
+			m := regexp.MustCompile(`unknown key[^\n]*\(keys: (.*)\)`).FindStringSubmatch(err.Error())
+			if m == nil {
+				continue // nothing that has keys
+			}
+			for _, key := range strings.Split(m[1], ", ") {
+				n++
+				if !regexp.MustCompile("[`{\\s.,\\[]" + key + "[`:\\[]").Match(page) {
+					t.Errorf("%s.%s is not documented", path, key)
+				}
+				look(path+"."+key, strings.Replace(inner, "?: 1", key+": ?: 1", 1))
+			}
+			return
 		}
 	}
-	if n < 50 {
+	look("", "")
+	if n < 150 {
 		t.Errorf("%d keys found: this test shows little", n)
 	}
 }
 
-// Every command line in the documentation is one that the commands and the
-// Makefile know.
+// Every command in the documentation, in a block or within a sentence, is one that the commands and the Makefile know, with
+// its flags. That those of the blocks do what the pages say is shown by bench/e2e/observe.
 func TestDocumentedCommandsExist(t *testing.T) {
 	makefile, err := os.ReadFile("../../Makefile")
 	if err != nil {
@@ -93,7 +107,7 @@ func TestDocumentedCommandsExist(t *testing.T) {
 	}
 	n := 0
 	for page, texts := range blocks(t, "sh") {
-		for _, line := range strings.Split(strings.Join(texts, "\n"), "\n") {
+		for _, line := range append(strings.Split(strings.Join(texts, "\n"), "\n"), inline(t, page)...) {
 			line, _, _ = strings.Cut(line, "#")
 			words := strings.Fields(line)
 			if len(words) < 2 {
@@ -109,15 +123,37 @@ func TestDocumentedCommandsExist(t *testing.T) {
 				}
 			case "fairway", "bin/fairway":
 				n++
-				if code, _, says := call(t, append(words[1:], "--help")...); code != 0 {
+				code, help, says := call(t, words[1], "--help")
+				if code != 0 {
 					t.Errorf("%s: %s: %s", page, line, says)
+				}
+				for _, word := range words[2:] {
+					if name, _, _ := strings.Cut(word, "="); strings.HasPrefix(name, "-") && !regexp.MustCompile(`(^|\s)`+name+`[\s,]`).MatchString(help) {
+						t.Errorf("%s: %s: there is no %s", page, line, name)
+					}
 				}
 			}
 		}
 	}
-	if n < 3 {
+	if n < 50 {
 		t.Errorf("%d commands found: this test shows little", n)
 	}
+}
+
+// inline are the pieces of code within a page's sentences.
+func inline(t *testing.T, page string) (all []string) {
+	name := "../../docs/" + page
+	if page == "README.md" || page == "CONTRIBUTING.md" {
+		name = "../../" + page
+	}
+	text, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range regexp.MustCompile("`([^`\n]+)`").FindAllSubmatch(fence.ReplaceAll(text, nil), -1) {
+		all = append(all, string(m[1]))
+	}
+	return all
 }
 
 // Every flag of the commands that serve is documented, and every documented one
