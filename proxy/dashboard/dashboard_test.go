@@ -125,6 +125,61 @@ func TestFrames(t *testing.T) {
 	}
 }
 
+// Who waits, who was refused and why, and what a second policy would have done, are told by pool.
+func TestQueuesAndShadows(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source, r := watched()
+		waiting := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "fairway_queue_length", Help: "h"}, []string{"pool", "criticality"})
+		source.Gatherer.(*prometheus.Registry).MustRegister(waiting)
+		waiting.WithLabelValues("p", account.Standard).Set(2)
+		waiting.WithLabelValues("p", account.Critical).Set(1)
+		d := New(source)
+		defer d.Close()
+		synctest.Wait()
+		shed := func(criticality, why string) {
+			rec := record(429, "fairway_"+why)
+			rec.Criticality, rec.Shed = criticality, why
+			r.Done(rec)
+		}
+		shed(account.Sheddable, "saturated")
+		shed(account.Sheddable, "saturated")
+		shed(account.Sheddable, "deadline")
+		for _, agrees := range []bool{true, false, false, false} {
+			rec := record(200, "")
+			rec.Pick.At, rec.Pick.Shadow = 1, account.Shadow{Policy: "least-request", Endpoint: "e", Agrees: agrees, Chosen: 0.1, FirstToken: 0.1}
+			if !agrees {
+				rec.Pick.Shadow.FirstToken = 0.3
+			}
+			r.Done(rec)
+		}
+		families, err := source.Gatherer.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(interval)
+		synctest.Wait()
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		f := d.sampler.sample(families, time.Now().Add(interval))
+		if got, want := fmt.Sprintf("%+v", f.Queues[:2]), "[{Pool:p Criticality:critical Waiting:1 Shed:map[] Rate:"; !strings.HasPrefix(got, want) {
+			t.Errorf("%s, want %s…", got, want)
+		}
+		if q := f.Queues[2]; q.Criticality != account.Sheddable || q.Shed["saturated"] != 2 || q.Shed["deadline"] != 1 || q.shed() != 3 || q.Rate == nil || *q.Rate != 1.5 || f.Now.Queued != 3 {
+			t.Errorf("%+v", f.Queues)
+		}
+		if len(f.Shadows) != 1 {
+			t.Fatalf("%+v", f.Shadows)
+		}
+		near := func(got *float64, want float64) bool { return got != nil && math.Abs(*got-want) < 1e-9 }
+		if s := f.Shadows[0]; s.Pool != "p" || s.Policy != "least-request" || s.Choices != 4 || s.Agrees != 1 || !near(&s.Ours, 0.4) || !near(&s.Theirs, 1) || !near(s.Regret, 0.15) {
+			t.Errorf("%+v", s)
+		}
+		if !near(f.Now.Ours, 0.1) || !near(f.Now.Shadow, 0.25) {
+			t.Errorf("%+v", f.Now)
+		}
+	})
+}
+
 // Quantiles are those of Prometheus.
 func TestQuantile(t *testing.T) {
 	inf := math.Inf(1)

@@ -27,6 +27,9 @@ type Point struct {
 	Hit      *float64 `json:"hit"` // share of prompt tokens that engines found in their caches
 	Live     float64  `json:"live"`
 	Queued   float64  `json:"queued"` // requests that wait for an endpoint
+	// When the first token was expected, in seconds, where choices went, and where a shadow policy would have had them go.
+	Ours   *float64 `json:"ours"`
+	Shadow *float64 `json:"shadow"`
 }
 
 // Frame is what a page shows at one time.
@@ -39,6 +42,8 @@ type Frame struct {
 	Now      Point         `json:"now"`
 	Totals   Totals        `json:"totals"`
 	Models   []ModelLine   `json:"models"`
+	Queues   []QueueLine   `json:"queues"`
+	Shadows  []ShadowLine  `json:"shadows"`
 	Pods     any           `json:"pods"`
 	Receipts []receiptLine `json:"receipts"`
 }
@@ -62,6 +67,35 @@ type ModelLine struct {
 	Requests float64  `json:"requests"`
 	Failed   float64  `json:"failed"`
 	Rate     *float64 `json:"rps"`
+}
+
+// QueueLine is what becomes of a pool's requests of one criticality when there is not enough for all.
+type QueueLine struct {
+	Pool        string             `json:"pool"`
+	Criticality string             `json:"criticality"`
+	Waiting     float64            `json:"waiting"`
+	Shed        map[string]float64 `json:"shed"` // since the process started, by reason
+	Rate        *float64           `json:"sps"`  // of them all, a second
+}
+
+// shed is all that was, whatever the reason.
+func (q *QueueLine) shed() (all float64) {
+	for _, n := range q.Shed {
+		all += n
+	}
+	return all
+}
+
+// ShadowLine is what a shadow policy makes of a pool's choices: counts and sums since the process started, and its regret, by
+// how much later it expects a first token than our choice has it, the mean over the last ten seconds.
+type ShadowLine struct {
+	Pool    string   `json:"pool"`
+	Policy  string   `json:"policy"`
+	Choices float64  `json:"choices"`
+	Agrees  float64  `json:"agrees"`
+	Ours    float64  `json:"ours_s"`
+	Theirs  float64  `json:"shadow_s"`
+	Regret  *float64 `json:"regret_s"`
 }
 
 // receiptLine is a receipt in a list.
@@ -91,16 +125,22 @@ func newReceiptLine(r *account.Receipt) receiptLine {
 // modelKey names the traffic of a model in a pool.
 type modelKey struct{ pool, model string }
 
+// queueKey names what waits before a pool, shadowKey a pool's second policy.
+type queueKey struct{ pool, criticality string }
+type shadowKey struct{ pool, policy string }
+
 // sample is what one reading of the metrics says.
 type sample struct {
-	at     time.Time
-	totals Totals
-	models map[modelKey]ModelLine
-	bounds []float64 // of ttft's buckets, the last of them +Inf
-	ttft   []float64 // cumulative counts
-	live   float64
-	queued float64
-	uptime float64
+	at      time.Time
+	totals  Totals
+	models  map[modelKey]ModelLine
+	queues  map[queueKey]QueueLine
+	shadows map[shadowKey]ShadowLine
+	bounds  []float64 // of ttft's buckets, the last of them +Inf
+	ttft    []float64 // cumulative counts
+	live    float64
+	queued  float64
+	uptime  float64
 }
 
 // sampler keeps as many readings as the window takes.
@@ -117,7 +157,7 @@ func (s *sampler) sample(families []*dto.MetricFamily, now time.Time) Frame {
 	}
 	s.last = append(s.last, is)
 	was := s.last[0]
-	f := Frame{Uptime: is.uptime, Totals: is.totals, Models: []ModelLine{}}
+	f := Frame{Uptime: is.uptime, Totals: is.totals, Models: []ModelLine{}, Queues: []QueueLine{}, Shadows: []ShadowLine{}}
 	f.Now = Point{Time: now.UnixMilli(), Live: is.live, Queued: is.queued}
 	seconds := is.at.Sub(was.at).Seconds()
 	if seconds > 0 {
@@ -139,7 +179,37 @@ func (s *sampler) sample(families []*dto.MetricFamily, now time.Time) Frame {
 	slices.SortFunc(f.Models, func(a, b ModelLine) int {
 		return cmp.Or(cmp.Compare(b.Requests, a.Requests), cmp.Compare(a.Pool, b.Pool), cmp.Compare(a.Model, b.Model))
 	})
+	for key, q := range is.queues {
+		if before := was.queues[key]; seconds > 0 {
+			q.Rate = told(max(q.shed()-before.shed(), 0) / seconds)
+		}
+		f.Queues = append(f.Queues, q)
+	}
+	slices.SortFunc(f.Queues, func(a, b QueueLine) int { // critical, standard, sheddable
+		return cmp.Or(cmp.Compare(a.Pool, b.Pool), cmp.Compare(worth(b.Criticality), worth(a.Criticality)))
+	})
+	var choices, ours, theirs float64
+	for key, s := range is.shadows {
+		before := was.shadows[key]
+		n, o, t := s.Choices-before.Choices, s.Ours-before.Ours, s.Theirs-before.Theirs
+		if n > 0 {
+			s.Regret = told((t - o) / n)
+		}
+		choices, ours, theirs = choices+n, ours+o, theirs+t
+		f.Shadows = append(f.Shadows, s)
+	}
+	slices.SortFunc(f.Shadows, func(a, b ShadowLine) int {
+		return cmp.Or(cmp.Compare(a.Pool, b.Pool), cmp.Compare(a.Policy, b.Policy))
+	})
+	if choices > 0 {
+		f.Now.Ours, f.Now.Shadow = told(ours/choices), told(theirs/choices)
+	}
 	return f
+}
+
+// worth orders what requests may be worth.
+func worth(criticality string) int {
+	return slices.Index([]string{account.Sheddable, account.Standard, account.Critical}, criticality)
 }
 
 // told is a value that is known; nil for one that is no number.
@@ -152,7 +222,7 @@ func told(v float64) *float64 {
 
 // read adds up what is shown, whatever labels it is told apart by.
 func read(families []*dto.MetricFamily) sample {
-	s := sample{models: make(map[modelKey]ModelLine)}
+	s := sample{models: make(map[modelKey]ModelLine), queues: make(map[queueKey]QueueLine), shadows: make(map[shadowKey]ShadowLine)}
 	for _, f := range families {
 		for _, m := range f.GetMetric() {
 			switch f.GetName() {
@@ -173,6 +243,24 @@ func read(families []*dto.MetricFamily) sample {
 				s.firstTokens(m.GetHistogram())
 			case "fairway_queue_length":
 				s.queued += m.GetGauge().GetValue()
+				s.queue(m, func(q *QueueLine) { q.Waiting += m.GetGauge().GetValue() })
+			case "fairway_shed_total":
+				s.queue(m, func(q *QueueLine) { q.Shed[label(m, "reason")] += m.GetCounter().GetValue() })
+			case "fairway_shadow_picks_total":
+				s.shadow(m, func(l *ShadowLine) {
+					l.Choices += m.GetCounter().GetValue()
+					if label(m, "agrees") == "true" {
+						l.Agrees += m.GetCounter().GetValue()
+					}
+				})
+			case "fairway_shadow_first_token_seconds_total":
+				s.shadow(m, func(l *ShadowLine) {
+					if label(m, "at") == "shadow" {
+						l.Theirs += m.GetCounter().GetValue()
+					} else {
+						l.Ours += m.GetCounter().GetValue()
+					}
+				})
 			case "fairway_requests_live":
 				s.live = m.GetGauge().GetValue()
 			case "fairway_uptime_seconds":
@@ -201,6 +289,26 @@ func (s *sample) request(m *dto.Metric) {
 		line.Failed += n
 	}
 	s.models[key] = line
+}
+
+// queue changes the line that a metric is about.
+func (s *sample) queue(m *dto.Metric, change func(*QueueLine)) {
+	key := queueKey{label(m, "pool"), label(m, "criticality")}
+	line, ok := s.queues[key]
+	if !ok {
+		line = QueueLine{Pool: key.pool, Criticality: key.criticality, Shed: make(map[string]float64)}
+	}
+	change(&line)
+	s.queues[key] = line
+}
+
+// shadow likewise.
+func (s *sample) shadow(m *dto.Metric, change func(*ShadowLine)) {
+	key := shadowKey{label(m, "pool"), label(m, "policy")}
+	line := s.shadows[key]
+	line.Pool, line.Policy = key.pool, key.policy
+	change(&line)
+	s.shadows[key] = line
 }
 
 // firstTokens adds a histogram to the others, which have the same buckets.

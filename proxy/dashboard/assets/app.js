@@ -169,6 +169,7 @@ const curves = [
   new Curve('c-ttft', [{ key: 'p50', name: 'median', color: 'blue' }, { key: 'p90', name: '90th', color: 'amber' }], { format: seconds, least: 0.01 }),
   new Curve('c-hit', [{ key: 'hit', name: 'prompt tokens', color: 'green' }], { format: percent, most: 1, area: true }),
   new Curve('c-rps', [{ key: 'rps', name: 'per s', color: 'blue' }, { key: 'fps', name: 'failed', color: 'rose' }, { key: 'sps', name: 'shed', color: 'amber' }], { format: rate, least: 1, area: true }),
+  new Curve('c-shadow', [{ key: 'ours', name: 'ours', color: 'blue' }, { key: 'shadow', name: 'the shadow’s', color: 'violet' }], { format: seconds, least: 0.01 }),
   new Curve('c-queue', [{ key: 'live', name: 'all', color: 'violet' }, { key: 'queued', name: 'waiting', color: 'amber' }], { format: rate, least: 1, area: true }),
 ];
 
@@ -260,6 +261,36 @@ function updateModel(row, m, all) {
   set(c[5], count(m.failed));
   c[5].classList.toggle('failed', m.failed > 0);
 }
+
+// The columns of what was shed, as fairway_shed_total tells them apart.
+const sheds = ['saturated', 'queue_full', 'queue_timeout', 'deadline', 'over_budget'];
+
+function queueRow(q) {
+  return el('tr', {}, el('th', { scope: 'row' }, q.pool || none), el('td', {}, q.criticality), cell('n'), cell('n'), ...sheds.map(() => cell('n')));
+}
+
+function updateQueue(row, q) {
+  const c = row.cells;
+  set(c[2], count(q.waiting));
+  set(c[3], rate(q.sps));
+  c[3].classList.toggle('failed', q.sps > 0);
+  sheds.forEach((s, i) => set(c[4 + i], count(q.shed[s] || 0)));
+}
+
+function shadowRow(s) {
+  return el('tr', {}, el('th', { scope: 'row' }, s.policy), el('td', {}, s.pool), cell('n'), meter(), cell('n'), cell('n'));
+}
+
+function updateShadow(row, s) {
+  const c = row.cells;
+  set(c[2], count(s.choices));
+  setMeter(c[3], s.choices > 0 ? s.agrees / s.choices : null, 2);
+  set(c[4], regret(s.regret_s));
+  set(c[5], regret(s.choices > 0 ? (s.shadow_s - s.ours_s) / s.choices : null));
+}
+
+// regret is a time that may be less than nothing: where the second policy expects the first token sooner.
+const regret = (v) => (known(v) && v < 0 ? `−${seconds(-v)}` : seconds(v));
 
 // What a receipt's decided_by means, in a list and in a sentence.
 const because = {
@@ -428,6 +459,9 @@ function show(f) {
   if (ejected !== null && String(out) !== String(ejected)) news(out.length ? `Ejected: ${out.join(', ')}` : 'All pods are serving again');
   ejected = out;
   rows($('models'), f.models, (m) => `${m.pool} ${m.model}`, modelRow, (row, m) => updateModel(row, m, n.rps), 'No request has ended yet.');
+  rows($('queues'), f.queues, (q) => `${q.pool} ${q.criticality}`, queueRow, updateQueue, 'No pool has a queue.');
+  $('shadow').hidden = $('c-shadow').hidden = !f.shadows.length;
+  rows($('shadows'), f.shadows, (s) => `${s.pool} ${s.policy}`, shadowRow, updateShadow, 'No second policy is asked.');
   if (!holding()) {
     rows(list, f.receipts, (r) => r.seq, receiptRow, () => {}, 'No request has ended yet.');
     set($('hold'), 'Hold the list');
