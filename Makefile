@@ -101,7 +101,7 @@ e2e-hbone: ## Fairway as a waypoint between peers that are not ours: ztunnel's s
 e2e-kube: ## Fairway, its chart and its examples against a real API server and etcd; builds kube-apiserver and helm the first time
 	bench/e2e/kube/e2e.sh
 
-e2e-observe: ## a running demo as Prometheus, a collector of spans, a browser and a newcomer see it
+e2e-observe: ## a running demo as Prometheus, a collector of spans, a browser and a newcomer see it, who types the commands of the docs
 	bench/e2e/observe/e2e.sh
 
 soak: ## half an hour of faults at 70 % load: engines that die, freeze, stall, lie; a full disk; restarts; too little memory. SOAK=10m for less

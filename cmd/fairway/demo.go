@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"sort"
 	"strings"
 	"text/tabwriter"
@@ -131,7 +132,7 @@ func (o *demoOptions) greet(out io.Writer, s *stack) {
 		if s.app.admin.Addr != "127.0.0.1:15000" {
 			at = " --admin http://" + s.app.admin.Addr
 		}
-		fmt.Fprintf(out, "Why a request went where it went: fairway explain ID%s, with the x-request-id of its answer\n", at)
+		fmt.Fprintf(out, "Why a request went where it went: %s explain ID%s, with the x-request-id of its answer\n", os.Args[0], at)
 	}
 	if s.app.metrics != nil {
 		_, port, _ := net.SplitHostPort(s.app.metrics.Addr)

@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -34,8 +35,7 @@ var client = &http.Client{Timeout: 2 * time.Minute}
 
 func TestCompose(t *testing.T) {
 	c := newComposition(t)
-	c.run(t, "build")
-	c.run(t, "up", "-d")
+	c.run(t, append(documented(t), "-d")...)
 	fairway := c.container(t, "fairway")
 	waitFor(t, 5*time.Minute, ops+"/healthz/ready")
 
@@ -266,6 +266,20 @@ func newComposition(t *testing.T) *composition {
 		c.run(t, "--profile", "workload", "down", "--volumes", "--timeout", "10")
 	})
 	return c
+}
+
+// documented is what docs/getting-started.md has people say to docker compose.
+func documented(t *testing.T) []string {
+	t.Helper()
+	page, err := os.ReadFile("../../docs/getting-started.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := regexp.MustCompile(`(?m)^docker compose -f deploy/compose/docker-compose.yaml (.*)$`).FindAllSubmatch(page, -1)
+	if len(all) != 1 {
+		t.Fatalf("the page has %d commands for docker compose", len(all))
+	}
+	return strings.Fields(string(all[0][1]))
 }
 
 func (c *composition) command(args ...string) *exec.Cmd {

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# e2e.sh: a running Fairway as Prometheus, OpenTelemetry's collector, a browser and a newcomer see it, as the tests here say. Run it as
-# `make e2e-observe`. Flags (-run=…) go to the tests. E2E_SHOTS names a folder for screenshots, else they are in a
+# e2e.sh: a running Fairway as Prometheus, OpenTelemetry's collector, a browser and a newcomer see it, who types the commands of
+# README and docs, as the tests here say. Run it as `make e2e-observe`. Flags (-run=…) go to the tests. E2E_SHOTS names a folder for screenshots, else they are in a
 # temporary one that goes with the tests.
 #
-# Prometheus and Chromium are Debian's, installed where they are missing and it may. The collector of spans is built from
+# Prometheus, Chromium and what documented commands need are Debian's, installed where they are missing and it may. The collector of spans is built from
 # its Go modules by its own builder, and stays in ${XDG_CACHE_HOME:-$HOME/.cache}/fairway-e2e for the next time.
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
@@ -12,15 +12,16 @@ name=e2e-observe
 . bench/e2e/e2e.bash
 
 here=bench/e2e/observe
-have() { command -v prometheus >/dev/null && command -v promtool >/dev/null && command -v chromium >/dev/null; }
+PATH=$PATH:/usr/sbin
+have() { local each; for each in prometheus promtool chromium curl ip nghttpx openssl; do command -v $each >/dev/null || return 1; done; }
 if ! have && [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
-	echo "e2e-observe: installing Prometheus and Chromium"
+	echo "e2e-observe: installing Prometheus, Chromium, curl, iproute2, nghttpx and openssl"
 	retry apt-get -q update &&
 		# In run level 1, Debian does not start what it installs.
-		retry env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get -q install -y --no-install-recommends chromium prometheus ||
+		retry env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get -q install -y --no-install-recommends chromium curl iproute2 nghttp2-proxy openssl prometheus ||
 		echo "e2e-observe: apt-get could not install them" >&2
 fi
-have || skip "it needs Prometheus with promtool, and Chromium (Debian: prometheus, chromium)"
+have || skip "it needs Prometheus with promtool, Chromium, curl, ip, nghttpx and openssl (Debian: prometheus, chromium, curl, iproute2, nghttp2-proxy, openssl)"
 
 # The collector is named after what makes it, so that a change makes a new one.
 collector=${XDG_CACHE_HOME:-$HOME/.cache}/fairway-e2e/otelcol-$({ cat $here/collector.yaml && go env GOVERSION; } | sha256sum | cut -c 1-12)
@@ -42,4 +43,4 @@ go build -o bin/ ./cmd/fairway ./cmd/mockvllm
 export E2E_FAIRWAY=$PWD/bin/fairway E2E_MOCKVLLM=$PWD/bin/mockvllm
 E2E_PROMETHEUS=$(command -v prometheus) E2E_PROMTOOL=$(command -v promtool) E2E_CHROMIUM=$(command -v chromium)
 export E2E_PROMETHEUS E2E_PROMTOOL E2E_CHROMIUM
-go test -json -count=1 -timeout 15m -tags e2e ./$here "$@" | go run .ci/summary.go
+go test -json -count=1 -timeout 25m -tags e2e ./$here "$@" | go run .ci/summary.go
