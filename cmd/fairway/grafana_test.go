@@ -36,13 +36,17 @@ func TestGrafanaMetricsExist(t *testing.T) {
 	}
 }
 
-// Every alert has its row in the runbook, and no other.
+// Every alert has its row in the runbook, and no other; and its condition is made in alerts_test.yaml.
 func TestDocumentedAlerts(t *testing.T) {
 	page, err := os.ReadFile("../../docs/operations.md")
 	if err != nil {
 		t.Fatal(err)
 	}
 	rules, err := os.ReadFile("../../deploy/grafana/alerts.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tests, err := os.ReadFile("../../deploy/grafana/alerts_test.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,5 +61,15 @@ func TestDocumentedAlerts(t *testing.T) {
 	documented, there := names(page, "(?m)^\\| `(Fairway\\w+)` \\|"), names(rules, `(?m)- alert: (\w+)`)
 	if !slices.Equal(documented, there) || len(there) < 10 {
 		t.Errorf("documented %v, there are %v", documented, there)
+	}
+	fires := regexp.MustCompile(`alertname: (\w+)\n +exp_alerts:\n +- exp_labels|alertname="(\w+)", .*value: 1}`)
+	made := make(map[string]bool)
+	for _, m := range fires.FindAllStringSubmatch(string(tests), -1) {
+		made[m[1]+m[2]] = true
+	}
+	for _, name := range there {
+		if !made[name] {
+			t.Errorf("alerts_test.yaml does not have %s fire", name)
+		}
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 )
 
 // demo is a running `fairway demo`.
@@ -50,12 +51,19 @@ func TestObserve(t *testing.T) {
 	engine, lone := freeAddress(t), freeAddress(t)
 	mock := start(t, "engine", os.Getenv("E2E_MOCKVLLM"), "--listen", engine, "--model", "m")
 	await(t, "http://"+engine+"/health")
-	start(t, "fairway", os.Getenv("E2E_FAIRWAY"), "serve", "--endpoint", "http://"+engine, "--listen", freeAddress(t), "--metrics", lone, "--admin", freeAddress(t))
+	config := filepath.Join(t.TempDir(), "fairway.yaml")
+	good := "pools: [{name: default, endpoints: [http://" + engine + "]}]\n"
+	writeFile(t, config, good)
+	origin := freeAddress(t)
+	start(t, "fairway", os.Getenv("E2E_FAIRWAY"), "serve", "--config", config, "--listen", origin, "--metrics", lone, "--admin", freeAddress(t))
 	await(t, "http://"+lone+"/healthz/ready")
-	p := startPrometheus(t, d.metrics, lone)
+	ended := freeAddress(t)
+	another := start(t, "another", os.Getenv("E2E_FAIRWAY"), "serve", "--endpoint", "http://"+engine, "--listen", freeAddress(t), "--metrics", ended, "--admin", freeAddress(t))
+	await(t, "http://"+ended+"/healthz/ready")
+	p := startPrometheus(t, d.metrics, lone, ended)
 	eventually(t, func() error { // the engine is known, and no alert fires
-		got, err := p.query(`fairway_pool_endpoints{pool="default"} == 1`)
-		if err == nil && len(got) != 1 {
+		got, err := p.query(`fairway_pool_endpoints{pool="default"} == 1 and on (instance) fairway_config_rejected_total`)
+		if err == nil && len(got) != 2 {
 			err = fmt.Errorf("%v", got)
 		}
 		return err
@@ -63,20 +71,56 @@ func TestObserve(t *testing.T) {
 	if got, err := p.query(`ALERTS{alertstate="firing"}`); err != nil || len(got) > 0 {
 		t.Errorf("alerts fire before there is a reason: %v, %v", got, err)
 	}
-	stop(mock) // FairwayPoolEmpty takes half a minute from now; see below
+	// The conditions of those that take no longer than the rest of these tests. promtool makes all of them.
+	stop(mock)
+	stop(another)
+	writeFile(t, config, good+"nonsense: true\n")
+	asking, failing := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(failing)
+		keepAsking("http://"+origin+"/v1/models/m", asking)
+	}()
+	defer func() { close(asking); <-failing }()
 
 	t.Run("rules", testRules)
 	t.Run("browser", func(t *testing.T) { testBrowser(t, d) })
 	t.Run("scrapes", func(t *testing.T) { testScrapes(t, d, p) })
-	t.Run("alert", func(t *testing.T) {
-		eventually(t, func() error {
-			got, err := p.query(`ALERTS{alertname="FairwayPoolEmpty", alertstate="firing", pool="default"}`)
-			if err == nil && len(got) != 1 {
-				err = fmt.Errorf("FairwayPoolEmpty does not fire: %v", got)
-			}
-			return err
-		})
+	t.Run("alerts", func(t *testing.T) {
+		for _, alert := range []string{
+			fmt.Sprintf(`FairwayDown", instance=%q`, ended), `FairwayPoolEmpty", pool="default`, fmt.Sprintf(`FairwayEndpointEjected", endpoint=%q`, engine),
+			fmt.Sprintf(`FairwayMetricsStale", endpoint=%q`, engine), `FairwayErrors`, fmt.Sprintf(`FairwayConfigRejected", instance=%q`, lone),
+		} {
+			alert = strings.TrimSuffix(alert, `"`)
+			eventually(t, func() error {
+				got, err := p.query(`ALERTS{alertstate="firing", alertname="` + alert + `"}`)
+				if err == nil && len(got) != 1 {
+					err = fmt.Errorf("%s does not fire: %v", alert, got)
+				}
+				return err
+			})
+		}
 	})
+}
+
+func writeFile(t *testing.T, name, text string) {
+	t.Helper()
+	if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// keepAsking asks ten times a second until enough is closed.
+func keepAsking(url string, enough <-chan struct{}) {
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-enough:
+			return
+		case <-tick.C:
+			_, _ = get(url) // that it fails is the point
+		}
+	}
 }
 
 // testRules has promtool look at the rules, and make their conditions.
@@ -122,8 +166,8 @@ func testScrapes(t *testing.T, d demo, p prometheus) {
 		for _, target := range panel.Targets {
 			n++
 			got, err := p.query(variables.Replace(target.Expr))
-			// Nothing failed, nobody left, and no second policy is asked.
-			if quiet := strings.Contains(target.Expr, `code!=`) || strings.Contains(target.Expr, "clients_gone") || strings.Contains(target.Expr, "retries") || strings.Contains(target.Expr, "shadow"); err != nil || len(got) == 0 && !quiet {
+			// Nothing failed, nobody left or was refused, and no second policy is asked.
+			if quiet := strings.Contains(target.Expr, `code!=`) || strings.Contains(target.Expr, "clients_gone") || strings.Contains(target.Expr, "retries") || strings.Contains(target.Expr, "shed_total") || strings.Contains(target.Expr, "shadow"); err != nil || len(got) == 0 && !quiet {
 				t.Errorf("Grafana's panel %q: %s: %v, %v", panel.Title, target.Expr, got, err)
 			}
 		}
@@ -211,10 +255,71 @@ func testBrowser(t *testing.T, d demo) {
 		t.Error("a narrow page scrolls sideways")
 	}
 	b.screenshot(filepath.Join(shots, "narrow.png"))
+	testPanels(t, b, shots)
 	if c := b.complaints(); len(c) > 0 {
 		t.Errorf("the page complains:\n%s", strings.Join(c, "\n"))
 	}
 	t.Logf("screenshots are in %s", shots)
+}
+
+// testPanels has a second policy asked and requests refused, and compares what the page says of them with the metrics.
+func testPanels(t *testing.T, b *browser, shots string) {
+	engines := []string{freeAddress(t), freeAddress(t)}
+	for _, e := range engines {
+		start(t, "engine", os.Getenv("E2E_MOCKVLLM"), "--listen", e, "--model", "m")
+		await(t, "http://"+e+"/health")
+	}
+	config := filepath.Join(t.TempDir(), "fairway.yaml")
+	writeFile(t, config, fmt.Sprintf("pools: [{name: p, endpoints: [http://%s, http://%s]}]\nmodels: [{name: batch, pool: p, criticality: Sheddable, targets: [{name: m, weight: 1}]}, {name: m, pool: p}]\nshadow: round-robin\n", engines[0], engines[1]))
+	origin, metrics, admin := freeAddress(t), freeAddress(t), freeAddress(t)
+	start(t, "fairway", os.Getenv("E2E_FAIRWAY"), "serve", "--config", config, "--listen", origin, "--metrics", metrics, "--admin", admin)
+	await(t, "http://"+metrics+"/healthz/ready")
+	codes := make(map[int]int)
+	for i := range 12 {
+		model := []string{"m", "batch"}[i%2]
+		body, _ := json.Marshal(map[string]any{"model": model, "max_tokens": 2, "messages": []map[string]string{{"role": "user", "content": strings.Repeat(fmt.Sprint("Question ", i/4, ". "), 2000)}}})
+		req, _ := http.NewRequest("POST", "http://"+origin+"/v1/chat/completions", strings.NewReader(string(body)))
+		req.Header.Set("Content-Type", "application/json")
+		if i%4 == 3 {
+			req.Header.Set("X-Slo-Ttft-Ms", "1") // no engine is that quick with a prompt of this length
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		codes[resp.StatusCode]++
+	}
+	if codes[200] != 9 || codes[429] != 3 {
+		t.Fatalf("answers %v, want 9 of 200 and 3 of 429", codes)
+	}
+	b.open("http://" + admin + "/")
+	b.until("document.getElementById('f-total').textContent === '12' && !document.getElementById('shadow').hidden")
+	page := mustGet(t, "http://"+metrics+"/metrics")
+	cell := func(table, key string, i int) string {
+		return b.text(fmt.Sprintf("document.querySelector('#%s tr[data-key=%q]').cells[%d].textContent", table, key, i))
+	}
+	for i, reason := range []string{"saturated", "queue_full", "queue_timeout", "deadline", "over_budget"} {
+		for _, worth := range []string{"critical", "standard", "sheddable"} {
+			want := fmt.Sprint(sum(t, page, "fairway_shed_total{", `criticality="`+worth+`"`, `reason="`+reason+`"`))
+			if got := cell("queues", "p "+worth, 4+i); got != want {
+				t.Errorf("of %s requests %s were shed for %s, by the metrics %s", worth, got, reason, want)
+			}
+		}
+	}
+	if got, want := cell("shadows", "p round-robin", 2), fmt.Sprint(sum(t, page, "fairway_shadow_picks_total{")); got != want || want == "0" {
+		t.Errorf("%s choices, by the metrics %s", got, want)
+	}
+	if got, want := cell("shadows", "p round-robin", 3), fmt.Sprintf("%.0f%%", 100*sum(t, page, "fairway_shadow_picks_total{", `agrees="true"`)/sum(t, page, "fairway_shadow_picks_total{")); got != want {
+		t.Errorf("it agrees in %s, by the metrics %s", got, want)
+	}
+	b.until("document.querySelector('#c-shadow .plot').getAttribute('aria-label').includes('ours')")
+	testAccess(t, b)
+	for _, theme := range []string{"light", "dark"} {
+		b.look(theme, 1440, 1000)
+		testContrast(t, b, theme+", panels")
+		b.screenshot(filepath.Join(shots, theme+"-panels.png"))
+	}
 }
 
 // testReceipts opens one by click and one by keyboard; it says what `fairway explain` says.
@@ -265,7 +370,7 @@ func testAccess(t *testing.T, b *browser) {
 		"names for all buttons":        "[...document.querySelectorAll('button, a')].every((e) => (e.getAttribute('aria-label') || e.textContent).trim())",
 		"headers in all tables":        "[...document.querySelectorAll('main table')].every((t) => [...t.tHead.rows[0].cells].every((c) => c.scope === 'col') && [...t.tBodies[0].rows].every((r) => r.querySelector('th[scope=row]') || r.querySelector('.none')))",
 		"labels for sections":          "[...document.querySelectorAll('section, [role=region]')].every((e) => e.getAttribute('aria-label') || document.getElementById(e.getAttribute('aria-labelledby')))",
-		"words for curves":             "[...document.querySelectorAll('.plot')].every((p) => p.getAttribute('role') === 'img' && p.getAttribute('aria-label').includes('now:'))",
+		"words for curves":             "[...document.querySelectorAll('figure:not([hidden]) .plot')].every((p) => p.getAttribute('role') === 'img' && p.getAttribute('aria-label').includes('now:'))",
 	} {
 		if b.text(expression) != "true" {
 			t.Errorf("the page lacks %s", what)
