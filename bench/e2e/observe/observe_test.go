@@ -370,7 +370,7 @@ func testAccess(t *testing.T, b *browser) {
 		"names for all buttons":        "[...document.querySelectorAll('button, a')].every((e) => (e.getAttribute('aria-label') || e.textContent).trim())",
 		"headers in all tables":        "[...document.querySelectorAll('main table')].every((t) => [...t.tHead.rows[0].cells].every((c) => c.scope === 'col') && [...t.tBodies[0].rows].every((r) => r.querySelector('th[scope=row]') || r.querySelector('.none')))",
 		"labels for sections":          "[...document.querySelectorAll('section, [role=region]')].every((e) => e.getAttribute('aria-label') || document.getElementById(e.getAttribute('aria-labelledby')))",
-		"words for curves":             "[...document.querySelectorAll('figure:not([hidden]) .plot')].every((p) => p.getAttribute('role') === 'img' && p.getAttribute('aria-label').includes('now:'))",
+		"words for curves":             "[...document.querySelectorAll('.plot')].filter((p) => p.checkVisibility()).every((p) => p.getAttribute('role') === 'img' && p.getAttribute('aria-label').includes('now:'))",
 	} {
 		if b.text(expression) != "true" {
 			t.Errorf("the page lacks %s", what)

@@ -460,7 +460,7 @@ function show(f) {
   ejected = out;
   rows($('models'), f.models, (m) => `${m.pool} ${m.model}`, modelRow, (row, m) => updateModel(row, m, n.rps), 'No request has ended yet.');
   rows($('queues'), f.queues, (q) => `${q.pool} ${q.criticality}`, queueRow, updateQueue, 'No pool has a queue.');
-  $('shadow').hidden = $('c-shadow').hidden = !f.shadows.length;
+  $('shadow').hidden = !f.shadows.length;
   rows($('shadows'), f.shadows, (s) => `${s.pool} ${s.policy}`, shadowRow, updateShadow, 'No second policy is asked.');
   if (!holding()) {
     rows(list, f.receipts, (r) => r.seq, receiptRow, () => {}, 'No request has ended yet.');
