@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -280,4 +281,11 @@ func (j *journal) take(id string) []*delivery {
 	d := j.byID[id]
 	delete(j.byID, id)
 	return d
+}
+
+// came tells whether a request came to a pod; take has not been called.
+func (j *journal) came(id string, pod int) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return slices.ContainsFunc(j.byID[id], func(d *delivery) bool { return d.pod == pod })
 }

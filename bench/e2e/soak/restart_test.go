@@ -76,6 +76,14 @@ func (n tokens) since(before tokens) float64 {
 	return (n.cached - before.cached) / (n.prompt - before.prompt)
 }
 
+// percent is a share for people; "–" for that of no requests.
+func percent(share float64) string {
+	if share == 0 {
+		return "–"
+	}
+	return fmt.Sprintf("%.0f %%", 100*share)
+}
+
 // TestRollingRestart replaces two replicas behind a TCP balancer, one after the other, by SIGTERM at full load. No request
 // fails and no stream is cut; each replica ends within its grace period, and the new one finds as much in the engines'
 // caches as the other within a minute.
@@ -125,7 +133,7 @@ func TestRollingRestart(t *testing.T) {
 			own, other := f.tokens(), replicas[1-i].tokens()
 			time.Sleep(5 * time.Second)
 			rate, with := f.tokens().since(own), replicas[1-i].tokens().since(other)
-			rates, others = append(rates, fmt.Sprintf("%.2f", rate)), append(others, fmt.Sprintf("%.2f", with))
+			rates, others = append(rates, percent(rate)), append(others, percent(with))
 			recovered = rate >= 0.9*with && rate > 0
 		}
 		if !recovered {
