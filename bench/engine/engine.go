@@ -268,6 +268,10 @@ func (e *Engine) start(s *Sequence, hits []int32, now time.Duration) {
 		s.Scheduled, s.Cached = now, s.computed
 		e.stats.PrefixQueries += uint64(s.tokens())
 		e.stats.PrefixHits += uint64(s.computed)
+		if received := min(s.Transferred, s.tokens()-1) - s.computed; received > 0 { // the last token gives the first output
+			s.Received = received
+			s.computed += received
+		}
 	}
 	e.running = append(e.running, s)
 }
@@ -327,6 +331,7 @@ func (e *Engine) produce(s *Sequence) {
 		s.FirstToken = e.stepEnd
 		e.stats.PromptTokens += uint64(s.PromptTokens)
 		e.stats.PromptTokensCached += uint64(s.Cached)
+		e.stats.PromptTokensReceived += uint64(s.Received)
 		e.step.First = append(e.step.First, s)
 	}
 	if s.Generated == s.OutputTokens {

@@ -452,3 +452,37 @@ func TestTimes(t *testing.T) {
 		t.Errorf("b: %v %v", b.Arrived, b.Scheduled)
 	}
 }
+
+// A prompt that another engine has computed costs this one its last token, and is found again like any other.
+func TestTransferredPrompt(t *testing.T) {
+	e := New(Config{Blocks: 100, Cost: Cost{PrefillToken: time.Millisecond}})
+	tokens := make([]uint32, 100)
+	for i := range tokens {
+		tokens[i] = uint32(i + 1)
+	}
+	hashes := AppendHashes(nil, RootHash("", ""), tokens)
+	ask := func(transferred int) (*Sequence, time.Duration) {
+		s := &Sequence{PromptTokens: 100, OutputTokens: 1, Hashes: hashes, Transferred: transferred}
+		if err := e.Submit(s, 0); err != nil {
+			t.Fatal(err)
+		}
+		took, _ := e.Plan(0)
+		e.Commit()
+		return s, took
+	}
+	s, took := ask(100)
+	if took != time.Millisecond || s.Cached != 0 || s.Received != 99 {
+		t.Errorf("took %v, %d cached, %d received", took, s.Cached, s.Received)
+	}
+	s, took = ask(0)
+	if took != 4*time.Millisecond || s.Cached != 96 || s.Received != 0 {
+		t.Errorf("the same once more: took %v, %d cached, %d received", took, s.Cached, s.Received)
+	}
+	s, took = ask(100)
+	if took != time.Millisecond || s.Cached != 96 || s.Received != 3 {
+		t.Errorf("with most of it cached: took %v, %d cached, %d received", took, s.Cached, s.Received)
+	}
+	if st := e.Stats(); st.PromptTokens != 300 || st.PromptTokensCached != 192 || st.PromptTokensReceived != 102 {
+		t.Errorf("counted %+v", st)
+	}
+}

@@ -15,11 +15,16 @@ type Sequence struct {
 	// appends a hash between Commit and Plan whenever a block's last token was produced.
 	Hashes []BlockHash
 
+	// Transferred is how many leading prompt tokens another engine has computed, whose KV is there when the sequence is submitted:
+	// they are not computed again, unless it loses its place.
+	Transferred int
+
 	Owner any // for the caller's use
 
 	// Written by the engine.
 	Generated    int           // tokens produced
 	Cached       int           // prompt tokens found in the cache when it was first scheduled
+	Received     int           // further ones that came from another engine
 	AdapterLoads int           // how often its adapter had to be brought to the GPU for it
 	Preemptions  int           // how often it lost its place
 	Arrived      time.Duration // when it was submitted, on the caller's clock, as all of these
@@ -52,7 +57,7 @@ func (s *Sequence) Waiting() bool { return s.state == waiting }
 func (s *Sequence) tokens() int { return s.PromptTokens + s.Generated }
 
 func (s *Sequence) reset() {
-	s.Generated, s.Cached, s.Preemptions = 0, 0, 0
+	s.Generated, s.Cached, s.Received, s.Preemptions = 0, 0, 0, 0
 	s.Arrived, s.Scheduled, s.FirstToken, s.Ended = 0, 0, 0, 0
 	s.computed, s.hashed, s.blocks = 0, 0, nil
 }

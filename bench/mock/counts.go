@@ -4,12 +4,14 @@ import "github.com/fairway-proxy/fairway/bench/engine"
 
 // Stats are a server's own counters: what a test holds against what a proxy claims.
 type Stats struct {
-	Engine      engine.Stats
-	Connections uint64 // accepted
-	Received    uint64 // requests for an answer of the model read to their end, whatever the API
-	Refused     uint64 // of them, answered with an error
-	Answered    uint64 // of them, answered to the end
-	Aborted     uint64 // of them, left by their client before the end of the answer
+	Engine      engine.Stats // of all its engines together
+	Connections uint64       // accepted
+	Received    uint64       // requests for an answer of the model read to their end, whatever the API
+	Prefills    uint64       // of them, to compute a prompt for another server
+	Remote      uint64       // of them, with a prompt that another server has computed
+	Refused     uint64       // of them, answered with an error
+	Answered    uint64       // of them, answered to the end
+	Aborted     uint64       // of them, left by their client before the end of the answer
 	// Tokens of those that were answered to the end, as their usage has them whether the client asked for it or not.
 	PromptTokens, CachedTokens, CompletionTokens int
 }
@@ -27,7 +29,7 @@ func (s *Server) Stats() Stats {
 	s.mu.Lock()
 	st := s.counts.Stats
 	s.mu.Unlock()
-	st.Engine = s.driver.stats()
+	st.Engine = s.stats()
 	return st
 }
 

@@ -158,6 +158,35 @@ func (d *driver) killAll() {
 	}
 }
 
+// driverFor is the driver of a rank, or if that is −1 of the engine with the lowest score by which vLLM shares requests out: 4 for each
+// that waits, 1 for each that runs (vllm/v1/engine/core_client.py, DPLBAsyncMPClient).
+func (s *Server) driverFor(rank int) *driver {
+	if rank >= 0 {
+		return s.drivers[rank]
+	}
+	var best *driver
+	lowest := 0
+	for _, d := range s.drivers {
+		st := d.stats()
+		if score := 4*st.Waiting + st.Running; best == nil || score < lowest {
+			best, lowest = d, score
+		}
+	}
+	return best
+}
+
+// stats are those of all engines together.
+func (s *Server) stats() (sum engine.Stats) {
+	for _, d := range s.drivers {
+		sum.Add(d.stats())
+	}
+	sum.KVUsage /= float64(len(s.drivers))
+	return sum
+}
+
+// EngineStats returns the present figures of the engine of a data-parallel rank.
+func (s *Server) EngineStats(rank int) engine.Stats { return s.drivers[rank].stats() }
+
 func (d *driver) stats() engine.Stats {
 	d.mu.Lock()
 	defer d.mu.Unlock()

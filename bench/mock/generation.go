@@ -26,6 +26,7 @@ type generation struct {
 
 	model     string // as the answer names it
 	adapter   string
+	rank      int // the engine that is to serve it; −1: any
 	limit     int // max_tokens; 0: none given
 	limitName string
 	mayEnd    bool // prose may end before its limit; otherwise it fills it, which makes the length of answers the client's choice
@@ -70,6 +71,9 @@ func (x *exchange) sampling(f *fields, idPrefix string) *generation {
 	g.salt = f.text("cache_salt")
 	g.model = f.text("model")
 	g.stream = f.boolean("stream")
+	if f.isPrefill() {
+		x.s.count(&x.s.counts.Prefills, 1)
+	}
 	id := x.req.Header.Get("X-Request-Id")
 	if id == "" {
 		id = randomID()
@@ -114,10 +118,14 @@ func (g *generation) check() *apiError {
 		g.model = s.cfg.Model
 	}
 	longest := s.cfg.MaxModelLen
+	g.rank = -1
 	rank, err := strconv.Atoi(g.x.req.Header.Get("X-Data-Parallel-Rank"))
+	if err == nil {
+		g.rank = rank
+	}
 	switch {
-	case err == nil && rank != 0: // the only engine is number 0
-		return &apiError{Message: fmt.Sprintf("data_parallel_rank %d is out of range [0, 1).", rank), Type: "BadRequestError", Code: http.StatusBadRequest}
+	case err == nil && (rank < 0 || rank >= len(s.drivers)):
+		return &apiError{Message: fmt.Sprintf("data_parallel_rank %d is out of range [0, %d).", rank, len(s.drivers)), Type: "BadRequestError", Code: http.StatusBadRequest}
 	case g.limitName != "" && g.limit < 1:
 		return badRequest(g.limitName, "%s must be at least 1, got %d. (parameter=%s, value=%d)", g.limitName, g.limit, g.limitName, g.limit)
 	case g.limit > longest:
@@ -201,8 +209,13 @@ func naturalLength(seed uint64) int {
 func (g *generation) run(d dialect) {
 	x := g.x
 	g.prepare()
-	ok, err := x.s.driver.submit(g.call, x.s.cfg.MaxQueued)
-	defer x.s.driver.leave(g.call)
+	on := x.s.driverFor(g.rank)
+	if !g.prefillElsewhere(on) {
+		g.lost()
+		return
+	}
+	ok, err := on.submit(g.call, x.s.cfg.MaxQueued)
+	defer on.leave(g.call)
 	switch {
 	case err != nil:
 		g.refuse(&apiError{Message: err.Error(), Type: "BadRequestError", Code: http.StatusBadRequest})

@@ -78,7 +78,7 @@ func (x *exchange) loadAdapter() {
 
 // adapterLoad is how long loading an adapter takes.
 func (s *Server) adapterLoad() time.Duration {
-	cfg := s.driver.eng.Config() // it does not change
+	cfg := s.drivers[0].eng.Config() // it does not change
 	return time.Duration(float64(cfg.Cost.AdapterLoad) / cfg.Speed)
 }
 

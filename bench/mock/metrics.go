@@ -21,8 +21,16 @@ func (x *exchange) metrics() {
 type page struct {
 	b       []byte
 	created float64
-	engine  string // labels
-	model   string
+	model   string // a label
+	ranks   []rank // a series of each in every family of the engine's
+}
+
+// rank is what the page says of one engine.
+type rank struct {
+	label string
+	model string // as in page
+	engine.Stats
+	*histograms
 }
 
 func (p *page) raw(parts ...string) {
@@ -74,26 +82,36 @@ type series struct {
 	value  float64
 }
 
-// of is the labels of the engine's families, name="value" put where it sorts.
-func (p *page) of(name, value string) string {
+// plain is the labels of the engine's families.
+func (r *rank) plain() string { return r.label + "," + r.model }
+
+// of is the same with name="value" put where it sorts.
+func (r *rank) of(name, value string) string {
 	pair := name + `="` + value + `"`
 	if name < "model_name" {
-		return p.engine + "," + pair + "," + p.model
+		return r.label + "," + pair + "," + r.model
 	}
-	return p.engine + "," + p.model + "," + pair
+	return r.label + "," + r.model + "," + pair
 }
 
-func (p *page) gauge(name, help string, v float64) {
+func (p *page) gauge(name, help string, v func(*rank) float64) {
 	p.family("vllm:"+name, help, "gauge")
-	p.sample("vllm:"+name, p.engine+","+p.model, v)
+	for i := range p.ranks {
+		p.sample("vllm:"+name, p.ranks[i].plain(), v(&p.ranks[i]))
+	}
 }
 
-func (p *page) counter(name, help string, v float64) {
-	p.counters("vllm:"+name, help, series{p.engine + "," + p.model, v})
+func (p *page) counter(name, help string, v func(*rank) float64) {
+	p.counters(name, help, func(r *rank) []series { return []series{{r.plain(), v(r)}} })
 }
 
 // counters writes a counter's family and that of when its series began.
-func (p *page) counters(name, help string, all ...series) {
+func (p *page) counters(name, help string, of func(*rank) []series) {
+	var all []series
+	for i := range p.ranks {
+		all = append(all, of(&p.ranks[i])...)
+	}
+	name = "vllm:" + name
 	p.family(name+"_total", help, "counter")
 	for _, s := range all {
 		p.sample(name+"_total", s.labels, s.value)
@@ -104,13 +122,17 @@ func (p *page) counters(name, help string, all ...series) {
 	}
 }
 
-func (p *page) histogram(name, help string, h *histogram) {
+func (p *page) histogram(name, help string, of func(*histograms) *histogram) {
 	name = "vllm:" + name
-	labels := p.engine + "," + p.model
 	p.family(name, help, "histogram")
-	p.buckets(name, h, func(le string) string { return p.of("le", le) }, labels)
+	for i := range p.ranks {
+		r := &p.ranks[i]
+		p.buckets(name, of(r.histograms), func(le string) string { return r.of("le", le) }, r.plain())
+	}
 	p.family(name+"_created", help, "gauge")
-	p.sample(name+"_created", labels, p.created)
+	for i := range p.ranks {
+		p.sample(name+"_created", p.ranks[i].plain(), p.created)
+	}
 }
 
 func (p *page) buckets(name string, h *histogram, withLE func(le string) string, labels string) {
@@ -130,20 +152,22 @@ func (p *page) buckets(name string, h *histogram, withLE func(le string) string,
 // page renders the whole metrics page.
 func (s *Server) page() []byte {
 	created := float64(s.started.UnixNano()) / 1e9
-	p := &page{b: make([]byte, 0, 80<<10), created: created, engine: `engine="0"`, model: `model_name="` + escapeLabel(s.cfg.Model) + `"`}
+	p := &page{b: make([]byte, 0, 80<<10), created: created, model: `model_name="` + escapeLabel(s.cfg.Model) + `"`}
 	p.process(created)
 	if s.cfg.NoEngineMetrics {
 		return p.b
 	}
-	s.driver.mu.Lock()
-	st := s.driver.eng.Stats()
-	p.engineState(&st)
-	p.cache(&st)
-	p.requests(&st, &s.driver.page)
-	p.latencies(&s.driver.page)
-	s.driver.loras.write(p, s.driver.eng.Config().MaxLoras)
-	p.cacheConfig(s.driver.eng.Config(), s.cfg.MaxModelLen)
-	s.driver.mu.Unlock()
+	for i, d := range s.drivers {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		p.ranks = append(p.ranks, rank{label: `engine="` + strconv.Itoa(i) + `"`, model: p.model, Stats: d.eng.Stats(), histograms: &d.page})
+	}
+	p.engineState()
+	p.cache()
+	p.requests()
+	p.latencies()
+	s.writeLoras(p)
+	p.cacheConfig(s.drivers[0].eng.Config(), s.cfg.MaxModelLen)
 	s.mu.Lock()
 	s.http.write(p)
 	s.mu.Unlock()
@@ -180,76 +204,109 @@ func (p *page) process(started float64) {
 	plain("process_max_fds", "Maximum number of open file descriptors.", "gauge", series{"", 20000})
 }
 
-func (p *page) engineState(st *engine.Stats) {
+func (p *page) engineState() {
 	const flops = " (for Model Flops Utilization calculations)."
-	p.counter("estimated_flops_per_gpu", "Estimated number of floating point operations per GPU"+flops, 0)
-	p.counter("estimated_read_bytes_per_gpu", "Estimated number of bytes read from memory per GPU"+flops, 0)
-	p.counter("estimated_write_bytes_per_gpu", "Estimated number of bytes written to memory per GPU"+flops, 0)
-	p.gauge("num_requests_running", "Number of requests in model execution batches.", float64(st.Running))
-	p.gauge("num_requests_waiting", "Number of requests waiting to be processed.", float64(st.Waiting))
+	p.counter("estimated_flops_per_gpu", "Estimated number of floating point operations per GPU"+flops, none)
+	p.counter("estimated_read_bytes_per_gpu", "Estimated number of bytes read from memory per GPU"+flops, none)
+	p.counter("estimated_write_bytes_per_gpu", "Estimated number of bytes written to memory per GPU"+flops, none)
+	p.gauge("num_requests_running", "Number of requests in model execution batches.", func(r *rank) float64 { return float64(r.Running) })
+	p.gauge("num_requests_waiting", "Number of requests waiting to be processed.", func(r *rank) float64 { return float64(r.Waiting) })
 	p.family("vllm:num_requests_waiting_by_reason", "Number of waiting requests by reason. Reason labels: 'capacity' = waiting for "+
 		"scheduling capacity; 'deferred' = deferred by transient constraints (LoRA budget, KV transfer, blocked status). Sum of all "+
 		"reasons equals vllm:num_requests_waiting.", "gauge")
-	p.sample("vllm:num_requests_waiting_by_reason", p.of("reason", "capacity"), float64(st.Waiting-st.Deferred))
-	p.sample("vllm:num_requests_waiting_by_reason", p.of("reason", "deferred"), float64(st.Deferred))
+	for i := range p.ranks {
+		r := &p.ranks[i]
+		p.sample("vllm:num_requests_waiting_by_reason", r.of("reason", "capacity"), float64(r.Waiting-r.Deferred))
+		p.sample("vllm:num_requests_waiting_by_reason", r.of("reason", "deferred"), float64(r.Deferred))
+	}
 	p.family("vllm:engine_sleep_state", "Engine sleep state; awake = 0 means engine is sleeping; awake = 1 means engine is awake; "+
 		"weights_offloaded = 1 means sleep level 1; discard_all = 1 means sleep level 2.", "gauge")
-	p.sample("vllm:engine_sleep_state", p.of("sleep_state", "awake"), 1)
-	p.sample("vllm:engine_sleep_state", p.of("sleep_state", "weights_offloaded"), 0)
-	p.sample("vllm:engine_sleep_state", p.of("sleep_state", "discard_all"), 0)
-}
-
-func (p *page) cache(st *engine.Stats) {
-	p.gauge("kv_cache_usage_perc", "KV-cache usage. 1 means 100 percent usage.", st.KVUsage)
-	p.counter("prefix_cache_queries", "Prefix cache queries, in terms of number of queried tokens.", float64(st.PrefixQueries))
-	p.counter("prefix_cache_hits", "Prefix cache hits, in terms of number of cached tokens.", float64(st.PrefixHits))
-	const external = " from KV connector cross-instance cache sharing, in terms of number of "
-	p.counter("external_prefix_cache_queries", "External prefix cache queries"+external+"queried tokens.", 0)
-	p.counter("external_prefix_cache_hits", "External prefix cache hits"+external+"cached tokens.", 0)
-	p.counter("mm_cache_queries", "Multi-modal cache queries, in terms of number of queried items.", 0)
-	p.counter("mm_cache_hits", "Multi-modal cache hits, in terms of number of cached items.", 0)
-	p.counter("num_preemptions", "Cumulative number of preemption from the engine.", float64(st.Preemptions))
-	p.counter("prompt_tokens", "Number of prefill tokens processed.", float64(st.PromptTokens))
-	p.counters("vllm:prompt_tokens_by_source", "Number of prompt tokens by source.",
-		series{p.of("source", "local_compute"), float64(st.PromptTokens - st.PromptTokensCached)},
-		series{p.of("source", "local_cache_hit"), float64(st.PromptTokensCached)},
-		series{p.of("source", "external_kv_transfer"), 0})
-	p.counter("prompt_tokens_cached", "Number of cached prompt tokens (local + external).", float64(st.PromptTokensCached))
-	p.counters("vllm:prompt_tokens_cached_by_source", "Prefix-cache hit tokens by the cache tier that supplied them: device (local HBM), "+
-		"host (offloaded to DRAM), disk, p2p (transferred from another vLLM instance) or external_unspecified. Counted at admission; "+
-		"sums to vllm:prefix_cache_hits + vllm:external_prefix_cache_hits.",
-		series{p.of("source", "device"), float64(st.PrefixHits)}, series{p.of("source", "host"), 0}, series{p.of("source", "p2p"), 0},
-		series{p.of("source", "disk"), 0}, series{p.of("source", "external_unspecified"), 0})
-	p.counter("generation_tokens", "Number of generation tokens processed.", float64(st.GenerationTokens))
-}
-
-func (p *page) requests(st *engine.Stats, h *histograms) {
-	var success []series
-	for i, r := range finishReasons {
-		success = append(success, series{p.of("finished_reason", r), float64(h.success[i])})
+	for i := range p.ranks {
+		r := &p.ranks[i]
+		p.sample("vllm:engine_sleep_state", r.of("sleep_state", "awake"), 1)
+		p.sample("vllm:engine_sleep_state", r.of("sleep_state", "weights_offloaded"), 0)
+		p.sample("vllm:engine_sleep_state", r.of("sleep_state", "discard_all"), 0)
 	}
-	p.counters("vllm:request_success", "Count of successfully processed requests.", success...)
-	p.counters("vllm:admission_rejections", "Number of admission attempts rejected by a queue limit, by reason.",
-		series{p.model + `,reason="max_num_queued_reqs"`, float64(h.rejected)}, series{p.model + `,reason="max_num_queued_tokens"`, 0})
-	p.histogram("request_prompt_tokens", "Number of prefill tokens processed.", h.promptTokens)
-	p.histogram("request_generation_tokens", "Number of generation tokens processed.", h.generationTokens)
-	p.histogram("iteration_tokens_total", "Histogram of number of tokens per engine_step.", h.iterationTokens)
-	p.histogram("request_max_num_generation_tokens", "Histogram of maximum number of requested generation tokens.", h.mostGenerated)
-	p.histogram("request_params_n", "Histogram of the n request parameter.", h.choices)
-	p.histogram("request_params_max_tokens", "Histogram of the max_tokens request parameter.", h.maxTokens)
 }
 
-func (p *page) latencies(h *histograms) {
-	p.histogram("time_to_first_token_seconds", "Histogram of time to first token in seconds.", h.firstToken)
-	p.histogram("inter_token_latency_seconds", "Histogram of inter-token latency in seconds.", h.interToken)
-	p.histogram("request_time_per_output_token_seconds", "Histogram of time_per_output_token_seconds per request.", h.perOutputToken)
-	p.histogram("e2e_request_latency_seconds", "Histogram of e2e request latency in seconds.", h.endToEnd)
-	p.histogram("request_queue_time_seconds", "Histogram of time spent in WAITING phase for request.", h.queue)
-	p.histogram("request_inference_time_seconds", "Histogram of time spent in RUNNING phase for request.", h.inference)
-	p.histogram("request_prefill_time_seconds", "Histogram of time spent in PREFILL phase for request.", h.prefill)
-	p.histogram("request_decode_time_seconds", "Histogram of time spent in DECODE phase for request.", h.decode)
-	p.histogram("request_num_preemptions", "Histogram of the number of times a request was preempted.", h.preemptions)
-	p.histogram("request_prefill_kv_computed_tokens", "Histogram of new KV tokens computed during prefill (excluding cached tokens).", h.computedTokens)
+// none is the value of what never happens here.
+func none(*rank) float64 { return 0 }
+
+func (p *page) cache() {
+	p.gauge("kv_cache_usage_perc", "KV-cache usage. 1 means 100 percent usage.", func(r *rank) float64 { return r.KVUsage })
+	p.counter("prefix_cache_queries", "Prefix cache queries, in terms of number of queried tokens.", func(r *rank) float64 { return float64(r.PrefixQueries) })
+	p.counter("prefix_cache_hits", "Prefix cache hits, in terms of number of cached tokens.", func(r *rank) float64 { return float64(r.PrefixHits) })
+	const external = " from KV connector cross-instance cache sharing, in terms of number of "
+	p.counter("external_prefix_cache_queries", "External prefix cache queries"+external+"queried tokens.", none)
+	p.counter("external_prefix_cache_hits", "External prefix cache hits"+external+"cached tokens.", none)
+	p.counter("mm_cache_queries", "Multi-modal cache queries, in terms of number of queried items.", none)
+	p.counter("mm_cache_hits", "Multi-modal cache hits, in terms of number of cached items.", none)
+	p.counter("num_preemptions", "Cumulative number of preemption from the engine.", func(r *rank) float64 { return float64(r.Preemptions) })
+	p.counter("prompt_tokens", "Number of prefill tokens processed.", func(r *rank) float64 { return float64(r.PromptTokens) })
+	p.counters("prompt_tokens_by_source", "Number of prompt tokens by source.", func(r *rank) []series {
+		return []series{
+			{r.of("source", "local_compute"), float64(r.PromptTokens - r.PromptTokensCached - r.PromptTokensReceived)},
+			{r.of("source", "local_cache_hit"), float64(r.PromptTokensCached)},
+			{r.of("source", "external_kv_transfer"), float64(r.PromptTokensReceived)},
+		}
+	})
+	p.counter("prompt_tokens_cached", "Number of cached prompt tokens (local + external).", func(r *rank) float64 { return float64(r.PromptTokensCached) })
+	p.counters("prompt_tokens_cached_by_source", "Prefix-cache hit tokens by the cache tier that supplied them: device (local HBM), "+
+		"host (offloaded to DRAM), disk, p2p (transferred from another vLLM instance) or external_unspecified. Counted at admission; "+
+		"sums to vllm:prefix_cache_hits + vllm:external_prefix_cache_hits.", func(r *rank) []series {
+		return []series{
+			{r.of("source", "device"), float64(r.PrefixHits)}, {r.of("source", "host"), 0}, {r.of("source", "p2p"), 0},
+			{r.of("source", "disk"), 0}, {r.of("source", "external_unspecified"), 0},
+		}
+	})
+	p.counter("generation_tokens", "Number of generation tokens processed.", func(r *rank) float64 { return float64(r.GenerationTokens) })
+}
+
+func (p *page) requests() {
+	p.counters("request_success", "Count of successfully processed requests.", func(r *rank) (all []series) {
+		for i, reason := range finishReasons {
+			all = append(all, series{r.of("finished_reason", reason), float64(r.success[i])})
+		}
+		return all
+	})
+	p.admissions()
+	p.histogram("request_prompt_tokens", "Number of prefill tokens processed.", func(h *histograms) *histogram { return h.promptTokens })
+	p.histogram("request_generation_tokens", "Number of generation tokens processed.", func(h *histograms) *histogram { return h.generationTokens })
+	p.histogram("iteration_tokens_total", "Histogram of number of tokens per engine_step.", func(h *histograms) *histogram { return h.iterationTokens })
+	p.histogram("request_max_num_generation_tokens", "Histogram of maximum number of requested generation tokens.", func(h *histograms) *histogram { return h.mostGenerated })
+	p.histogram("request_params_n", "Histogram of the n request parameter.", func(h *histograms) *histogram { return h.choices })
+	p.histogram("request_params_max_tokens", "Histogram of the max_tokens request parameter.", func(h *histograms) *histogram { return h.maxTokens })
+}
+
+// admissions says how many requests were turned away, which no engine has seen.
+func (p *page) admissions() {
+	rejected := uint64(0)
+	for i := range p.ranks {
+		rejected += p.ranks[i].rejected
+	}
+	const name, help = "vllm:admission_rejections", "Number of admission attempts rejected by a queue limit, by reason."
+	all := []series{{p.model + `,reason="max_num_queued_reqs"`, float64(rejected)}, {p.model + `,reason="max_num_queued_tokens"`, 0}}
+	p.family(name+"_total", help, "counter")
+	for _, s := range all {
+		p.sample(name+"_total", s.labels, s.value)
+	}
+	p.family(name+"_created", help, "gauge")
+	for _, s := range all {
+		p.sample(name+"_created", s.labels, p.created)
+	}
+}
+
+func (p *page) latencies() {
+	p.histogram("time_to_first_token_seconds", "Histogram of time to first token in seconds.", func(h *histograms) *histogram { return h.firstToken })
+	p.histogram("inter_token_latency_seconds", "Histogram of inter-token latency in seconds.", func(h *histograms) *histogram { return h.interToken })
+	p.histogram("request_time_per_output_token_seconds", "Histogram of time_per_output_token_seconds per request.", func(h *histograms) *histogram { return h.perOutputToken })
+	p.histogram("e2e_request_latency_seconds", "Histogram of e2e request latency in seconds.", func(h *histograms) *histogram { return h.endToEnd })
+	p.histogram("request_queue_time_seconds", "Histogram of time spent in WAITING phase for request.", func(h *histograms) *histogram { return h.queue })
+	p.histogram("request_inference_time_seconds", "Histogram of time spent in RUNNING phase for request.", func(h *histograms) *histogram { return h.inference })
+	p.histogram("request_prefill_time_seconds", "Histogram of time spent in PREFILL phase for request.", func(h *histograms) *histogram { return h.prefill })
+	p.histogram("request_decode_time_seconds", "Histogram of time spent in DECODE phase for request.", func(h *histograms) *histogram { return h.decode })
+	p.histogram("request_num_preemptions", "Histogram of the number of times a request was preempted.", func(h *histograms) *histogram { return h.preemptions })
+	p.histogram("request_prefill_kv_computed_tokens", "Histogram of new KV tokens computed during prefill (excluding cached tokens).", func(h *histograms) *histogram { return h.computedTokens })
 }
 
 // cacheConfig is one series whose labels are the engine's configuration.
@@ -261,7 +318,7 @@ func (p *page) cacheConfig(cfg engine.Config, maxModelLen int) {
 	}
 	labels := []string{"_block_size_resolved", "True", "block_size", strconv.Itoa(engine.BlockSize), "cache_dtype", "auto",
 		"cache_hit_alignment_tokens", "None", "effective_attention_block_size", strconv.Itoa(engine.BlockSize),
-		"enable_mamba_shared_prefix_checkpoint", "False", "enable_prefix_caching", caching, "engine", "0", "gpu_memory_utilization", "0.92",
+		"enable_mamba_shared_prefix_checkpoint", "False", "enable_prefix_caching", caching, "engine", "", "gpu_memory_utilization", "0.92",
 		"hash_block_size", "None", "is_attention_free", "False", "kv_cache_dtype_skip_layers", "[]", "kv_cache_layout", "None",
 		"kv_cache_max_concurrency", string(appendFloat(nil, float64(tokens)/float64(maxModelLen))), "kv_cache_memory_bytes", "None",
 		"kv_cache_size_tokens", strconv.Itoa(tokens), "kv_offloading_backend", "native", "kv_offloading_size", "None",
@@ -271,12 +328,18 @@ func (p *page) cacheConfig(cfg engine.Config, maxModelLen int) {
 		"prefix_caching_hash_algo", "sha256", "prefix_match_unit", "None", "replayssm_buffer_len", "16", "skip_page_size_padded", "None",
 		"sliding_window", "None", "swa_bounded_replay", "True", "use_kda_recoverssm", "False", "use_replayssm", "False",
 		"user_specified_block_size", "True"}
-	var pairs []string
-	for i := 0; i < len(labels); i += 2 {
-		pairs = append(pairs, labels[i]+`="`+labels[i+1]+`"`)
-	}
 	p.family("vllm:cache_config_info", "Information of the LLMEngine CacheConfig", "gauge")
-	p.sample("vllm:cache_config_info", strings.Join(pairs, ","), 1)
+	for k := range p.ranks {
+		var pairs []string
+		for i := 0; i < len(labels); i += 2 {
+			if labels[i] == "engine" {
+				pairs = append(pairs, p.ranks[k].label)
+			} else {
+				pairs = append(pairs, labels[i]+`="`+labels[i+1]+`"`)
+			}
+		}
+		p.sample("vllm:cache_config_info", strings.Join(pairs, ","), 1)
+	}
 }
 
 // loraInfo is vLLM's gauge of adapters, which misleads: its value is the time it was set, series of the past stay, and the waiting
@@ -311,13 +374,25 @@ func (l *loraInfo) observe(e *engine.Engine, now time.Time) {
 	l.at[key] = float64(now.UnixNano()) / 1e9
 }
 
-func (l *loraInfo) write(p *page, maxLoras int) {
-	if !l.enabled {
+// writeLoras writes the gauge, which does not say of which engine it is.
+func (s *Server) writeLoras(p *page) {
+	if !s.drivers[0].loras.enabled {
 		return
 	}
 	p.family("vllm:lora_requests_info", "Running stats on lora requests.", "gauge")
-	for _, names := range l.names {
-		p.sample("vllm:lora_requests_info", `max_lora="`+strconv.Itoa(maxLoras)+`",running_lora_adapters="`+escapeLabel(names)+
-			`",waiting_lora_adapters="`+escapeLabel(names)+`"`, l.at[names])
+	written := map[string]bool{}
+	for _, d := range s.drivers {
+		for _, names := range d.loras.names {
+			if written[names] {
+				continue
+			}
+			written[names] = true
+			at := 0.0
+			for _, o := range s.drivers {
+				at = max(at, o.loras.at[names])
+			}
+			p.sample("vllm:lora_requests_info", `max_lora="`+strconv.Itoa(d.eng.Config().MaxLoras)+`",running_lora_adapters="`+escapeLabel(names)+
+				`",waiting_lora_adapters="`+escapeLabel(names)+`"`, at)
+		}
 	}
 }

@@ -3,15 +3,16 @@
 //
 // It is an independent judge of a proxy: it parses with encoding/json, shares no code with the proxy, and counts what reached it.
 //
-// A Server has one driver goroutine, which runs the engine against the wall clock, and two goroutines a connection: one reads, so
+// A Server has a driver goroutine for each engine, which runs it against the wall clock, and two goroutines a connection: one reads, so
 // that a client's going away is noticed while an answer is owed, the other serves one request after the other. The engine is
-// guarded by the driver's mutex; everything else of a connection belongs to its serving goroutine.
+// guarded by its driver's mutex; everything else of a connection belongs to its serving goroutine.
 package mock
 
 import (
 	"context"
 	"errors"
 	"net"
+	"net/http"
 	"sync"
 	"time"
 
@@ -26,6 +27,8 @@ type Config struct {
 	LoraRoot         string         // what the path of an adapter that can be loaded begins with
 	Profile          engine.Profile // model and hardware; zero: the first of engine.Profiles
 	Speed            float64        // divides every duration of the engine; 0: 1; see driver for steps shorter than a millisecond
+	DataParallel     int            // engines behind the one address, as with --data-parallel-size; 0: 1
+	TransferToken    time.Duration  // of a token's KV cache from the server that computed it, at Speed 1; 0: 131,072 bytes at 200 Gbit/s
 	Seed             uint64         // of the answers' text and length
 	MaxModelLen      int            // longest prompt and answer together; 0: the profile's; what the KV cache holds at most
 	MaxQueued        int            // answer 503 when more requests wait or run; 0: no limit
@@ -48,6 +51,10 @@ func (c Config) withDefaults() Config {
 	if c.KeepAlive == 0 {
 		c.KeepAlive = 5 * time.Second
 	}
+	c.DataParallel = max(c.DataParallel, 1)
+	if c.TransferToken == 0 {
+		c.TransferToken = 5243 * time.Nanosecond
+	}
 	if c.Speed != 0 {
 		c.Profile.Engine.Speed = c.Speed
 	}
@@ -64,10 +71,11 @@ func (c Config) withDefaults() Config {
 type Server struct {
 	cfg     Config
 	routes  map[string]route
-	driver  *driver
+	drivers []*driver // of the engines, by their data-parallel rank
 	started time.Time
 
 	vocabulary *vocabulary
+	prefiller  http.Client // to servers that compute prompts for this one
 
 	mu        sync.Mutex
 	listeners map[net.Listener]struct{}
@@ -88,19 +96,29 @@ var ErrClosed = errors.New("mock: server closed")
 // New returns a server whose engine is running. It must be ended with Close or Shutdown.
 func New(cfg Config) *Server {
 	cfg = cfg.withDefaults()
-	eng := engine.New(cfg.Profile.Engine)
-	cfg.MaxModelLen = min(cfg.MaxModelLen, eng.MaxTokens())
+	engines := make([]*engine.Engine, cfg.DataParallel)
+	for i := range engines {
+		engines[i] = engine.New(cfg.Profile.Engine)
+	}
+	cfg.MaxModelLen = min(cfg.MaxModelLen, engines[0].MaxTokens())
 	s := &Server{
-		cfg: cfg, driver: newDriver(eng, cfg.MaxModelLen), started: time.Now(), vocabulary: newVocabulary(),
+		cfg: cfg, started: time.Now(), vocabulary: newVocabulary(),
 		listeners: map[net.Listener]struct{}{}, conns: map[*conn]struct{}{}, http: newHTTPMetrics(),
 	}
-	s.driver.loras.enabled = len(cfg.Loras) > 0 || cfg.LoraUpdates
+	for _, e := range engines {
+		d := newDriver(e, cfg.MaxModelLen)
+		d.loras.enabled = len(cfg.Loras) > 0 || cfg.LoraUpdates
+		s.drivers = append(s.drivers, d)
+	}
 	for _, name := range cfg.Loras {
 		s.adapters = append(s.adapters, adapter{name, "./lora/" + name})
 	}
+	s.prefiller.Transport = &http.Transport{DisableKeepAlives: true}
 	s.routes = s.table()
 	s.counts.ids = map[string]int{}
-	go s.driver.run()
+	for _, d := range s.drivers {
+		go d.run()
+	}
 	return s
 }
 
@@ -163,7 +181,9 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		c.in.stopWaiting()
 	}
 	s.mu.Unlock()
-	s.driver.killAll()
+	for _, d := range s.drivers {
+		d.killAll()
+	}
 
 	drained := make(chan struct{})
 	go func() {
@@ -193,7 +213,11 @@ func (s *Server) Close() error {
 	}
 	s.mu.Unlock()
 	s.wg.Wait()
-	s.closeOnce.Do(s.driver.stop)
+	s.closeOnce.Do(func() {
+		for _, d := range s.drivers {
+			d.stop()
+		}
+	})
 	return nil
 }
 

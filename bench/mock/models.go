@@ -73,7 +73,7 @@ func (x *exchange) version() {
 
 // load reports the requests in the engine.
 func (x *exchange) load() {
-	s := x.s.driver.stats()
+	s := x.s.stats()
 	x.answer(http.StatusOK, "application/json", fmt.Appendf(nil, `{"server_load":%d}`, s.Running+s.Waiting))
 }
 

@@ -12,7 +12,7 @@ func (x *exchange) orca() []field {
 	if format != "TEXT" && format != "JSON" {
 		return nil
 	}
-	st := x.s.driver.stats()
+	st := x.s.stats()
 	waiting, usage := string(appendFloat(nil, float64(st.Waiting))), string(appendFloat(nil, st.KVUsage))
 	text := fmt.Sprintf("TEXT named_metrics.num_requests_waiting=%s, named_metrics.kv_cache_usage_perc=%s", waiting, usage)
 	if format == "JSON" {

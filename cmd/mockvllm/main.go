@@ -21,6 +21,9 @@ var version = ""
 
 func main() { cli.Main(newCommand()) }
 
+// maxRanks bounds the engines of one server.
+const maxRanks = 256
+
 // options are the flags.
 type options struct {
 	listen    string
@@ -53,6 +56,8 @@ func newCommand() *cobra.Command {
 	f.DurationVar(&o.loadTime, "lora-load-time", 0, "how long loading an adapter takes, at speed 1 (default the profile's)")
 	f.StringVar(&o.profile, "profile", engine.Profiles[0].Name, "model and hardware whose pace to keep")
 	f.Float64Var(&o.cfg.Speed, "speed", 1, "how many times faster than real the engine runs; steps below 1 ms come in bursts")
+	f.IntVar(&o.cfg.DataParallel, "data-parallel-size", 1, "engines behind the one address, which X-data-parallel-rank tells apart")
+	f.DurationVar(&o.cfg.TransferToken, "transfer-token", 0, "what a token's KV takes from the server that x-prefiller-host-port names, at speed 1 (default 131,072 bytes at 200 Gbit/s)")
 	f.Uint64Var(&o.cfg.Seed, "seed", 0, "seed of the answers: the same request gets the same answer")
 	f.IntVar(&o.cfg.MaxModelLen, "max-model-len", 0, "longest prompt and answer together, in tokens (default the profile's)")
 	f.IntVar(&o.blocks, "num-gpu-blocks", 0, "KV blocks of 16 tokens (default the profile's)")
@@ -97,6 +102,10 @@ func (o *options) config() (mock.Config, error) {
 	switch {
 	case o.cfg.Speed <= 0:
 		err = fmt.Errorf("--speed %v: must be above 0", o.cfg.Speed)
+	case o.cfg.DataParallel < 1 || o.cfg.DataParallel > maxRanks:
+		err = fmt.Errorf("--data-parallel-size %d: must be from 1 to %d", o.cfg.DataParallel, maxRanks)
+	case o.cfg.TransferToken < 0:
+		err = fmt.Errorf("--transfer-token %v: must not be negative", o.cfg.TransferToken)
 	case p.Engine.Blocks < 2:
 		err = fmt.Errorf("--num-gpu-blocks %d: must be at least 2", o.blocks)
 	case o.loadTime < 0:
