@@ -36,6 +36,17 @@
 // Which LoRA adapters a pod has on its GPU follows from our own requests, and from the newest series of
 // vllm:lora_requests_info, which lists those in use; it also tells which models are adapters at all.
 //
+// Endpoints may have roles, as llm-d gives them: some compute prompts for others (prefill) and are never picked themselves. For a
+// request that leaves RemotePrefill tokens or more to compute, the endpoint of that kind that would have the prompt computed
+// soonest, by s·(Q + u), is chosen first, and each candidate's score is the lower of the one above and
+//
+//	        s'·(Q' + u') + s·(a + 0.1·n·2000)
+//	score =  ─────────────────────────────────        ' of the endpoint that computes the prompt
+//	                  1 − 0.8·kv
+//
+// so that a prompt is computed elsewhere where the delay it would inflict on the requests decoding there is more than what it
+// takes longer. What a transfer of the cache takes is learned as part of s'.
+//
 // What is believed is corrected by what comes back: bytes a token for each model, the capacity and the worth of the index
 // by the cached tokens reported in answers, or else by the pod's hit counters. Without metrics, or with stale or absurd
 // ones, our own counts stand alone; no scrape takes a pod out. Refused connections do, for 1 s, doubling to 30 s. A pod that for a

@@ -57,6 +57,7 @@ type Endpoint struct {
 	pool *Pool
 	spec Spec
 	id   uint64 // hash of the identity, the same in every replica
+	name string
 
 	// Has its own locking: readers never wait.
 	index    prefix.Index
@@ -114,6 +115,11 @@ type due struct {
 func newEndpoint(p *Pool, s Spec) *Endpoint {
 	e := &Endpoint{pool: p, spec: s}
 	e.id = prefix.Seed(s.Address, s.UID)
+	e.name = s.Address
+	if s.Engine != "" {
+		e.id = prefix.Seed(s.Address, s.UID, s.Engine)
+		e.name += "@dp" + s.Engine
+	}
 	e.index.MaxBytes = p.cfg.IndexBytes
 	e.nextDue.Store(never)
 	e.lastFirst.Store(math.MinInt64)
@@ -124,8 +130,23 @@ func newEndpoint(p *Pool, s Spec) *Endpoint {
 // Address returns the address of its Spec.
 func (e *Endpoint) Address() string { return e.spec.Address }
 
+// Name tells the endpoint from all others of its pool: its address, and of a server with several engines which of them, as llm-d
+// writes it: "10.0.0.1:8000@dp1".
+func (e *Endpoint) Name() string { return e.name }
+
 // UID returns the UID of its Spec.
 func (e *Endpoint) UID() string { return e.spec.UID }
+
+// Engine returns the Engine of its Spec.
+func (e *Endpoint) Engine() string { return e.spec.Engine }
+
+// Role returns the Role of its Spec.
+func (e *Endpoint) Role() Role { return e.spec.Role }
+
+// SameServer tells whether o is the endpoint, or another engine of its server.
+func (e *Endpoint) SameServer(o *Endpoint) bool {
+	return e.spec.Address == o.spec.Address && e.spec.UID == o.spec.UID
+}
 
 // Owner returns the Owner of its Spec.
 func (e *Endpoint) Owner() any { return e.spec.Owner }
@@ -163,6 +184,9 @@ func (e *Endpoint) weigh(c *Candidate, m *measure) {
 	c.Hit = m.cached(c.Depth) * e.belief.credit()
 	c.Uncached = m.tokens - c.Hit
 	c.Again = m.again * c.Uncached
+	if m.prefill.Endpoint != nil && m.prefill.Endpoint != e && c.Uncached >= float64(m.request.RemotePrefill) {
+		c.prefill = m.prefill.Score
+	}
 	m.best = max(m.best, c.Hit)
 	if m.adapter != 0 {
 		c.Adapter = e.adapterCost(m.adapter, v)
@@ -200,25 +224,31 @@ func (e *Endpoint) window(v *view, kv float64) int64 {
 // reserve makes the lease. Unless forced, it declines when the queue is not the one that the candidate was weighed with.
 func (e *Endpoint) reserve(c *Candidate, m *measure, force bool) (Lease, bool) {
 	u := max(int64(c.Uncached), 1)
+	work := u
+	if c.Remote {
+		work = 1 // the last token of a prompt is computed in any case
+	}
 	if force {
-		e.queued.Add(u)
-	} else if !e.queued.CompareAndSwap(c.seen, c.seen+u) {
+		e.queued.Add(work)
+	} else if !e.queued.CompareAndSwap(c.seen, c.seen+work) {
 		return Lease{}, false
 	}
 	e.awaiting.Add(1)
 	e.inflight.Add(1)
 	e.held.Add(u)
 	e.promised.Add(int64(m.output))
-	e.sent.Add(u)
-	e.pool.uncached.add(float64(u), 1, uncachedHorizon)
-	e.pool.copied.add(m.best-c.Hit, c.Uncached, againHorizon)
+	e.sent.Add(work)
+	e.pool.uncached.add(float64(work), 1, uncachedHorizon)
+	if !c.Remote && c != &m.prefill {
+		e.pool.copied.add(m.best-c.Hit, c.Uncached, againHorizon)
+	}
 
 	r := m.request
 	l := Lease{
 		e: e, chain: r.Chain, model: r.Model, bytes: r.Bytes, extra: r.Tokens, stream: r.Stream,
 		dispatched: m.now, step: max(int64(m.perChunk), 1),
 		home: c.Home, known: m.known, slot: -1,
-		prompt: int64(m.tokens), hit: int64(c.Hit), believed: int64(m.cached(c.Depth)), uncached: u, output: int64(m.output), queued: true,
+		prompt: int64(m.tokens), hit: int64(c.Hit), believed: int64(m.cached(c.Depth)), uncached: u, work: work, output: int64(m.output), queued: true,
 		reported: usage{-1, -1, -1},
 	}
 	clock := e.clock.Load()
@@ -231,7 +261,12 @@ func (e *Endpoint) reserve(c *Candidate, m *measure, force bool) (Lease, bool) {
 	l.hold = e.index.Pin(r.Chain, clock, c.window, l.step)
 	l.lost = int64(m.cached(max(l.hold.Found, c.Depth)) - m.cached(c.Depth))
 	if !r.Stream {
-		l.ticket = e.expect(m.now+seconds(c.Speed*(c.Queued+c.Uncached)), u)
+		l.ticket = e.expect(m.now+seconds(c.firstToken()), work)
+	}
+	if c.Remote {
+		prompt, _ := m.prefill.Endpoint.reserve(&m.prefill, m, true)
+		prompt.promise(1)
+		l.prefill = &prompt
 	}
 	return l, true
 }
@@ -312,8 +347,21 @@ func (e *Endpoint) learnSpeed(dispatched, now time.Duration, uncached int64) {
 // again, at most 30 s. Further refusals during that time, of requests that had already been sent, change nothing; it tells
 // whether this one did.
 //
-// Where nothing listens, nothing is cached: unless the pod's metrics tell when it starts anew, its index is emptied.
+// Where nothing listens, nothing is cached: unless the pod's metrics tell when it starts anew, its index is emptied. The other
+// engines of its server are behind the same door: it is the same for them.
 func (e *Endpoint) Eject(now time.Duration) bool {
+	ejected := e.ejectOne(now)
+	if e.spec.Engine != "" {
+		for _, o := range e.pool.All() {
+			if o != e && o.SameServer(e) {
+				o.ejectOne(now)
+			}
+		}
+	}
+	return ejected
+}
+
+func (e *Endpoint) ejectOne(now time.Duration) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.Ejected(now) {

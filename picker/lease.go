@@ -34,6 +34,8 @@ type Lease struct {
 	lost       int64  // of these, known to the index but believed to have left the cache
 	output     int64  // tokens it is expected to generate
 	uncached   int64  // tokens counted in the endpoint's sums
+	work       int64  // of these, computed there: they count in its queue
+	prefill    *Lease // on the endpoint that computes the others; nil: none
 	step       int64  // tokens in prefix.ChunkSize bytes of the chain
 	age        int64  // of the last chunk believed to be cached, if settled
 	slot       int    // of its adapter
@@ -68,7 +70,12 @@ func (l *Lease) FirstToken(now time.Duration) {
 	}
 	l.first = true
 	l.leaveQueue()
-	l.e.learnSpeed(l.dispatched, now, l.uncached)
+	if l.prefill == nil {
+		l.e.learnSpeed(l.dispatched, now, l.uncached)
+	} else {
+		l.prefill.FirstToken(now)
+		l.prefill.End(now, Done)
+	}
 	l.e.answered(l.dispatched)
 	l.e.heard.Store(int64(now))
 	l.e.pool.freed()
@@ -97,7 +104,14 @@ func (l *Lease) End(now time.Duration, o Outcome) {
 	e.held.Add(-l.uncached)
 	e.promised.Add(-l.output)
 	if o == NeverSent {
-		e.sent.Add(-l.uncached)
+		e.sent.Add(-l.work)
+	}
+	if l.prefill != nil {
+		if o == Failed {
+			l.prefill.End(now, ClientGone) // which of the two has failed is not known
+		} else {
+			l.prefill.End(now, o)
+		}
 	}
 	switch o {
 	case Done, Refused:
@@ -125,7 +139,7 @@ func (l *Lease) leaveQueue() bool {
 	if !l.stream {
 		return l.e.settle(l.ticket)
 	}
-	l.e.release(l.uncached)
+	l.e.release(l.work)
 	return true
 }
 
@@ -149,7 +163,7 @@ func (l *Lease) learn() {
 		tokens = u.prompt - clampTokens(l.extra)
 	}
 	e.pool.learnModel(l.model, l.bytes, tokens, min(u.completion, maxTokens))
-	if u.cached < 0 || u.cached > maxTokens {
+	if u.cached < 0 || u.cached > maxTokens || l.prefill != nil { // whose cache it was in is not known
 		return
 	}
 	e.reports.Add(1)

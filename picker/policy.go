@@ -14,6 +14,7 @@ type Candidate struct {
 	Again    float64 // tokens that will have to be computed again because what is computed here takes their place
 	KV       float64 // 0..1 of its KV cache in use
 	Speed    float64 // seconds a prompt token
+	Remote   bool    // another endpoint is to compute its prompt
 	Home     bool    // where the replicas agree to send this prompt while nobody has it
 	Forgiven float64 // tokens of Uncached that do not count, because it is the home
 	Score    float64 // what the policy made of it; the lowest wins
@@ -21,6 +22,7 @@ type Candidate struct {
 	seen     int64   // our own part of Queued, as read
 	capacity float64 // tokens of its KV cache
 	full     float64 // 0..1 of it in use, or promised to what is in flight
+	prefill  float64 // seconds until another endpoint would have computed its prompt; 0: none would
 	window   int64   // tokens that the pod can allocate before it drops what was freed last
 }
 
@@ -70,6 +72,7 @@ const (
 	Homes                          // replicas agree on where cold prompts go
 	Mirror                         // what other replicas have sent since the last scrape is like what we have
 	Copies                         // where caches have no room for copies, what is not cached is dearer
+	PrefillWorth                   // a prompt is computed elsewhere only if that is worth it, not whenever it is long enough
 )
 
 func (p *Pool) has(t Term) bool { return p.cfg.Without&t == 0 }
@@ -100,7 +103,7 @@ func (f fairway) Choose(c []Candidate, r *Request) int {
 		if i == home {
 			c[i].Home, c[i].Forgiven = true, min(forgiven, c[i].Uncached-1)
 		}
-		c[i].Score = f.pool.score(&c[i])
+		c[i].Score = f.pool.decidePrefill(&c[i], f.pool.score(&c[i]))
 		if c[i].Score < c[lowest].Score {
 			lowest = i
 		}

@@ -40,7 +40,9 @@ type Config struct {
 type Pool struct {
 	cfg Config
 
-	set atomic.Pointer[[]*Endpoint] // never nil, never changed once stored
+	set      atomic.Pointer[[]*Endpoint] // those that may be picked; never nil, never changed once stored
+	prefills atomic.Pointer[[]*Endpoint] // those that compute prompts for others; likewise
+	all      atomic.Pointer[[]*Endpoint] // likewise
 
 	mu sync.Mutex // serialises SetEndpoints and growth of models
 
@@ -61,11 +63,27 @@ type learned struct {
 	output ratio // tokens generated a request
 }
 
-// A Spec says which endpoint: its identity is address and UID. The endpoint's state (index, leases, speed, ejection)
+// A Role is what an endpoint does of a request.
+type Role uint8
+
+const (
+	Serve   Role = iota // all of it, unless somebody else computes the prompt
+	Both                // likewise, and it computes prompts for others
+	Prefill             // it computes prompts for others, and is never picked for a request of its own
+)
+
+// String is the word for it, llm-d's.
+func (r Role) String() string { return [...]string{"decode", "both", "prefill"}[r] }
+
+// A Spec says which endpoint: its identity is address, UID, engine and role. The endpoint's state (index, leases, speed, ejection)
 // survives every SetEndpoints that still contains its identity.
 type Spec struct {
 	Address string // as the transport wants it
 	UID     string // the pod's, if known: a new pod on an old address is another endpoint
+	// Engine tells apart the engines of one server, such as vLLM's data-parallel ranks: each is an endpoint, with a cache, a
+	// load and a speed of its own. Empty: the server has one.
+	Engine string
+	Role   Role
 
 	// Owner is the caller's own handle for the endpoint, such as the connections to it; part of the identity, so it must be
 	// comparable and stay the same. Endpoint.Owner gives it back.
@@ -75,14 +93,17 @@ type Spec struct {
 // A Request is what a pick needs to know. Its slices and strings may lie in buffers; they must not change until the
 // lease has ended.
 type Request struct {
-	Chain     []uint64    // of prefix.AppendChain
-	Hash      uint64      // the digest of prefix.AppendChain: shares equals among endpoints
-	Bytes     int         // of the prompt's text, as prefix.AppendChain counts them
-	Tokens    int         // prompt tokens known beyond Bytes: token ids, estimates for media
-	Model     string      // whose bytes a token are learned
-	MaxTokens int         // completion tokens at most; 0: not said
-	Stream    bool        // the first token will be seen, and reported to Lease.FirstToken
-	Exclude   []*Endpoint // never picked: already tried
+	Chain     []uint64 // of prefix.AppendChain
+	Hash      uint64   // the digest of prefix.AppendChain: shares equals among endpoints
+	Bytes     int      // of the prompt's text, as prefix.AppendChain counts them
+	Tokens    int      // prompt tokens known beyond Bytes: token ids, estimates for media
+	Model     string   // whose bytes a token are learned
+	MaxTokens int      // completion tokens at most; 0: not said
+	Stream    bool     // the first token will be seen, and reported to Lease.FirstToken
+	// RemotePrefill is from how many uncached tokens on another endpoint may compute the prompt for the one that is picked
+	// (llm-d's prefix-based-pd-decider: nonCachedTokens); 0: none ever does.
+	RemotePrefill int
+	Exclude       []*Endpoint // never picked: already tried
 
 	// Candidates, if not nil, is where a pick leaves its candidates as the policy saw them, in the memory that is there: Pool.Why
 	// tells what they decided.
@@ -120,7 +141,7 @@ func (m *measure) admits(c []Candidate, chosen *Candidate) error {
 			return ErrNoRoom
 		}
 	}
-	if r.Until > 0 && m.now+seconds(chosen.Speed*(chosen.Queued+chosen.Uncached)) > r.Until {
+	if r.Until > 0 && m.now+seconds(chosen.firstToken()) > r.Until {
 		return ErrTooLate
 	}
 	return nil
@@ -142,7 +163,9 @@ func NewPool(cfg Config) *Pool {
 	if cfg.Policy == nil {
 		p.cfg.Policy = fairway{p}
 	}
-	p.set.Store(&[]*Endpoint{})
+	for _, set := range []*atomic.Pointer[[]*Endpoint]{&p.set, &p.prefills, &p.all} {
+		set.Store(&[]*Endpoint{})
+	}
 	p.models.Store(&map[string]*learned{})
 	p.adapters.Store(&map[uint64]bool{})
 	return p
@@ -155,10 +178,10 @@ func (p *Pool) SetEndpoints(specs []Spec) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	known := make(map[Spec]*Endpoint, len(specs))
-	for _, e := range *p.set.Load() {
+	for _, e := range *p.all.Load() {
 		known[e.spec] = e
 	}
-	next := make([]*Endpoint, 0, len(specs))
+	all, next, prefills := make([]*Endpoint, 0, len(specs)), make([]*Endpoint, 0, len(specs)), []*Endpoint{}
 	taken := make(map[Spec]bool, len(specs))
 	for _, s := range specs {
 		if taken[s] {
@@ -169,8 +192,16 @@ func (p *Pool) SetEndpoints(specs []Spec) {
 		if e == nil {
 			e = newEndpoint(p, s)
 		}
-		next = append(next, e)
+		all = append(all, e)
+		if s.Role != Prefill {
+			next = append(next, e)
+		}
+		if s.Role != Serve {
+			prefills = append(prefills, e)
+		}
 	}
+	p.all.Store(&all)
+	p.prefills.Store(&prefills)
 	p.set.Store(&next)
 }
 
@@ -181,16 +212,20 @@ func (p *Pool) freed() {
 	}
 }
 
-// Endpoints returns the current set, in the order it was given. It must not be changed.
+// Endpoints returns those of the current set that requests may go to, in the order it was given. It must not be changed.
 func (p *Pool) Endpoints() []*Endpoint { return *p.set.Load() }
+
+// All returns the whole current set, those that only compute prompts for others included. It must not be changed.
+func (p *Pool) All() []*Endpoint { return *p.all.Load() }
 
 // scratch is what a pick needs for its duration.
 type scratch struct{ c []Candidate }
 
 var scratches = sync.Pool{New: func() any { return new(scratch) }}
 
-// Pick chooses an endpoint and reserves it in the same step. Endpoints that are silent are used only when all are, those that are
-// ejected only when there is no other, the one ejected longest ago first. The error is ErrNoEndpoints, ErrExcluded, ErrNoRoom or ErrTooLate.
+// Pick chooses an endpoint and reserves it in the same step, and if that pays another one that computes the prompt for it. Endpoints that
+// are silent are used only when all are, those that are ejected only when there is no other, the one ejected longest ago first. The error
+// is ErrNoEndpoints, ErrExcluded, ErrNoRoom or ErrTooLate.
 //
 // now is monotonic time since an origin of the caller's choice, the same in every call.
 func (p *Pool) Pick(r *Request, now time.Duration) (Lease, error) {
@@ -269,6 +304,7 @@ func (p *Pool) candidates(c []Candidate, m *measure) ([]Candidate, error) {
 	}
 	var refuge *Endpoint // ejected longest ago
 	at, silent := len(c), false
+	p.choosePrefill(m)
 	for _, e := range set {
 		if excluded(m.request.Exclude, e) {
 			continue

@@ -13,7 +13,7 @@ const (
 	Running        Metric = iota // vllm:num_requests_running
 	Waiting                      // vllm:num_requests_waiting
 	KVUsage                      // vllm:kv_cache_usage_perc, 0..1, without cached blocks that are free
-	PromptComputed               // tokens, counter: vllm:prompt_tokens_by_source_total{source="local_compute"}, else prompt tokens − hits
+	PromptComputed               // tokens new to the cache, counter: vllm:prompt_tokens_by_source_total of local_compute and external_kv_transfer, else prompt tokens − hits
 	Generated                    // tokens, counter: vllm:generation_tokens_total
 	PrefixQueries                // tokens, counter: vllm:prefix_cache_queries_total
 	PrefixHits                   // tokens, counter: vllm:prefix_cache_hits_total

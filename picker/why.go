@@ -30,7 +30,7 @@ func (f Factor) String() string {
 // Costs are the parts of a candidate's score, in seconds: their sum times Pressure is the score of the package's own policy.
 type Costs struct {
 	Queue      float64 // computing what is queued before the prompt
-	Prompt     float64 // computing what of the prompt is not cached
+	Prompt     float64 // computing what of the prompt is not cached; another endpoint's queue and work if that computes it
 	Adapter    float64 // bringing the LoRA adapter to the GPU
 	Inflicted  float64 // the delay of others, as far as it counts: of the requests already there, and of those whose cached prompts this one pushes out
 	Pressure   float64 // by how much all of it is dearer because the KV cache is filling: 1 when it is empty
@@ -39,6 +39,9 @@ type Costs struct {
 
 // Costs gives the parts of a candidate's score.
 func (p *Pool) Costs(c *Candidate) Costs {
+	if c.Remote {
+		return p.remoteCosts(c)
+	}
 	prompt, pressure, inflicted := c.Uncached-c.Forgiven, 1.0, c.Again
 	if p.has(Interference) {
 		work := prompt + c.Adapter
@@ -95,7 +98,7 @@ func (p *Pool) factor(a, b *Candidate) Factor {
 	alike := func(f Factor, change func(*Candidate)) {
 		c := *b
 		change(&c)
-		consider(f, b.Score-p.score(&c))
+		consider(f, b.Score-p.scoreAs(&c))
 	}
 	alike(Cache, func(c *Candidate) { c.Uncached, c.Again = a.Uncached, a.Again })
 	alike(Queue, func(c *Candidate) { c.Queued = a.Queued })
@@ -106,7 +109,7 @@ func (p *Pool) factor(a, b *Candidate) Factor {
 	if a.Home {
 		c := *a
 		c.Forgiven = 0
-		consider(HomePod, p.score(&c)-a.Score)
+		consider(HomePod, p.scoreAs(&c)-a.Score)
 	}
 	return best
 }

@@ -1,0 +1,92 @@
+package picker
+
+// Prompts that one endpoint computes for another: which one would, and when that pays.
+
+// DefaultRemotePrefill is a Request.RemotePrefill below which moving a prompt's cache is more trouble than its computing: 512 tokens
+// take an H100 13 ms with an 8B model, no more than two hops of the network and of an engine's HTTP server.
+const DefaultRemotePrefill = 512
+
+// choosePrefill finds the endpoint that would have computed the prompt soonest, of those that do that for others and are neither ejected nor silent.
+// What it does besides does not count: it has few requests to delay, since they leave with their first token.
+func (p *Pool) choosePrefill(m *measure) {
+	m.prefill = Candidate{}
+	if m.request.RemotePrefill <= 0 {
+		return
+	}
+	for _, e := range *p.prefills.Load() {
+		if e.Ejected(m.now) || e.Silent(m.now) {
+			continue
+		}
+		var c Candidate
+		e.weigh(&c, m)
+		c.Score = c.firstToken() + c.Speed*c.Adapter
+		if m.prefill.Endpoint == nil || c.Score < m.prefill.Score || c.Score == m.prefill.Score && e.Rank(m.request.Hash) > m.prefill.Endpoint.Rank(m.request.Hash) {
+			m.prefill = c
+		}
+	}
+	m.best, m.guess = 0, 0 // of those that are picked among
+}
+
+// firstToken is in how many seconds the first token is expected, adapters aside.
+func (c *Candidate) firstToken() float64 {
+	if c.Remote {
+		return c.prefill
+	}
+	return c.Speed * (c.Queued + c.Uncached)
+}
+
+// remoteCosts are the parts of the score of a candidate whose prompt another endpoint computes: the time until that is there, and what its
+// decoding costs the requests that the candidate has. These are not delayed by the prompt, and nothing waits in the candidate's own queue.
+func (p *Pool) remoteCosts(c *Candidate) Costs {
+	costs := Costs{Prompt: c.prefill, Adapter: c.Speed * c.Adapter, Pressure: 1}
+	if p.has(Interference) && p.has(DecodeShare) {
+		costs.Inflicted = c.Speed * interference * c.InFlight * decodeTokens
+	}
+	if p.has(KVBarrier) {
+		costs.Pressure = 1 / (1 - kvBarrier*c.KV)
+	}
+	costs.FirstToken = costs.Prompt + costs.Adapter
+	return costs
+}
+
+// remote is that score.
+func (p *Pool) remote(c *Candidate) float64 {
+	costs := p.remoteCosts(c)
+	return (costs.Prompt + costs.Adapter + costs.Inflicted) * costs.Pressure
+}
+
+// scoreAs is a candidate's score, by whoever was to compute its prompt.
+func (p *Pool) scoreAs(c *Candidate) float64 {
+	if c.Remote {
+		return p.remote(c)
+	}
+	return p.score(c)
+}
+
+// decidePrefill says whether another endpoint is to compute the candidate's prompt, of which local is the score if none does, and gives the
+// score of that.
+func (p *Pool) decidePrefill(c *Candidate, local float64) float64 {
+	if c.prefill == 0 {
+		return local
+	}
+	remote := p.remote(c)
+	if p.has(PrefillWorth) && remote >= local {
+		return local
+	}
+	c.Remote = true
+	return remote
+}
+
+// Prefill returns the endpoint that computes the prompt for the one that the request goes to; nil: that one does.
+func (l *Lease) Prefill() *Endpoint {
+	if l.prefill == nil {
+		return nil
+	}
+	return l.prefill.e
+}
+
+// promise makes n the number of tokens that the request is expected to generate.
+func (l *Lease) promise(n int64) {
+	l.e.promised.Add(n - l.output)
+	l.output = n
+}
