@@ -21,6 +21,7 @@ import (
 	"github.com/fairway-proxy/fairway/discovery/kube"
 	"github.com/fairway-proxy/fairway/discovery/scrape"
 	"github.com/fairway-proxy/fairway/mtls"
+	"github.com/fairway-proxy/fairway/picker"
 	"github.com/fairway-proxy/fairway/proxy"
 	"github.com/fairway-proxy/fairway/proxy/account"
 	"github.com/fairway-proxy/fairway/proxy/admin"
@@ -144,8 +145,13 @@ func (a *app) putInForce() {
 	a.setWorld(c)
 	var targets []scrape.Target
 	for _, s := range a.server.Endpoints() {
-		if s.Engine {
-			targets = append(targets, scrape.Target{Endpoint: s.Endpoint, Get: s.Transport.Fetch})
+		last := len(targets) - 1
+		switch {
+		case !s.Engine:
+		case last >= 0 && targets[last].Engines[0].Owner() == s.Endpoint.Owner(): // another rank of the same server
+			targets[last].Engines = append(targets[last].Engines, s.Endpoint)
+		default:
+			targets = append(targets, scrape.Target{Engines: []*picker.Endpoint{s.Endpoint}, Get: s.Transport.Fetch})
 		}
 	}
 	a.scraper.Set(scrape.Settings(c.World.Scrape))

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -42,7 +43,7 @@ const (
 	failing
 )
 
-// loop asks one endpoint, again and again.
+// loop asks one server, again and again.
 type loop struct {
 	Target
 	scraper *Scraper
@@ -55,6 +56,8 @@ type loop struct {
 	mute      bool      // the last scrape had no answer at all
 	probes    int       // probes in a row that failed
 	condition condition
+	samples   []picker.Sample // of the engines
+	shown     int             // how many engines the page has told of
 }
 
 // run takes turns until ctx is done.
@@ -84,7 +87,7 @@ func (l *loop) run(ctx context.Context) {
 // instant.
 func (l *loop) offset() time.Duration {
 	spread := min(l.scraper.settings.Load().Interval, slowest)
-	return time.Duration(l.Endpoint.Rank(0) % uint64(spread))
+	return time.Duration(l.Engines[0].Rank(0) % uint64(spread))
 }
 
 // turn does what is to be done now, and returns how long to wait.
@@ -92,7 +95,7 @@ func (l *loop) turn(ctx context.Context) time.Duration {
 	settings := l.scraper.settings.Load()
 	start := time.Now()
 	back := false
-	if l.Endpoint.Ejected(l.scraper.now()) {
+	if l.ejected() {
 		if !l.probe(ctx, settings) {
 			l.probes++
 			return rest(backoff(min(settings.Interval, slowest), l.probes), time.Since(start))
@@ -114,11 +117,13 @@ func (l *loop) turn(ctx context.Context) time.Duration {
 	}
 	if err != nil {
 		l.failures++
-		l.Endpoint.ScrapeFailed(l.scraper.now())
+		for _, e := range l.Engines {
+			e.ScrapeFailed(l.scraper.now())
+		}
 		// Nobody listens there: requests need not find out for themselves. A picker whose
 		// requests another proxy forwards has no other way to know.
-		if errors.Is(err, syscall.ECONNREFUSED) && l.Endpoint.Eject(l.scraper.now()) {
-			l.scraper.log.Warn("endpoint does not take connections", "endpoint", l.Endpoint.Address(), "error", err)
+		if errors.Is(err, syscall.ECONNREFUSED) && l.Engines[0].Eject(l.scraper.now()) {
+			l.scraper.log.Warn("endpoint does not take connections", "endpoint", l.address(), "error", err)
 		}
 	} else {
 		l.failures = 0
@@ -128,10 +133,23 @@ func (l *loop) turn(ctx context.Context) time.Duration {
 	return min(wait, slowest)
 }
 
-// readmit lets requests go to an endpoint whose probe succeeded.
+// address is where the server is.
+func (l *loop) address() string { return l.Engines[0].Address() }
+
+// ejected tells whether an engine of the server is.
+func (l *loop) ejected() bool {
+	now := l.scraper.now()
+	return slices.ContainsFunc(l.Engines, func(e *picker.Endpoint) bool { return e.Ejected(now) })
+}
+
+// readmit lets requests go to a server whose probe succeeded.
 func (l *loop) readmit() {
-	if l.Endpoint.Readmit() {
-		l.scraper.log.Info("endpoint takes connections again", "endpoint", l.Endpoint.Address())
+	back := false
+	for _, e := range l.Engines {
+		back = e.Readmit() || back
+	}
+	if back {
+		l.scraper.log.Info("endpoint takes connections again", "endpoint", l.address())
 	}
 }
 
@@ -152,25 +170,48 @@ func rest(period, took time.Duration) time.Duration {
 // errNoEngine says that a page was none of an engine.
 var errNoEngine = errors.New("no engine metrics on the page")
 
-// scrape reads the metrics page once and tells the endpoint.
+// scrape reads the metrics page once and tells the engines.
 func (l *loop) scrape(ctx context.Context, settings *Settings) error {
-	var sample picker.Sample
-	l.Endpoint.Asked(l.scraper.now())
+	now := l.scraper.now()
+	for _, e := range l.Engines {
+		e.Asked(now)
+	}
 	defer l.doubt(ctx, settings)()
+	engines := len(l.Engines)
 	err := l.get(ctx, settings.Timeout, settings.Path, func(page []byte) error {
 		if len(page) > maxPage {
 			return fmt.Errorf("the page is larger than %d bytes", maxPage)
 		}
-		if !Scan(page, &sample) {
+		found := false
+		if l.Engines[0].Engine() == "" {
+			found = Scan(page, &l.samples[0])
+		} else {
+			engines = ScanEngines(page, l.samples)
+			found = engines > 0
+		}
+		if !found {
 			return errNoEngine
 		}
 		return nil
 	})
-	if err == nil {
-		l.Endpoint.Observe(sample, l.scraper.now())
-	}
 	l.mute = unanswered(err)
-	return err
+	if err != nil {
+		return err
+	}
+	now = l.scraper.now()
+	for i, e := range l.Engines {
+		if i < engines {
+			e.Observe(l.samples[i], now)
+		} else {
+			e.ScrapeFailed(now)
+		}
+	}
+	if engines != l.shown && engines != len(l.Engines) {
+		l.scraper.log.Warn("the metrics page tells of another number of engines than ranks are configured", "endpoint", l.address(),
+			"engines", engines, "ranks", len(l.Engines))
+	}
+	l.shown = engines
+	return nil
 }
 
 // doubt asks for the engine's health if its metrics are not there soon, or were not the
@@ -217,7 +258,9 @@ func (l *loop) get(ctx context.Context, timeout time.Duration, path string, read
 		*buf = page
 	}
 	if !unanswered(err) {
-		l.Endpoint.Answered()
+		for _, e := range l.Engines {
+			e.Answered()
+		}
 	}
 	switch {
 	case err != nil:
@@ -242,7 +285,7 @@ func (l *loop) tell(err error, settings *Settings) {
 	if l.condition == was {
 		return
 	}
-	log := l.scraper.log.With("endpoint", l.Endpoint.Address(), "path", settings.Path)
+	log := l.scraper.log.With("endpoint", l.address(), "path", settings.Path)
 	switch l.condition {
 	case reading:
 		if was == untold {

@@ -2,6 +2,7 @@ package scrape
 
 import (
 	"bytes"
+	"slices"
 	"strconv"
 
 	"github.com/fairway-proxy/fairway/picker"
@@ -17,7 +18,7 @@ const (
 	kvUsage
 	oldKVUsage // what older vLLM calls kvUsage
 	prompt
-	promptBySource // only source="local_compute"
+	promptBySource // only what is new to the cache
 	queries
 	hits
 	generated
@@ -108,18 +109,74 @@ type totals struct {
 // page.
 func Scan(page []byte, s *picker.Sample) (engine bool) {
 	var t totals
+	scan(page, func(p point) { t.take(&p) })
+	return t.sample(s)
+}
+
+// maxEngines bounds how many engines are told apart on a page.
+const maxEngines = 256
+
+// ScanEngines is Scan for a page on which vLLM shows several engines, its
+// data-parallel ranks, by the label engine: a sample for each, in the order of
+// their numbers, which begin with that of the server's first rank. What has no such label,
+// such as the process's start time, is said of all. It returns how many there
+// are, which may be more or fewer than there is room for; samples of engines
+// that are not there know nothing.
+func ScanEngines(page []byte, samples []picker.Sample) (engines int) {
+	type numbered struct {
+		number int
+		totals
+	}
+	var all []numbered
+	var shared totals
+	scan(page, func(p point) {
+		n, err := strconv.Atoi(string(p.engine))
+		if err != nil {
+			shared.take(&p)
+			return
+		}
+		i := 0
+		for i < len(all) && all[i].number != n {
+			i++
+		}
+		if i == maxEngines {
+			return
+		}
+		if i == len(all) {
+			all = append(all, numbered{number: n})
+		}
+		all[i].take(&p)
+	})
+	slices.SortFunc(all, func(a, b numbered) int { return a.number - b.number })
+	clear(samples)
+	for i := range samples[:min(len(samples), len(all))] {
+		t := &all[i].totals
+		for from := range shared.slots {
+			if t.slots[from].n == 0 {
+				t.slots[from] = shared.slots[from]
+			}
+		}
+		t.maxLoras, t.running = shared.maxLoras, shared.running
+		t.sample(&samples[i])
+	}
+	return len(all)
+}
+
+// scan calls take with every point of a page that is of use.
+func scan(page []byte, take func(point)) {
 	for {
 		end := bytes.IndexByte(page, '\n')
 		if end < 0 {
-			break
+			return
 		}
 		line := page[:end]
 		page = page[end+1:]
 		if f := familyOf(line); f != nil {
-			f.read(line, &t)
+			if p, ok := f.parse(line); ok {
+				take(p)
+			}
 		}
 	}
-	return t.sample(s)
 }
 
 // familyOf returns the family that a line may belong to, by its first byte.
@@ -142,84 +199,98 @@ func familyOf(line []byte) *family {
 	return nil
 }
 
-// read adds up the line if it is of a series of the family.
-func (f *family) read(line []byte, t *totals) {
+// A point is a value of a series, and those of its labels that matter; what it
+// has not is nil.
+type point struct {
+	slot   slot
+	value  float64
+	fresh  bool   // of a source that is new to the cache: source="local_compute", or what another engine has computed
+	engine []byte // which of the server's engines it is about
+
+	block, blocks     []byte // of an info series
+	maxLoras, running []byte // of another
+}
+
+// parse reads a line if it is of a series of the family.
+func (f *family) parse(line []byte) (p point, ok bool) {
 	line = bytes.TrimLeft(line, " \t")
 	if len(line) <= len(f.prefix) || string(line[:len(f.prefix)]) != f.prefix {
-		return
+		return p, false
 	}
 	line = line[len(f.prefix):]
 	initial := line[0] - 'a'
 	if int(initial) >= len(f.byInitial) {
-		return
+		return p, false
 	}
 	for _, s := range f.byInitial[initial] {
 		n := len(s.name)
 		// The name ends here, or it is another's beginning.
 		if len(line) > n && string(line[:n]) == s.name && (line[n] == '{' || line[n] == ' ' || line[n] == '\t') {
-			t.read(s.slot, line[n:])
-			return
+			p.slot = s.slot
+			return p, p.parse(line[n:])
 		}
 	}
+	return p, false
 }
 
-// read adds what follows a name: labels, value, perhaps a timestamp and an
+// parse reads what follows a name: labels, value, perhaps a timestamp and an
 // exemplar.
-func (t *totals) read(into slot, rest []byte) {
-	var block, blocks []byte     // of an info series
-	var maxLoras, running []byte // of another
-	local := false
+func (p *point) parse(rest []byte) (ok bool) {
 	rest = bytes.TrimLeft(rest, " \t")
 	if len(rest) > 0 && rest[0] == '{' {
 		for rest = rest[1:]; ; {
 			name, value, after, ok := label(rest)
 			if !ok {
-				return
+				return false
 			}
 			rest = after
 			if name == nil {
 				break
 			}
 			switch string(name) {
+			case "engine":
+				p.engine = value
 			case "source":
-				local = string(value) == "local_compute"
+				p.fresh = string(value) == "local_compute" || string(value) == "external_kv_transfer"
 			case "block_size", "page_size":
-				block = value
+				p.block = value
 			case "num_gpu_blocks", "num_pages":
-				blocks = value
+				p.blocks = value
 			case "max_lora":
-				maxLoras = value
+				p.maxLoras = value
 			case "running_lora_adapters":
-				running = value
+				p.running = value
 			}
 		}
 	}
-	v, ok := number(firstField(rest))
-	if !ok {
-		return
-	}
-	switch into {
+	p.value, ok = number(firstField(rest))
+	return ok
+}
+
+// take adds up a point.
+func (t *totals) take(p *point) {
+	switch p.slot {
 	case promptBySource:
-		if local {
-			t.add(into, v)
+		if p.fresh {
+			t.add(p.slot, p.value)
 		}
 	case vllmCache, sglangCache:
-		t.add(into, v)
-		if v, ok := number(block); ok {
+		t.add(p.slot, p.value)
+		if v, ok := number(p.block); ok {
 			t.slots[blockSize].sum, t.slots[blockSize].n = v, 1
 		}
-		if v, ok := number(blocks); ok {
+		if v, ok := number(p.blocks); ok {
 			t.add(numBlocks, v)
 		}
 	case startTime:
-		t.slots[into].sum, t.slots[into].n = v, 1
+		t.slots[p.slot].sum, t.slots[p.slot].n = p.value, 1
 	case loras:
-		if newest := &t.slots[loras]; newest.n == 0 || v >= newest.sum {
-			newest.sum, newest.n = v, 1
-			t.maxLoras, t.running = maxLoras, running
+		if newest := &t.slots[loras]; newest.n == 0 || p.value >= newest.sum {
+			newest.sum, newest.n = p.value, 1
+			t.maxLoras, t.running = p.maxLoras, p.running
 		}
 	default:
-		t.add(into, v)
+		t.add(p.slot, p.value)
 	}
 }
 

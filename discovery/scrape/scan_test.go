@@ -284,8 +284,9 @@ func reference(page []byte) (s picker.Sample) {
 	if n := counts["vllm:kv_cache_usage_perc"]; n > 0 {
 		s.Set(picker.KVUsage, sums["vllm:kv_cache_usage_perc"]/n)
 	}
-	if name := "vllm:prompt_tokens_by_source_total/local_compute"; counts[name] > 0 {
-		s.Set(picker.PromptComputed, sums[name])
+	const bySource = "vllm:prompt_tokens_by_source_total/"
+	if own, sent := bySource+"local_compute", bySource+"external_kv_transfer"; counts[own]+counts[sent] > 0 {
+		s.Set(picker.PromptComputed, sums[own]+sums[sent])
 	} else if sums["vllm:prefix_cache_queries_total"] > 0 && counts["vllm:prefix_cache_hits_total"] > 0 {
 		s.Set(picker.PromptComputed, sums["vllm:prefix_cache_queries_total"]-sums["vllm:prefix_cache_hits_total"])
 	} else if counts["vllm:prompt_tokens_total"] > 0 {
@@ -348,4 +349,66 @@ func FuzzScan(f *testing.F) {
 			t.Errorf("got %s, without the last line %s", show(s), show(again))
 		}
 	})
+}
+
+// pageOf is a page of a real vLLM as it would be with these engines: each line of the one as often as there are, with its values
+// times their places.
+func pageOf(t testing.TB, engines ...int) []byte {
+	var b bytes.Buffer
+	line := regexp.MustCompile(`^(.*\{.*)engine="0"(.*\}) (\S+)$`)
+	for _, l := range strings.Split(string(page(t, "vllm-0.32.txt")), "\n") {
+		m := line.FindStringSubmatch(l)
+		if m == nil {
+			b.WriteString(l + "\n")
+			continue
+		}
+		v, err := strconv.ParseFloat(m[3], 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, e := range engines {
+			b.WriteString(m[1] + `engine="` + strconv.Itoa(e) + `"` + m[2] + " " + strconv.FormatFloat(float64(i+1)*v, 'g', -1, 64) + "\n")
+		}
+	}
+	return b.Bytes()
+}
+
+func TestScanEngines(t *testing.T) {
+	one := func(times float64) map[picker.Metric]float64 {
+		return map[picker.Metric]float64{
+			picker.Running: 0, picker.Waiting: 0, picker.KVUsage: 0, picker.PromptComputed: 2527 * times, picker.Generated: 122 * times,
+			picker.PrefixQueries: 5887 * times, picker.PrefixHits: 3360 * times, picker.Preemptions: 0, picker.BlockSize: 32,
+			picker.NumBlocks: 32768, picker.StartTime: 1.79538831126e+09,
+		}
+	}
+	for _, c := range []struct {
+		engines []int
+		room    int
+		want    []float64 // of each sample: times the page; 0: it knows nothing
+	}{
+		{[]int{0}, 1, []float64{1}},
+		{[]int{0, 1, 2, 3}, 4, []float64{1, 2, 3, 4}},
+		{[]int{0, 1}, 3, []float64{1, 2, 0}},
+		{[]int{0, 1, 2}, 2, []float64{1, 2}},
+		{[]int{8, 9, 10}, 3, []float64{1, 2, 3}}, // of a server whose first rank is 8
+		{[]int{11, 10, 9}, 3, []float64{3, 2, 1}},
+	} {
+		samples := make([]picker.Sample, c.room)
+		samples[0].Set(picker.Running, 7) // from before
+		if n := ScanEngines(pageOf(t, c.engines...), samples); n != len(c.engines) {
+			t.Errorf("%v: %d engines", c.engines, n)
+		}
+		for i, times := range c.want {
+			want := sampleOf(one(times))
+			if times == 0 {
+				want = picker.Sample{}
+			}
+			if show(samples[i]) != show(want) {
+				t.Errorf("engines %v, the %d.: %s, want %s", c.engines, i, show(samples[i]), show(want))
+			}
+		}
+	}
+	if n := ScanEngines([]byte("process_start_time_seconds 1\nvllm:num_requests_running 3\n"), nil); n != 0 {
+		t.Errorf("%d engines on a page that tells none apart", n)
+	}
 }

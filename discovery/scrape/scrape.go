@@ -9,7 +9,10 @@
 // and a slow or silent one delays no other. Where they take long it is asked for its
 // health beside: an engine that answers neither is silent to the picker.
 //
-// Each endpoint has one goroutine, (*loop).run, which owns the loop's state.
+// Of a server with several engines, each an endpoint, the page is read once and
+// split among them.
+//
+// Each server has one goroutine, (*loop).run, which owns the loop's state.
 // The set of loops is guarded by Scraper.mu, the settings are one immutable
 // value behind an atomic pointer.
 package scrape
@@ -17,6 +20,7 @@ package scrape
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -58,10 +62,12 @@ type Config struct {
 	Log *slog.Logger
 }
 
-// Target is an endpoint and the way to it.
+// Target is a server and the way to it.
 type Target struct {
-	Endpoint *picker.Endpoint
-	// Get fetches a page by the transport that requests to the endpoint take,
+	// Engines are its endpoints: one, or as many as it has data-parallel ranks, in
+	// their order.
+	Engines []*picker.Endpoint
+	// Get fetches a page by the transport that requests to the server take,
 	// and appends its body to buf. It returns when ctx is done.
 	Get func(ctx context.Context, path string, buf []byte) (status int, body []byte, err error)
 }
@@ -75,8 +81,8 @@ type Scraper struct {
 
 	settings atomic.Pointer[Settings] // never nil
 
-	mu     sync.Mutex // guards what follows
-	loops  map[*picker.Endpoint]*loop
+	mu     sync.Mutex                 // guards what follows
+	loops  map[*picker.Endpoint]*loop // by the first of their engines
 	closed bool
 
 	running sync.WaitGroup // one for each loop that has not returned
@@ -113,8 +119,8 @@ func (s *Scraper) Set(settings Settings) {
 	}
 }
 
-// Sync makes targets the set that is scraped. An endpoint that stays, by its
-// pointer, keeps its rhythm, its state and its Get. One that has gone is left
+// Sync makes targets the set that is scraped. A server whose engines stay, by
+// their pointers, keeps its rhythm, its state and its Get. One that has gone is left
 // at once, in the middle of a scrape if need be. After Close it does nothing.
 func (s *Scraper) Sync(targets []Target) {
 	s.mu.Lock()
@@ -125,15 +131,17 @@ func (s *Scraper) Sync(targets []Target) {
 	gone := s.loops
 	s.loops = make(map[*picker.Endpoint]*loop, len(targets))
 	for _, t := range targets {
-		l := gone[t.Endpoint]
-		if l == nil {
-			l = s.loops[t.Endpoint] // named twice
+		first := t.Engines[0]
+		if s.loops[first] != nil {
+			continue // named twice
 		}
-		if l == nil {
+		l := gone[first]
+		if l != nil && slices.Equal(l.Engines, t.Engines) {
+			delete(gone, first)
+		} else {
 			l = s.start(t)
 		}
-		s.loops[t.Endpoint] = l
-		delete(gone, t.Endpoint)
+		s.loops[first] = l
 	}
 	for _, l := range gone {
 		l.stop()
@@ -148,6 +156,8 @@ func (s *Scraper) start(t Target) *loop {
 		scraper: s,
 		stop:    stop,
 		changed: make(chan struct{}, 1),
+		samples: make([]picker.Sample, len(t.Engines)),
+		shown:   len(t.Engines),
 	}
 	s.running.Go(func() { l.run(ctx) })
 	return l

@@ -167,7 +167,7 @@ func TestScraperReadsOverHTTP(t *testing.T) {
 	now := func() time.Duration { return time.Since(origin) }
 	s := New(Config{Settings: Settings{Interval: ms}, Now: now})
 	defer s.Close()
-	s.Sync([]Target{{e, get}})
+	s.Sync([]Target{{[]*picker.Endpoint{e}, get}})
 	for range 3 { // when it is asked again, the page before has been taken in
 		if path := <-asked; path != "/metrics" {
 			t.Errorf("asked for %s", path)
@@ -187,7 +187,7 @@ func TestScrapesAreSpreadAndRegular(t *testing.T) {
 		var targets []Target
 		for i, e := range endpoints(n) {
 			engines[i] = newEngine()
-			targets = append(targets, Target{e, engines[i].get})
+			targets = append(targets, Target{[]*picker.Endpoint{e}, engines[i].get})
 		}
 		s.Sync(targets)
 		pass(time.Second - 1)
@@ -219,7 +219,7 @@ func TestSlowScrapesMissBeatsAndNeverOverlap(t *testing.T) {
 		})
 		s := New(Config{})
 		defer s.Close()
-		s.Sync([]Target{{endpoints(1)[0], e.get}})
+		s.Sync([]Target{{[]*picker.Endpoint{endpoints(1)[0]}, e.get}})
 		pass(4 * time.Second)
 		asked := e.since()
 		if len(asked) < 9 {
@@ -270,7 +270,7 @@ func TestFailuresAreToldOnceAndBackOff(t *testing.T) {
 				e, ep, log := newEngine(), endpoints(1)[0], &logged{}
 				s := New(Config{Log: log.logger()})
 				defer s.Close()
-				s.Sync([]Target{{ep, e.get}})
+				s.Sync([]Target{{[]*picker.Endpoint{ep}, e.get}})
 				pass(time.Second)
 				if lines := log.lines(); len(lines) != 0 {
 					t.Errorf("logged while all is well: %q", lines)
@@ -317,7 +317,7 @@ func TestEjectedEndpointIsProbedBack(t *testing.T) {
 		e, ep := newEngine(), endpoints(1)[0]
 		s := New(Config{Now: now, Log: (&logged{}).logger()})
 		defer s.Close()
-		s.Sync([]Target{{ep, e.get}})
+		s.Sync([]Target{{[]*picker.Endpoint{ep}, e.get}})
 		pass(time.Second)
 
 		// Refused again and again: ejected for 1, 2, 4, 8, 16 s.
@@ -373,7 +373,7 @@ func TestRefusedConnectionEjects(t *testing.T) {
 		e, ep := newEngine(), endpoints(1)[0]
 		s := New(Config{Now: now, Log: slog.New(slog.DiscardHandler)})
 		defer s.Close()
-		s.Sync([]Target{{ep, e.get}})
+		s.Sync([]Target{{[]*picker.Endpoint{ep}, e.get}})
 		for _, tt := range []struct {
 			err  error
 			want bool
@@ -425,7 +425,7 @@ func TestSilence(t *testing.T) {
 				e, ep := newEngine(), endpoints(1)[0]
 				s := New(Config{Settings: Settings{Timeout: test.timeout}, Now: now, Log: slog.New(slog.DiscardHandler)})
 				defer s.Close()
-				s.Sync([]Target{{ep, e.get}})
+				s.Sync([]Target{{[]*picker.Endpoint{ep}, e.get}})
 				pass(time.Second)
 				e.answers(test.answer)
 				pass(1100 * ms)
@@ -462,7 +462,7 @@ func TestEjectionIsNoticedWhateverTheInterval(t *testing.T) {
 		e, ep := newEngine(), endpoints(1)[0]
 		s := New(Config{Settings: Settings{Interval: time.Hour}, Now: now})
 		defer s.Close()
-		s.Sync([]Target{{ep, e.get}})
+		s.Sync([]Target{{[]*picker.Endpoint{ep}, e.get}})
 		pass(time.Minute)
 		if n := len(e.since()); n != 1 {
 			t.Errorf("scraped %d times in the first minute of an hour", n)
@@ -495,14 +495,14 @@ func TestSync(t *testing.T) {
 		}))
 		log := &logged{}
 		s := New(Config{Settings: Settings{Timeout: time.Hour}, Log: log.logger()})
-		s.Sync([]Target{{eps[0], a.get}, {eps[1], b.get}, {eps[0], other.get}})
+		s.Sync([]Target{{[]*picker.Endpoint{eps[0]}, a.get}, {[]*picker.Endpoint{eps[1]}, b.get}, {[]*picker.Endpoint{eps[0]}, other.get}})
 		pass(time.Second)
 		if len(a.since()) != 10 || scrapes(b.since()) != 1 || len(other.since()) != 0 {
 			t.Error("not asked as often as they should be")
 		}
 		// The one that stays goes on as it was, the other is left at once.
 		for range 1000 {
-			s.Sync([]Target{{eps[0], other.get}})
+			s.Sync([]Target{{[]*picker.Endpoint{eps[0]}, other.get}})
 		}
 		synctest.Wait()
 		if cut != context.Canceled {
@@ -521,7 +521,7 @@ func TestSync(t *testing.T) {
 			t.Errorf("asked %d times after it has gone", n)
 		}
 		b.since()
-		s.Sync([]Target{{eps[1], b.get}})
+		s.Sync([]Target{{[]*picker.Endpoint{eps[1]}, b.get}})
 		pass(time.Second)
 		if n := scrapes(b.since()); n != 1 {
 			t.Errorf("asked %d times after it was back", n)
@@ -530,7 +530,7 @@ func TestSync(t *testing.T) {
 		if ended != 2 {
 			t.Errorf("%d scrapes have ended when Close returns, want 2", ended)
 		}
-		s.Sync([]Target{{eps[0], a.get}})
+		s.Sync([]Target{{[]*picker.Endpoint{eps[0]}, a.get}})
 		pass(time.Second)
 		if n := len(a.since()); n != 0 {
 			t.Errorf("asked %d times after Close", n)
@@ -547,7 +547,7 @@ func TestSettingsChangeAtOnce(t *testing.T) {
 		e := newEngine()
 		s := New(Config{Settings: Settings{Interval: time.Hour}})
 		defer s.Close()
-		s.Sync([]Target{{endpoints(1)[0], e.get}})
+		s.Sync([]Target{{[]*picker.Endpoint{endpoints(1)[0]}, e.get}})
 		pass(time.Minute)
 		e.since()
 		s.Set(Settings{Interval: 10 * ms, Path: "/m"})
@@ -573,12 +573,13 @@ func TestScrapeAllocatesNoPages(t *testing.T) {
 	real := page(t, "vllm-0.32.txt")
 	l := &loop{
 		Target: Target{
-			Endpoint: endpoints(1)[0],
+			Engines: endpoints(1),
 			Get: func(_ context.Context, _ string, buf []byte) (int, []byte, error) {
 				return 200, append(buf, real...), nil
 			},
 		},
 		scraper: New(Config{}),
+		samples: make([]picker.Sample, 1),
 	}
 	result := testing.Benchmark(func(b *testing.B) {
 		for b.Loop() {
@@ -591,4 +592,53 @@ func TestScrapeAllocatesNoPages(t *testing.T) {
 		t.Errorf("%d bytes allocated", n)
 	}
 	t.Logf("%v a turn, %d allocations of %d bytes", time.Duration(result.NsPerOp()), result.AllocsPerOp(), result.AllocedBytesPerOp())
+}
+
+// A server of several engines has one page, which is read once for all of them.
+func TestEnginesShareAPage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := picker.NewPool(picker.Config{})
+		p.SetEndpoints([]picker.Spec{{Address: "10.0.0.1:8000", Engine: "0"}, {Address: "10.0.0.1:8000", Engine: "1"}, {Address: "10.0.0.1:8000", Engine: "2"}})
+		e := newEngine()
+		e.answers(func(context.Context, string) (int, string, error) {
+			return 200, "vllm:num_requests_running{engine=\"0\"} 5\nvllm:num_requests_running{engine=\"1\"} 9\n", nil
+		})
+		log := &logged{}
+		s := New(Config{Log: log.logger()})
+		defer s.Close()
+		eps := p.Endpoints()
+		s.Sync([]Target{{eps, e.get}})
+		pass(time.Second)
+		if n := len(e.since()); n != 10 {
+			t.Errorf("asked %d times in ten intervals", n)
+		}
+		for i, want := range []float64{5, 9} {
+			load := eps[i].Load(0)
+			if got, _ := load.Scrape.Get(picker.Running); got != want {
+				t.Errorf("engine %d runs %v, want %v", i, got, want)
+			}
+		}
+		if l := eps[2].Load(0); l.ScrapeAge >= 0 || l.ScrapeFailures != 10 {
+			t.Errorf("the engine that is not there: %+v", l)
+		}
+		if lines := log.lines(); len(lines) != 1 || !strings.Contains(lines[0], "engines=2 ranks=3") {
+			t.Errorf("logged %q", lines)
+		}
+
+		// It goes and comes back as a whole, by one probe at a time.
+		e.answers(func(context.Context, string) (int, string, error) { return 0, "", syscall.ECONNREFUSED })
+		pass(time.Second)
+		for _, ep := range eps {
+			if !ep.Ejected(s.now()) {
+				t.Errorf("%s is not ejected", ep.Name())
+			}
+		}
+		e.answers(nil)
+		pass(2 * time.Second)
+		for _, ep := range eps {
+			if ep.Ejected(s.now()) {
+				t.Errorf("%s is still ejected", ep.Name())
+			}
+		}
+	})
 }
