@@ -65,7 +65,7 @@ func (c *consultation) Choose(ctx context.Context, r *picker.Request) (Choice, e
 	pool := c.x.pool
 	for _, e := range c.endpoints {
 		if !slices.Contains(r.Exclude, e) {
-			return Choice{Lease: pool.picker.Reserve(e, r, Now()), Transport: e.Owner().(*upstream.Transport)}, nil
+			return Choice{Lease: pool.reserve(e, r), Transport: e.Owner().(*upstream.Transport)}, nil
 		}
 	}
 	if !c.picker.failsOpen() {
@@ -276,7 +276,7 @@ func (p *pool) standing(now time.Duration) []string {
 	}
 	list := make([]string, 0, up)
 	for _, e := range all {
-		if !e.Ejected(now) {
+		if !e.Ejected(now) && !slices.Contains(list, e.Address()) {
 			list = append(list, e.Address())
 		}
 	}

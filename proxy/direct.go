@@ -30,7 +30,9 @@ type director interface {
 // answer pass.
 func (x *Exchange) direct(d director) error {
 	if subset, ok := d.Subset(); ok {
-		x.exclude(func(e *picker.Endpoint) bool { return !slices.Contains(subset, e.Address()) })
+		x.tried = x.tried[:0]
+		x.passOver(func(e *picker.Endpoint) bool { return !slices.Contains(subset, e.Address()) })
+		x.want.Exclude = x.tried
 	}
 	asked := Now()
 	choice, err := x.pool.chooser.Choose(x.ctx, &x.want)
@@ -42,6 +44,8 @@ func (x *Exchange) direct(d director) error {
 	outcome := picker.Failed
 	defer func() { lease.End(Now(), outcome) }()
 	x.noteChoice(&lease)
+	x.prefilled = true // by the client's word, perhaps: fields have not been judged
+	x.steer(&lease)
 	d.Direct(inOrder(lease.Endpoint(), x.weighed, 1+x.server.config.Fallbacks))
 	x.begun = true
 
@@ -59,7 +63,7 @@ func (x *Exchange) direct(d director) error {
 		return errGone
 	}
 	x.settled()
-	if served := d.Served(); served != "" && served != x.record.Endpoint {
+	if served := d.Served(); served != "" && served != lease.Endpoint().Address() {
 		x.follow(&lease, served)
 	}
 	_, outcome = x.relay(d, &lease)
@@ -74,7 +78,8 @@ func (x *Exchange) follow(lease *picker.Lease, served string) {
 	lease.End(now, picker.NeverSent)
 	x.noteFailure(lease.Endpoint(), errPassedOver)
 	endpoints := x.pool.picker.Endpoints()
-	i := slices.IndexFunc(endpoints, func(e *picker.Endpoint) bool { return e.Address() == served })
+	engine := lease.Endpoint().Engine()
+	i := slices.IndexFunc(endpoints, func(e *picker.Endpoint) bool { return e.Address() == served && e.Engine() == engine })
 	if i < 0 {
 		return // it has left the pool: the lease that has ended stands in
 	}
@@ -86,19 +91,9 @@ func (x *Exchange) follow(lease *picker.Lease, served string) {
 // errPassedOver is why another endpoint answered than the one that was named first.
 var errPassedOver = errors.New("the proxy turned to another endpoint")
 
-// exclude has the next pick pass over the endpoints that out says.
-func (x *Exchange) exclude(out func(*picker.Endpoint) bool) {
-	x.tried = x.tried[:0]
-	for _, e := range x.pool.picker.Endpoints() {
-		if out(e) {
-			x.tried = append(x.tried, e)
-		}
-	}
-	x.want.Exclude = x.tried
-}
-
 // inOrder names the endpoint that was picked, and those to turn to after it: most
-// of them together.
+// of them together. The head says the same to all of them: each is the like engine of
+// its server.
 func inOrder(picked *picker.Endpoint, candidates []picker.Candidate, most int) string {
 	slices.SortStableFunc(candidates, func(a, b picker.Candidate) int {
 		switch picked {
@@ -109,12 +104,11 @@ func inOrder(picked *picker.Endpoint, candidates []picker.Candidate, most int) s
 		}
 		return cmp.Compare(a.Score, b.Score)
 	})
-	var list strings.Builder
-	for i := range candidates[:min(most, len(candidates))] {
-		if i > 0 {
-			list.WriteByte(',')
+	var list []string
+	for i := range candidates {
+		if e := candidates[i].Endpoint; e.Engine() == picked.Engine() && len(list) < most {
+			list = append(list, e.Address())
 		}
-		list.WriteString(candidates[i].Endpoint.Address())
 	}
-	return list.String()
+	return strings.Join(list, ",")
 }

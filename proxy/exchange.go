@@ -56,6 +56,8 @@ type progress struct {
 	kind      openai.Kind
 	chooser   Chooser           // of the pool, or consult
 	early     bool              // an endpoint is chosen by the start of the body
+	steered   bool              // the head says which engine of the endpoint is meant
+	prefilled bool              // and which computes its prompt
 	unread    bool              // it goes to a plain pool, so that the body is not looked at
 	override  string            // the name that a field asks to be served by, if that is believed
 	objective string            // what it asks to be ranked by
@@ -297,6 +299,7 @@ func (x *Exchange) measure() {
 	x.want.Model = x.target
 	x.want.MaxTokens = x.read.MaxTokens
 	x.want.Stream = x.read.Stream
+	x.want.RemotePrefill = x.remotePrefill()
 }
 
 // edit has the body say upstream what it is to say there.
@@ -324,6 +327,7 @@ func (x *Exchange) attempt() (again bool, err error) {
 	outcome := picker.NeverSent
 	defer func() { choice.Lease.End(Now(), outcome) }()
 
+	x.steer(&choice.Lease)
 	conn, err := x.connect(choice.Transport)
 	if err != nil {
 		return x.unreachable(endpoint, err)
@@ -357,7 +361,7 @@ func (x *Exchange) attempt() (again bool, err error) {
 	}
 	if x.triesAgain(x.answer.Status) {
 		outcome = outcomeOf(x.answer.Status)
-		x.sendAgain(endpoint, fmt.Errorf("%s: answered with status %d", endpoint.Address(), x.answer.Status))
+		x.sendAgain(endpoint, fmt.Errorf("%s: answered with status %d", endpoint.Name(), x.answer.Status))
 		return true, nil
 	}
 	x.settled()

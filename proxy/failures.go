@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"runtime/debug"
+	"slices"
 
 	"github.com/fairway-proxy/fairway/picker"
 	"github.com/fairway-proxy/fairway/picker/queue"
@@ -35,11 +36,12 @@ func (x *Exchange) unreachable(e *picker.Endpoint, err error) (again bool, _ err
 		return true, nil
 	}
 	if e.Eject(Now()) {
-		x.server.log.Warn("endpoint does not take connections", "pool", x.pool.name, "endpoint", e.Address(), "error", err)
+		x.server.log.Warn("endpoint does not take connections", "pool", x.pool.name, "endpoint", e.Name(), "error", err)
 	} else if x.refuges++; x.refuges == maxRefuges {
 		return false, errUpstream(err)
 	}
 	x.tryElsewhere(e, err)
+	x.passOver(func(o *picker.Endpoint) bool { return o.SameServer(e) })
 	return true, nil
 }
 
@@ -49,12 +51,12 @@ func (x *Exchange) unreachable(e *picker.Endpoint, err error) (again bool, _ err
 func (x *Exchange) unanswered(e *picker.Endpoint, conn carrier, err error) (again bool, _ error) {
 	if conn.TimedOut() {
 		if x.retryRule() != nil && x.attemptOver() && x.maySendAgain() {
-			x.sendAgain(e, fmt.Errorf("%s: %w", e.Address(), err))
+			x.sendAgain(e, fmt.Errorf("%s: %w", e.Name(), err))
 			return true, nil
 		}
 		return false, x.timeout()
 	}
-	x.failure, x.record.Unanswered = fmt.Errorf("%s: %w", e.Address(), err), true
+	x.failure, x.record.Unanswered = fmt.Errorf("%s: %w", e.Name(), err), true
 	switch {
 	case conn.Used() && x.resends == 0 && !x.body.lost:
 		// Engines close idle connections, now and then in the very moment one
@@ -82,6 +84,7 @@ func (x *Exchange) maySendAgain() bool {
 // that has not failed it. A route that asks for more begins with all of them anew.
 func (x *Exchange) sendAgain(e *picker.Endpoint, why error) {
 	x.resends++
+	x.want.RemotePrefill = 0 // whether this or the other endpoint failed is not known
 	if x.retry != nil {
 		x.retry.end()
 		x.retry = nil
@@ -89,6 +92,15 @@ func (x *Exchange) sendAgain(e *picker.Endpoint, why error) {
 	x.tryElsewhere(e, why)
 	if x.retryRule() != nil && len(x.tried) >= len(x.pool.picker.Endpoints()) {
 		x.tried = x.tried[:0]
+	}
+}
+
+// passOver has the next pick pass over those of the pool's endpoints that out says.
+func (x *Exchange) passOver(out func(*picker.Endpoint) bool) {
+	for _, e := range x.pool.picker.Endpoints() {
+		if out(e) && !slices.Contains(x.tried, e) {
+			x.tried = append(x.tried, e)
+		}
 	}
 }
 

@@ -88,7 +88,7 @@ func (x *Exchange) tellPool() error {
 	if err := x.receive(x.serving.bodyLimit + 1); err != nil {
 		return err
 	}
-	replies := x.askAll(x.pool.endpoints(), 0)
+	replies := x.askAll(servers(x.pool.picker.All()), 0)
 	if x.gone() {
 		return errGone
 	}

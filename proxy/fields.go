@@ -67,7 +67,7 @@ func ours(name []byte) bool {
 }
 
 // protected tells of a field that neither a picker nor an authorizer may set: one that speaks of the
-// request's framing or its way, or one that only the proxy says.
+// request's framing or its way, or one that only the proxy says. Who does parts of the work is for them to say.
 func protected(name []byte) bool {
-	return message.Framing(name) || message.EqualFold(name, "x-request-id") || ours(name) || authz.Drops(name, false)
+	return message.Framing(name) || message.EqualFold(name, "x-request-id") || ours(name) || authz.Drops(name, false) && !authz.Steers(name)
 }

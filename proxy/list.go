@@ -116,7 +116,7 @@ func (x *Exchange) offers() (offers []offer, fields []message.Field, replies []r
 	var transports []*upstream.Transport
 	ends := make([]int, len(pools)) // of each pool's in transports
 	for i, p := range pools {
-		transports = append(transports, p.endpoints()...)
+		transports = append(transports, servers(p.picker.Endpoints())...)
 		ends[i] = len(transports)
 	}
 	replies = x.askAll(transports, bound)

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/fairway-proxy/fairway/picker"
 	"github.com/fairway-proxy/fairway/proxy/authz"
 	"github.com/fairway-proxy/fairway/proxy/hbone"
 	"github.com/fairway-proxy/fairway/proxy/route"
@@ -42,8 +43,12 @@ func destinations(w *World, pools map[string]*pool, guards *authz.Compiler) map[
 				if err != nil || w.Workloads != nil && !meant[a.Addr()] {
 					continue
 				}
+				protocol := PortAuto
+				if e.Role == RolePrefill {
+					protocol = PortTCP // what other engines ask of it is not for us to route
+				}
 				if all[a.String()] == nil || !w.Pools[i].Plain { // an engine may be behind a Service too
-					all[a.String()] = &destination{host: e.Address, protocol: PortAuto, pool: pools[w.Pools[i].Name], pod: e.Address, guard: guard}
+					all[a.String()] = &destination{host: e.Address, protocol: protocol, pool: pools[w.Pools[i].Name], pod: e.Address, guard: guard}
 				}
 			}
 		}
@@ -209,9 +214,5 @@ func (x *Exchange) pin() {
 	if !x.pinned() {
 		return
 	}
-	for _, e := range x.pool.picker.Endpoints() {
-		if e.Address() != x.dest.pod {
-			x.tried = append(x.tried, e)
-		}
-	}
+	x.passOver(func(e *picker.Endpoint) bool { return e.Address() != x.dest.pod })
 }

@@ -33,7 +33,7 @@ func (x *Exchange) takeLoad(e *picker.Endpoint) {
 	}
 	kv, ok1 := loadValue(report, "kv_cache_usage_perc")
 	waiting, ok2 := loadValue(report, "num_requests_waiting")
-	if ok1 && ok2 {
+	if ok1 && ok2 && e.Engine() == "" { // of several engines it does not say which it is about
 		e.ObserveAnswer(kv, waiting, Now())
 	}
 	if !x.loadAsked {

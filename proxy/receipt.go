@@ -21,7 +21,7 @@ func (x *Exchange) notePick(asked time.Duration) {
 
 // noteFailure keeps that an endpoint failed.
 func (x *Exchange) noteFailure(e *picker.Endpoint, why error) {
-	x.record.Pick.Fail(e.Address(), Now()-x.start, why)
+	x.record.Pick.Fail(e.Name(), Now()-x.start, why)
 }
 
 // noteChoice keeps where the request goes, whether for the first time or again, and what was thought of it.
@@ -29,7 +29,11 @@ func (x *Exchange) noteChoice(l *picker.Lease) {
 	if x.record.Endpoint != "" {
 		x.record.Retries++
 	}
-	x.record.Endpoint = l.Endpoint().Address()
+	x.record.Endpoint = l.Endpoint().Name()
+	x.record.Pick.Prefill = ""
+	if p := l.Prefill(); p != nil {
+		x.record.Pick.Prefill = p.Name()
+	}
 	x.record.PredictedTokens, x.record.PredictedHit = l.PromptTokens(), l.HitTokens()
 
 	p, pool := &x.record.Pick, x.pool.picker
@@ -68,7 +72,7 @@ func (x *Exchange) noteChoice(l *picker.Lease) {
 			p.PredictedTTFT = time.Duration(min(costs.FirstToken, 1e6) * float64(time.Second))
 		}
 		p.Candidates[at] = account.Candidate{
-			Endpoint: c.Endpoint.Address(), Score: c.Score,
+			Endpoint: c.Endpoint.Name(), Score: c.Score,
 			Queue: costs.Queue, Prompt: costs.Prompt, Adapter: costs.Adapter, Inflicted: costs.Inflicted, Pressure: costs.Pressure,
 			HitTokens: c.Hit, UncachedTokens: c.Uncached, QueuedTokens: c.Queued, Requests: c.InFlight,
 			KV: c.KV, SecondsPerToken: c.Speed, Home: c.Home,
@@ -99,6 +103,10 @@ func (x *Exchange) appendReceipt(dst []byte, lease *picker.Lease) []byte {
 	dst = openai.AppendQuoted(dst, x.pool.name)
 	dst = append(dst, `,"endpoint":`...)
 	dst = openai.AppendQuoted(dst, x.record.Endpoint)
+	if x.record.Pick.Prefill != "" {
+		dst = append(dst, `,"prefill":`...)
+		dst = openai.AppendQuoted(dst, x.record.Pick.Prefill)
+	}
 	dst = append(dst, `,"prompt_tokens":`...)
 	dst = strconv.AppendInt(dst, int64(lease.PromptTokens()), 10)
 	dst = append(dst, `,"cached_tokens":`...)

@@ -6,6 +6,8 @@ import (
 	"crypto/x509"
 	"errors"
 	"net"
+	"slices"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -45,6 +47,8 @@ type serving struct {
 	modelNames ModelNames
 	explain    ExplainMode
 	timeouts   Timeouts
+
+	remotePrefill int
 }
 
 // pool is what outlives Worlds of a Pool: the picker's knowledge of its
@@ -79,6 +83,8 @@ func (s *Server) SetWorld(w *World) {
 		modelNames: or(w.ModelNames, ModelAsked),
 		explain:    or(w.Explain, ExplainOnRequest),
 		timeouts:   w.Timeouts,
+
+		remotePrefill: or(w.RemotePrefill, DefaultRemotePrefill),
 	}
 	s.buffers.limit.Store(or(w.Limits.Buffers, DefaultBufferLimit))
 
@@ -152,9 +158,11 @@ func (s *Server) updatePool(w *Pool, connect, interval time.Duration) *pool {
 		p.line, p.picker = newLine(config)
 		p.chooser = embedded{p.line}
 	}
-	specs := make([]picker.Spec, len(w.Endpoints))
+	specs := make([]picker.Spec, 0, len(w.Endpoints))
 	named := make(map[Endpoint]bool, len(w.Endpoints))
-	for i, e := range w.Endpoints {
+	for _, e := range w.Endpoints {
+		ranks, role := min(e.Ranks, MaxRanks), roles[e.Role]
+		e.Ranks, e.Role = 0, "" // they say nothing of how it is reached
 		named[e] = true
 		t := p.transports[e]
 		if t == nil {
@@ -162,7 +170,13 @@ func (s *Server) updatePool(w *Pool, connect, interval time.Duration) *pool {
 			p.transports[e] = t
 		}
 		t.SetConnectTimeout(connect)
-		specs[i] = picker.Spec{Address: e.Address, UID: e.UID, Owner: t}
+		spec := picker.Spec{Address: e.Address, UID: e.UID, Role: role, Owner: t}
+		for rank := range max(ranks, 1) {
+			if ranks > 1 {
+				spec.Engine = strconv.Itoa(rank)
+			}
+			specs = append(specs, spec)
+		}
 	}
 	p.picker.SetEndpoints(specs)
 	for e, t := range p.transports {
@@ -173,6 +187,9 @@ func (s *Server) updatePool(w *Pool, connect, interval time.Duration) *pool {
 	}
 	return p
 }
+
+// roles are those of the picker.
+var roles = map[Role]picker.Role{RoleBoth: picker.Both, RolePrefill: picker.Prefill}
 
 // transport makes the way to an endpoint.
 func (s *Server) transport(e Endpoint) *upstream.Transport {
@@ -198,11 +215,13 @@ func (s *Server) transport(e Endpoint) *upstream.Transport {
 	return t
 }
 
-// endpoints are the ways to the pool's present endpoints.
-func (p *pool) endpoints() []*upstream.Transport {
+// servers are the ways to endpoints, to those of one server once.
+func servers(endpoints []*picker.Endpoint) []*upstream.Transport {
 	var all []*upstream.Transport
-	for _, e := range p.picker.Endpoints() {
-		all = append(all, e.Owner().(*upstream.Transport))
+	for _, e := range endpoints {
+		if t := e.Owner().(*upstream.Transport); !slices.Contains(all, t) {
+			all = append(all, t)
+		}
 	}
 	return all
 }
@@ -281,7 +300,7 @@ func (s *Server) Endpoints() []EndpointState {
 	}
 	var all []EndpointState
 	for _, p := range v.pools {
-		for _, e := range p.picker.Endpoints() {
+		for _, e := range p.picker.All() {
 			all = append(all, EndpointState{p.name, !p.plain && !v.opaque(p), e, e.Owner().(*upstream.Transport)})
 		}
 	}

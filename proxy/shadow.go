@@ -38,7 +38,7 @@ func (x *Exchange) noteShadow(chosen *picker.Candidate) {
 	other := &x.weighed[s.policy.Choose(x.shadowed, &x.want)]
 	pool := x.pool.picker
 	x.record.Pick.Shadow = account.Shadow{
-		Policy: string(s.name), Endpoint: other.Endpoint.Address(), Agrees: other == chosen,
+		Policy: string(s.name), Endpoint: other.Endpoint.Name(), Agrees: other == chosen,
 		FirstToken: pool.Costs(other).FirstToken, Chosen: pool.Costs(chosen).FirstToken,
 	}
 }

@@ -86,8 +86,8 @@ type connections struct {
 	at map[*picker.Endpoint]int // guarded by mu
 }
 
-// least takes a place at the endpoint that has the fewest, of those that are not in
-// tried and, if there is one, take connections. It gives nil without one.
+// least takes a place at the endpoint that has the fewest, of those whose server is not
+// in tried and, if there is one, take connections. It gives nil without one.
 func (n *connections) least(all, tried []*picker.Endpoint, pod string) *picker.Endpoint {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -95,7 +95,7 @@ func (n *connections) least(all, tried []*picker.Endpoint, pod string) *picker.E
 	var ejected bool
 	now, ties := Now(), 0
 	for _, e := range all {
-		if slices.Contains(tried, e) || pod != "" && e.Address() != pod {
+		if slices.ContainsFunc(tried, e.SameServer) || pod != "" && e.Address() != pod {
 			continue
 		}
 		out := e.Ejected(now)
@@ -234,8 +234,12 @@ func (s *Server) serveTCP(client *sock.Conn, peer *hbone.Peer, d *destination) {
 func (s *Server) dialTCP(client *sock.Conn, rec *account.Record, d *destination) (conn *sock.Conn, leave func(), err error) {
 	var tried []*picker.Endpoint
 	err = picker.ErrNoEndpoints
+	all := d.pool.picker.Endpoints()
+	if d.pod != "" {
+		all = d.pool.picker.All()
+	}
 	for {
-		e := d.pool.connections.least(d.pool.picker.Endpoints(), tried, d.pod)
+		e := d.pool.connections.least(all, tried, d.pod)
 		if e == nil {
 			rec.Reason = "fairway_no_endpoint"
 			if len(tried) > 0 {

@@ -6,6 +6,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/fairway-proxy/fairway/picker"
 	"github.com/fairway-proxy/fairway/picker/queue"
 	"github.com/fairway-proxy/fairway/proxy/authz"
 	"github.com/fairway-proxy/fairway/proxy/extauthz"
@@ -61,6 +62,10 @@ type World struct {
 	Timeouts Timeouts
 	Limits   Limits
 	Scrape   Scrape
+
+	// RemotePrefill is from how many uncached tokens on a prompt may be computed by another
+	// endpoint than the one that the request goes to; zero: DefaultRemotePrefill.
+	RemotePrefill int
 
 	// Usage says whether the proxy may ask engines for token counts.
 	Usage UsageMode
@@ -160,7 +165,26 @@ type Endpoint struct {
 	Identity spiffeid.ID
 	// Roots is whom HTTPS trusts, as PEM; empty: what the system trusts.
 	Roots string
+	// Ranks is how many engines share the address, each an endpoint of its own: vLLM's
+	// data-parallel ranks behind one API server, which X-data-parallel-rank tells apart
+	// and the label engine of its metrics. 0 and 1: one, of which nothing is said.
+	Ranks int
+	// Role is what it does of a request, in the words of llm-d; empty: RoleDecode.
+	Role Role
 }
+
+// Role is what an endpoint does of a request (the label llm-d.ai/role of its pod).
+type Role string
+
+const (
+	RoleDecode Role = "decode" // all of it, unless another endpoint computes the prompt
+	RoleBoth   Role = "both"   // likewise, and it computes prompts for others
+	// RolePrefill computes prompts for others, and nothing else is ever sent there.
+	RolePrefill Role = "prefill"
+)
+
+// MaxRanks bounds the engines of one address.
+const MaxRanks = 256
 
 // Scheme is how an endpoint is reached, as in its URL.
 type Scheme string
@@ -383,4 +407,5 @@ const (
 	DefaultScrapeTimeout  = time.Second
 	DefaultMetricsPath    = "/metrics"
 	DefaultPickerTimeout  = 2 * time.Second
+	DefaultRemotePrefill  = picker.DefaultRemotePrefill
 )

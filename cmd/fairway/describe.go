@@ -143,6 +143,18 @@ func describeConfig(c *file.Config) configView {
 	return v
 }
 
+// describeEndpoint is its URL, and what else is said of it.
+func describeEndpoint(e *proxy.Endpoint) string {
+	text := cmp.Or(string(e.Scheme), "http") + "://" + e.Address
+	if e.Ranks > 1 {
+		text += fmt.Sprintf(" (%d ranks)", e.Ranks)
+	}
+	if e.Role != "" && e.Role != proxy.RoleDecode {
+		text += " (" + string(e.Role) + ")"
+	}
+	return text
+}
+
 func describePools(w *proxy.World) []poolView {
 	views := []poolView{}
 	for _, p := range w.Pools {
@@ -151,7 +163,7 @@ func describePools(w *proxy.World) []poolView {
 			view.Picker = describePicker(p.Picker)
 		}
 		for _, e := range p.Endpoints {
-			view.Endpoints = append(view.Endpoints, cmp.Or(string(e.Scheme), "http")+"://"+e.Address)
+			view.Endpoints = append(view.Endpoints, describeEndpoint(&e))
 		}
 		views = append(views, view)
 	}
@@ -371,7 +383,8 @@ func writeModels(w io.Writer, models []modelView, pools []poolView) {
 // endpointView is one endpoint as /endpoints shows it.
 type endpointView struct {
 	Pool            string  `json:"pool"`
-	Address         string  `json:"address"`
+	Address         string  `json:"address"` // with the rank, where it has one
+	Role            string  `json:"role"`    // decode, both or prefill
 	Ejected         bool    `json:"ejected"`
 	Silent          bool    `json:"silent"` // it has answered nothing for a while, and is passed over
 	InFlight        int     `json:"in_flight"`
@@ -404,7 +417,7 @@ func describeEndpoints(s *proxy.Server) []endpointView {
 			return v
 		}
 		v := endpointView{
-			Pool: e.Pool, Address: e.Endpoint.Address(), Ejected: e.Endpoint.Ejected(now), Silent: l.Silent,
+			Pool: e.Pool, Address: e.Endpoint.Name(), Role: e.Endpoint.Role().String(), Ejected: e.Endpoint.Ejected(now), Silent: l.Silent,
 			InFlight: l.InFlight, QueuedTokens: l.Queued, Running: scraped(picker.Running), Waiting: scraped(picker.Waiting),
 			KVUsage: l.KV, CapacityTokens: l.Capacity, SecondsPerToken: l.Speed, IndexEntries: l.IndexEntries, IndexBytes: l.IndexBytes,
 			PromptTokens: l.PromptTokens, PredictedHits: l.HitTokens, ReportedCached: l.CachedTokens,

@@ -104,8 +104,13 @@ func (o *doctorOptions) run(cmd *cobra.Command) error {
 
 	var pods []doctor.Pod
 	for _, e := range server.Endpoints() {
-		if e.Engine {
-			pods = append(pods, doctor.Pod{Pool: e.Pool, Transport: e.Transport, Models: servedNames(config.World, e.Pool)})
+		last := len(pods) - 1
+		switch {
+		case !e.Engine:
+		case last >= 0 && pods[last].Transport == e.Transport: // another rank of the same server
+			pods[last].Ranks++
+		default:
+			pods = append(pods, doctor.Pod{Pool: e.Pool, Transport: e.Transport, Ranks: 1, Models: servedNames(config.World, e.Pool)})
 		}
 	}
 	progress := newDoctorProgress(cmd, len(pods))

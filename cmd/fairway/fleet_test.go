@@ -169,6 +169,7 @@ type answer struct {
 		PromptTokens int    `json:"prompt_tokens"`
 		CachedTokens int    `json:"cached_tokens"`
 		DecidedBy    string `json:"decided_by"`
+		Prefill      string
 	}
 	text string
 	done bool // [DONE] came

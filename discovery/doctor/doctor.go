@@ -24,6 +24,8 @@ type Pod struct {
 	Pool string
 	// Transport is the way to it; nobody else uses it meanwhile.
 	Transport *upstream.Transport
+	// Ranks is how many data-parallel engines it is said to have; 0: 1.
+	Ranks int
 	// Models are the names that requests will ask it for; none: whatever it serves.
 	Models []string
 }

@@ -174,6 +174,7 @@ func (e *examination) metrics(ctx context.Context) {
 			"start vLLM without --disable-log-stats; if this is another engine, Fairway knows the names of vLLM, SGLang and TensorRT-LLM")
 		return
 	}
+	e.ranks(scrape.ScanEngines(p.body, nil))
 	for name, prefix := range map[string]string{"vllm": "vllm:", "sglang": "sglang:", "trtllm": "trtllm_"} {
 		if strings.HasPrefix(string(p.body), prefix) || strings.Contains(string(p.body), "\n"+prefix) {
 			e.d.Engine = name
@@ -200,6 +201,18 @@ func (e *examination) metrics(ctx context.Context) {
 			e.d.find(Problem, "prefix-caching", "prefix caching is off: every prompt is computed from its first token on",
 				"start vLLM with --enable-prefix-caching, which is its default for text models, and without --no-enable-prefix-caching")
 		}
+	}
+}
+
+// ranks holds how many engines the page tells of to how many are configured.
+func (e *examination) ranks(engines int) {
+	switch ranks := max(e.pod.Ranks, 1); {
+	case ranks == 1 && engines > 1:
+		e.d.find(Note, "ranks", fmt.Sprintf("it has %d data-parallel engines and shares requests out among them by their load alone, so that a conversation does not find its cache", engines),
+			fmt.Sprintf("say so: {url: …, ranks: %d}, or on its pod the annotation fairway-proxy.github.io/ranks", engines))
+	case ranks > 1 && engines != ranks:
+		e.d.find(Problem, "ranks", fmt.Sprintf("it is said to have %d data-parallel engines, and its metrics tell of %d: requests for others are refused", ranks, engines),
+			fmt.Sprintf("make ranks %d, or start vLLM with --data-parallel-size %d", max(engines, 1), ranks))
 	}
 }
 

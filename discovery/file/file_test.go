@@ -76,7 +76,7 @@ func TestEverySettingIsRead(t *testing.T) {
 	got := parse(t, `
 listen: {http: "127.0.0.1:1", metrics: "", admin: "[::1]:3"}
 pools:
-  - &p {name: a, endpoints: &e ["http://One.example", {url: "http://[2001:DB8::0:1]:8000/"}]}
+  - &p {name: a, endpoints: &e ["http://One.example", {url: "http://[2001:DB8::0:1]:8000/", ranks: 4, role: prefill}]}
   - {name: b, endpoints: *e}
   - {name: c, endpoints: ["http://10.0.0.1:8000"], picker: {address: "Picker.example:9002", failure_mode: FailOpen, timeout: 5s, body_mode: BUFFERED, answers: body, secure_serving: false}}
 models:
@@ -88,12 +88,13 @@ timeouts: {connect: 1ms, first_byte: 2m, stream_idle: 1h30m, request: 4s, drain:
 limits: {body: 5, buffers: 6KiB, headers: "7 MB", connections: 8}
 scrape: {interval: 1s, timeout: 2s, path: "/m?x=y"}
 usage: observe
+remote_prefill: 9
 pickers: embedded
 explain: never
 shadow: round-robin
 model_names: served
 `)
-	endpoints := []proxy.Endpoint{{Address: "one.example:80"}, {Address: "[2001:db8::1]:8000"}}
+	endpoints := []proxy.Endpoint{{Address: "one.example:80"}, {Address: "[2001:db8::1]:8000", Ranks: 4, Role: proxy.RolePrefill}}
 	want := &Config{
 		Tracing: Tracing{Protocol: OTLPGRPC, Sampling: DefaultSampling},
 		Listen:  Listen{HTTP: "127.0.0.1:1", Admin: "[::1]:3"},
@@ -110,9 +111,12 @@ model_names: served
 			Timeouts: proxy.Timeouts{
 				Connect: time.Millisecond, FirstByte: 2 * time.Minute, StreamIdle: 90 * time.Minute, Request: 4 * time.Second,
 			},
-			Limits:     proxy.Limits{Body: 5, Buffers: 6 << 10, Headers: 7e6, Connections: 8},
-			Scrape:     proxy.Scrape{Interval: time.Second, Timeout: 2 * time.Second, Path: "/m?x=y"},
-			Pickers:    proxy.EmbeddedPicker,
+			Limits:  proxy.Limits{Body: 5, Buffers: 6 << 10, Headers: 7e6, Connections: 8},
+			Scrape:  proxy.Scrape{Interval: time.Second, Timeout: 2 * time.Second, Path: "/m?x=y"},
+			Pickers: proxy.EmbeddedPicker,
+
+			RemotePrefill: 9,
+
 			Usage:      proxy.UsageObserve,
 			ModelNames: proxy.ModelServed,
 			Explain:    proxy.ExplainNever,
@@ -158,11 +162,11 @@ func TestErrorsNameLinePathAndRemedy(t *testing.T) {
 	tests := map[string]struct{ file, want string }{
 		"nothing":           {"", `f:1: pools: missing: want at least one pool with the endpoints to serve from`},
 		"only comments":     {"# pools:\n---\n", `f:1: pools: missing: want at least one pool with the endpoints to serve from`},
-		"not a mapping":     {"- a", `f:1: a list: want a mapping of keys (auth, budgets, explain, extension_providers, limits, listen, log, model_names, models, normalization, objectives, pickers, policies, pools, queue, raise_priority, routes, scrape, services, shadow, timeouts, tls, tracing, trusted_proxies, usage, waypoint_for)`},
+		"not a mapping":     {"- a", `f:1: a list: want a mapping of keys (auth, budgets, explain, extension_providers, limits, listen, log, model_names, models, normalization, objectives, pickers, policies, pools, queue, raise_priority, remote_prefill, routes, scrape, services, shadow, timeouts, tls, tracing, trusted_proxies, usage, waypoint_for)`},
 		"not YAML":          {"pools:\n  - name: a\n endpoints: []\n", `f:2: not YAML: did not find expected key`},
 		"two documents":     {minimal + "---\n" + minimal, `f:2: a second YAML document: want one in a file`},
 		"unknown anchor":    {"pools: *p", `f: not YAML: unknown anchor 'p' referenced`},
-		"unknown key":       {minimal + "timeout: {}", `f:2: timeout: unknown key: did you mean "timeouts"? (keys: auth, budgets, explain, extension_providers, limits, listen, log, model_names, models, normalization, objectives, pickers, policies, pools, queue, raise_priority, routes, scrape, services, shadow, timeouts, tls, tracing, trusted_proxies, usage, waypoint_for)`},
+		"unknown key":       {minimal + "timeout: {}", `f:2: timeout: unknown key: did you mean "timeouts"? (keys: auth, budgets, explain, extension_providers, limits, listen, log, model_names, models, normalization, objectives, pickers, policies, pools, queue, raise_priority, remote_prefill, routes, scrape, services, shadow, timeouts, tls, tracing, trusted_proxies, usage, waypoint_for)`},
 		"no collector":      {minimal + "tracing: {endpoint: \"collector:4317\"}", `f:2: tracing.endpoint: "collector:4317": want the URL of a collector, such as http://collector:4317, or https:// for TLS`},
 		"more than all":     {minimal + "tracing: {sampling: 1.5}", `f:2: tracing.sampling: "1.5": want a share from 0 to 1`},
 		"no level":          {minimal + "log: {level: loud}", `f:2: log.level: "loud": want debug, info, warn or error`},
@@ -186,6 +190,12 @@ func TestErrorsNameLinePathAndRemedy(t *testing.T) {
 		"pool twice":        {"pools:\n- {name: a, endpoints: [http://a]}\n- {name: a, endpoints: [http://a]}\nmodels: [{name: m, pool: a}]", `f:3: pools[1].name: "a" is the name of pools[0] as well`},
 		"endpoint twice":    {"pools:\n- name: a\n  endpoints:\n  - http://a:80\n  - http://A/", `f:5: pools[0].endpoints[1]: "a:80" is endpoints[0] as well`},
 		"endpoint":          {"pools:\n- name: a\n  endpoints:\n  - http://a\n  - 10.0.0.1", `f:5: pools[0].endpoints[1]: "10.0.0.1" is not an endpoint URL: want http://host:port, or h2c, https or hbone instead of http`},
+		"ranks of none":     {"pools: [{name: a, endpoints: [{url: \"http://a\", ranks: 0}]}]", `f:1: pools[0].endpoints[0].ranks: "0": want a whole number from 1 to 256`},
+		"no role":           {"pools: [{name: a, endpoints: [{url: \"http://a\", role: decoder}]}]", `f:1: pools[0].endpoints[0].role: "decoder": did you mean "decode"?: want decode, both or prefill`},
+		"prefill alone":     {"pools: [{name: a, endpoints: [{url: \"http://a\", role: prefill}]}]", `f:1: pools[0].endpoints: all have the role prefill: no request would be served`},
+		"role, plain":       {"pools: [{name: a, plain: true, endpoints: [{url: \"http://a\", role: decode}]}]", `f:1: pools[0].endpoints[0].role: endpoints of a plain pool are no engines: leave it out`},
+		"remote prefill":    {minimal + "remote_prefill: 0", `f:2: remote_prefill: "0": want a whole number from 1 to 1073741824`},
+		"ranks, plain":      {"pools: [{name: a, plain: true, endpoints: [{url: \"http://a\", ranks: 2}]}]", `f:1: pools[0].endpoints[0].ranks: endpoints of a plain pool are no engines: leave it out`},
 		"endpoint number":   {"pools: [{name: a, endpoints: [8000]}]", `f:1: pools[0].endpoints[0]: "8000" is a number: want an endpoint URL, http://host:port (text, in quotes)`},
 		"endpoint null":     {"pools: [{name: a, endpoints: [~]}]", `f:1: pools[0].endpoints[0]: no value: want an endpoint URL, http://host:port`},
 		"two pools":         {"pools:\n- {name: a, endpoints: [http://a]}\n- {name: b, endpoints: [http://b]}", `f:1: models: missing: with 2 pools, models must say which pool serves which model name (or routes which request, or leave one pool)`},

@@ -97,12 +97,13 @@ func (r *reader) config(n *yaml.Node, c *Config) {
 			"timeout":  r.duration(&s.Timeout, minInterval),
 			"path":     textInto(r, &s.Path, "a path such as /metrics"),
 		}),
-		"usage":       textInto(r, &w.Usage, oneOf(usageModes)),
-		"model_names": textInto(r, &w.ModelNames, oneOf(modelNames)),
-		"pickers":     textInto(r, &w.Pickers, oneOf(pickerChoices)),
-		"explain":     textInto(r, &w.Explain, oneOf(explainModes)),
-		"shadow":      textInto(r, &w.Shadow, oneOf(shadowPolicies)),
-		"tls":         r.tls(&c.TLS),
+		"remote_prefill": r.numberFrom(1, &w.RemotePrefill, maxConnections),
+		"usage":          textInto(r, &w.Usage, oneOf(usageModes)),
+		"model_names":    textInto(r, &w.ModelNames, oneOf(modelNames)),
+		"pickers":        textInto(r, &w.Pickers, oneOf(pickerChoices)),
+		"explain":        textInto(r, &w.Explain, oneOf(explainModes)),
+		"shadow":         textInto(r, &w.Shadow, oneOf(shadowPolicies)),
+		"tls":            r.tls(&c.TLS),
 		"services": r.list(func(_ int, n *yaml.Node, path string) {
 			w.Services = append(w.Services, r.service(n, path))
 		}),
@@ -167,6 +168,8 @@ func (r *reader) endpoint(n *yaml.Node, path string) (e proxy.Endpoint) {
 		"url":      url,
 		"identity": r.identity(&e.Identity),
 		"roots":    r.roots(&e.Roots),
+		"ranks":    r.numberFrom(1, &e.Ranks, proxy.MaxRanks),
+		"role":     textInto(r, &e.Role, oneOf(roles)),
 	})
 	return e
 }
@@ -234,6 +237,7 @@ var (
 	pickerBodies    = []proxy.PickerBody{proxy.BodyFullDuplex, proxy.BodyBuffered}
 	pickerAnswers   = []proxy.PickerAnswers{proxy.AnswersNone, proxy.AnswersHead, proxy.AnswersBody}
 	pickerChoices   = []proxy.PickerChoice{proxy.HonourPickers, proxy.EmbeddedPicker}
+	roles           = []proxy.Role{proxy.RoleDecode, proxy.RoleBoth, proxy.RolePrefill}
 	shadowPolicies  = []proxy.ShadowPolicy{proxy.ShadowNone, proxy.ShadowLeastRequest, proxy.ShadowRoundRobin}
 	criticalities   = []proxy.Criticality{proxy.Critical, proxy.Standard, proxy.Sheddable}
 )

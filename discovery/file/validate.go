@@ -59,6 +59,9 @@ func (c *Config) check() []problem {
 	k.limits(c.World.Limits)
 	k.queue(c.World)
 	k.scrape(c.World.Scrape)
+	if c.World.RemotePrefill < 0 {
+		k.problem("remote_prefill", "%d: want 1 or more", c.World.RemotePrefill)
+	}
 	k.access(&c.World.Access)
 	k.authorizers(c.World)
 	word(&k, "normalization", c.World.Access.Normalization, normalizations)
@@ -150,15 +153,45 @@ func (k *checker) pools(w *proxy.World) map[string]int {
 				k.problem(at, "%v", err)
 				continue
 			}
+			k.ranks(at+".ranks", e.Ranks, p.Plain)
 			if first, twice := seen[pod{e.Address, e.UID}]; twice {
 				k.problem(at, "%s is endpoints[%d] as well", show(e.Address), first)
 				continue
 			}
 			seen[pod{e.Address, e.UID}] = j
 		}
+		k.roles(path, &p)
 		k.picker(path+".picker", &p)
 	}
 	return names
+}
+
+// ranks checks how many engines share an address.
+func (k *checker) ranks(path string, ranks int, plain bool) {
+	switch {
+	case ranks < 0 || ranks > proxy.MaxRanks:
+		k.problem(path, "%d: want from 1 to %d", ranks, proxy.MaxRanks)
+	case ranks > 1 && plain:
+		k.problem(path, "endpoints of a plain pool are no engines: leave it out")
+	}
+}
+
+// roles checks what the endpoints of a pool do of a request.
+func (k *checker) roles(path string, p *proxy.Pool) {
+	serving := 0
+	for i, e := range p.Endpoints {
+		at := fmt.Sprintf("%s.endpoints[%d].role", path, i)
+		word(k, at, e.Role, roles)
+		if e.Role != "" && p.Plain {
+			k.problem(at, "endpoints of a plain pool are no engines: leave it out")
+		}
+		if e.Role != proxy.RolePrefill {
+			serving++
+		}
+	}
+	if serving == 0 && len(p.Endpoints) > 0 {
+		k.problem(path+".endpoints", "all have the role prefill: no request would be served")
+	}
 }
 
 // picker checks how a pool's own endpoint picker is asked, if it has one.

@@ -66,6 +66,12 @@ func show(m *Manifests, t *Translation) string {
 			kind = "plain pool"
 		}
 		for _, e := range p.Endpoints {
+			if e.Ranks > 0 {
+				e.UID += fmt.Sprintf(" ranks %d", e.Ranks)
+			}
+			if e.Role != "" {
+				e.UID += " " + string(e.Role)
+			}
 			all = append(all, strings.TrimSpace(strings.TrimPrefix(string(e.Scheme)+"://", "://")+e.Address+" "+e.UID+" "+strings.TrimPrefix(e.Identity.String(), "spiffe://cluster.local")))
 		}
 		line("%s", strings.TrimRight(kind+" "+p.Name+": "+strings.Join(all, ", "), " "))

@@ -191,13 +191,56 @@ func (t *translator) inferencePool(about object, selector map[string]string, sel
 		if len(selector) == 0 || !selects(selector, pod.Labels) || !serves(pod) {
 			continue
 		}
+		role, ok := t.role(pod)
+		if !ok {
+			continue
+		}
+		ranks := t.ranks(pod)
 		for _, port := range ports {
-			e := proxy.Endpoint{Address: net.JoinHostPort(pod.Status.PodIP, strconv.Itoa(int(port))), UID: string(pod.UID), Scheme: scheme}
+			e := proxy.Endpoint{Address: net.JoinHostPort(pod.Status.PodIP, strconv.Itoa(int(port))), UID: string(pod.UID), Scheme: scheme, Ranks: ranks, Role: role}
 			t.tunnel(&e, pod)
 			pool.Endpoints = append(pool.Endpoints, e)
 		}
 	}
 	t.addPool(pool)
+}
+
+// annotationRanks says how many data-parallel engines are behind each port of a pod.
+const annotationRanks = "fairway-proxy.github.io/ranks"
+
+// ranks is how many engines a pod says that there are behind each of its ports; 0: it does not.
+func (t *translator) ranks(p *corev1.Pod) int {
+	said, ok := p.Annotations[annotationRanks]
+	if !ok {
+		return 0
+	}
+	n, err := strconv.Atoi(said)
+	if err != nil || n < 1 || n > proxy.MaxRanks {
+		t.find(object{"Pod", &p.ObjectMeta}.finding("metadata.annotations["+annotationRanks+"]", "", "%q: want from 1 to %d; it counts as 1", said, proxy.MaxRanks))
+		return 0
+	}
+	return n
+}
+
+// labelRole says what a pod does of a request (llm-d, its filter bylabel).
+const labelRole = "llm-d.ai/role"
+
+// role is what a pod's label makes it: as in llm-d, one without it serves requests and
+// computes no prompts for others. Ok is false for one that does neither.
+func (t *translator) role(p *corev1.Pod) (role proxy.Role, ok bool) {
+	switch said := p.Labels[labelRole]; said {
+	case "", "decode":
+		return "", true
+	case "both", "prefill-decode", "encode-prefill-decode":
+		return proxy.RoleBoth, true
+	case "prefill", "encode-prefill":
+		return proxy.RolePrefill, true
+	case "encode":
+		return "", false
+	default:
+		t.find(object{"Pod", &p.ObjectMeta}.finding("metadata.labels["+labelRole+"]", "", "%q: want prefill, decode, prefill-decode (or both), or one of llm-d's with encode: it gets no requests", said))
+		return "", false
+	}
 }
 
 // annotationRedirection says whether a ztunnel takes in a pod's traffic.

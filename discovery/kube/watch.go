@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -99,11 +100,7 @@ func slim(o any) any {
 	}
 	switch o := o.(type) {
 	case *corev1.Pod:
-		redirection, said := o.Annotations[annotationRedirection]
-		o.Annotations = nil
-		if said {
-			o.Annotations = map[string]string{annotationRedirection: redirection}
-		}
+		maps.DeleteFunc(o.Annotations, func(name, _ string) bool { return name != annotationRedirection && name != annotationRanks })
 		if owner := metav1.GetControllerOfNoCopy(o); owner == nil {
 			o.OwnerReferences = nil
 		} else {

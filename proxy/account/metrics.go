@@ -55,6 +55,7 @@ type metrics struct {
 	shadows   *prometheus.CounterVec
 	shadowed  *prometheus.CounterVec
 	retries   *prometheus.CounterVec
+	prefills  *prometheus.CounterVec
 	gone      *prometheus.CounterVec
 	shed      *prometheus.CounterVec
 
@@ -93,7 +94,7 @@ type modelSeries struct {
 // poolSeries are the children of one pool.
 type poolSeries struct {
 	duration, queued, ttftRatio, hitError prometheus.Observer
-	retries                               prometheus.Counter
+	retries, prefills                     prometheus.Counter
 	shadows                               few[string, *shadowSeries]      // by policy
 	picks                                 few[string, prometheus.Counter] // by what decided
 }
@@ -182,6 +183,8 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		"When the first token was expected, the sum over the choices of fairway_shadow_picks_total: at the endpoint chosen, and at the one that the second policy (shadow) would have chosen. What that is more by is its regret.", "pool", "policy", "at")
 	m.retries = counter("fairway_retries_total",
 		"Further endpoints tried for requests whose first one failed before it answered.", "pool")
+	m.prefills = counter("fairway_remote_prefills_total",
+		"Requests whose prompt was computed by another endpoint than the one they went to (role prefill or both).", "pool")
 	m.gone = counter("fairway_clients_gone_total",
 		"Requests whose client left or was cut off before it had its answer, by phase: reading (the request), queued, waiting (for the answer), streaming.", "pool", "phase")
 
@@ -221,7 +224,9 @@ func (m *metrics) done(rec *Record) {
 	addTokens(s.generated, rec.CompletionTokens)
 	addTokens(s.willPrompt, rec.PredictedTokens)
 	addTokens(s.willHit, rec.PredictedHit)
-	if rec.CachedTokens >= 0 && rec.PredictedHit >= 0 {
+	if rec.Pick.Prefill != "" {
+		s.pool.prefills.Inc()
+	} else if rec.CachedTokens >= 0 && rec.PredictedHit >= 0 {
 		s.pool.hitError.Observe(float64(rec.PredictedHit - rec.CachedTokens))
 	}
 	if rec.Pick.At > 0 {
@@ -382,7 +387,7 @@ func (m *metrics) newSeries(k seriesKey) *modelSeries {
 		p = &poolSeries{
 			duration: m.duration.WithLabelValues(k.pool), queued: m.queued.WithLabelValues(k.pool),
 			ttftRatio: m.ttftRatio.WithLabelValues(k.pool), hitError: m.hitError.WithLabelValues(k.pool),
-			retries: m.retries.WithLabelValues(k.pool),
+			retries: m.retries.WithLabelValues(k.pool), prefills: m.prefills.WithLabelValues(k.pool),
 		}
 		m.pools[k.pool] = p
 	}

@@ -24,6 +24,8 @@ const (
 // Pick is what was weighed when an endpoint was chosen, the last time if the request was tried more than once. Its zero value is
 // that of a request for which nothing was weighed.
 type Pick struct {
+	Prefill string // the endpoint that computes the prompt for the one that was chosen; empty: that one does
+
 	At            time.Duration // since the request's head
 	Queued        time.Duration // how long all choices took: the time in the queue
 	PredictedTTFT time.Duration // after At; 0: not predicted
@@ -191,6 +193,7 @@ type Receipt struct {
 	Model    string `json:"model,omitempty"`
 	Pool     string `json:"pool,omitempty"`
 	Endpoint string `json:"endpoint,omitempty"` // the last one tried
+	Prefill  string `json:"prefill,omitempty"`  // the one that computed the prompt for it; empty: it did
 	Stream   bool   `json:"stream"`
 
 	Code        int             `json:"code"`
@@ -261,7 +264,7 @@ func newReceipt(rec *Record, seq uint64, replica string) Receipt {
 	p := &rec.Pick
 	r := Receipt{
 		Receipt: rec.ID + "@" + replica, ID: rec.ID, Replica: replica, Seq: seq, Time: rec.Start,
-		Method: rec.Method, Path: rec.Path, Model: rec.Model, Pool: rec.Pool, Endpoint: rec.Endpoint, Stream: rec.Streamed,
+		Method: rec.Method, Path: rec.Path, Model: rec.Model, Pool: rec.Pool, Endpoint: rec.Endpoint, Prefill: p.Prefill, Stream: rec.Streamed,
 		Code: rec.Status, Reason: rec.Reason, Criticality: rec.Criticality, Shed: rec.Shed, Retries: rec.Retries, Duration: rec.Duration.Seconds(), Queued: p.Queued.Seconds(),
 		Predicted: Outcome{PromptTokens: known(rec.PredictedTokens), CachedTokens: known(rec.PredictedHit), TTFT: after(p.PredictedTTFT)},
 		Actual:    Outcome{PromptTokens: known(rec.PromptTokens), CachedTokens: known(rec.CachedTokens), CompletionTokens: known(rec.CompletionTokens)},

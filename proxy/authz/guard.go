@@ -134,7 +134,19 @@ func Drops(name []byte, trusted bool) bool {
 	case 'f':
 		return message.EqualFold(name, "forwarded")
 	case 'x':
-		return begins(name, "x-forwarded-") || begins(name, "x-gateway-") || message.EqualFold(name, "x-real-ip")
+		return begins(name, "x-forwarded-") || begins(name, "x-gateway-") || message.EqualFold(name, "x-real-ip") || Steers(name)
+	}
+	return false
+}
+
+// Steers tells of a field by which a proxy in front of an engine asks other hosts for
+// parts of the work (llm-d's routing sidecar): from a client it would have that proxy
+// connect wherever the client likes.
+func Steers(name []byte) bool {
+	for _, f := range [...]string{"x-prefiller-host-port", "x-encoder-hosts-ports", "x-data-parallel-host-port", "x-kv-cache-source-host-port"} {
+		if message.EqualFold(name, f) {
+			return true
+		}
 	}
 	return false
 }
