@@ -51,6 +51,9 @@ type Comparison struct {
 	NonStreaming, NoCacheReport    bool
 	Without                        picker.Term
 	NoQueue                        bool // Fairway sends every request at once
+	Prefill                        int  // pods that compute prompts for the others, of those that there are
+	RemotePrefill                  int  // from how many uncached tokens on
+	Transfer                       time.Duration
 	CacheTokens                    int  // of each pod, instead of what its GPU has room for; 0: that
 	GiveUp                         bool // on a run as soon as more than a tenth of its first tokens were later than 5 s
 
@@ -73,11 +76,13 @@ type Row struct {
 	TTFTP90SD   float64   `json:"ttft_p90_sd"` // standard deviation over the seeds
 	TTFTP90s    []float64 `json:"-"`           // of each seed, the lowest first; +Inf: it was given up
 	TPOTP90     float64   `json:"tpot_p90_s"`
+	GapP90      float64   `json:"gap_p90_s"` // of the longest between two tokens of a request
 	E2EP90      float64   `json:"e2e_p90_s"`
 	HitRate     float64   `json:"hit_rate"`                // prompt tokens found cached
 	Goodput     float64   `json:"goodput"`                 // requests a second that met the SLO
 	TokensPerS  float64   `json:"tokens_per_s"`            // generated
 	Loads       float64   `json:"adapter_loads,omitempty"` // LoRA adapters brought to a GPU, a request
+	Remote      float64   `json:"remote,omitempty"`        // requests whose prompt another pod computed, as a share
 }
 
 // RequestRate is how many requests a second the comparison offers.
@@ -112,6 +117,7 @@ func (c *Comparison) config(policy string, seed uint64) (Config, error) {
 		Workload: w, Policy: policy, Fleet: scene.fleet, Replicas: c.Replicas, Seed: seed,
 		Warmup: scene.warmup, Measure: scene.measure, Scrape: c.Scrape, Churn: c.Churn,
 		NonStreaming: c.NonStreaming, NoCacheReport: c.NoCacheReport, Without: c.Without, NoQueue: c.NoQueue,
+		Prefill: c.Prefill, RemotePrefill: c.RemotePrefill, Transfer: c.Transfer,
 	}
 	for i := range cfg.Fleet {
 		if c.CacheTokens > 0 {
@@ -253,15 +259,19 @@ func (c *Comparison) row(policy, class string, results []*Result) (Row, bool) {
 			row.TTFTP90s = append(row.TTFTP90s, math.Inf(1))
 			continue
 		}
-		var ttft, tpot, e2e []float64
-		var prompt, cached, output, good, loads int
+		var ttft, tpot, gap, e2e []float64
+		var prompt, cached, output, good, loads, remote int
 		for i := range res.Records {
 			r := &res.Records[i]
 			if class != "" && classOf(r.Criticality) != class {
 				continue
 			}
 			ttft, tpot, e2e = append(ttft, r.TTFT.Seconds()), append(tpot, r.TPOT.Seconds()), append(e2e, r.E2E.Seconds())
+			gap = append(gap, r.Gap.Seconds())
 			loads += r.AdapterLoads
+			if r.Remote {
+				remote++
+			}
 			prompt, cached, output = prompt+r.PromptTokens, cached+r.CachedTokens, output+r.OutputTokens
 			if c.SLO.met(r) {
 				good++
@@ -289,7 +299,9 @@ func (c *Comparison) row(policy, class string, results []*Result) (Row, bool) {
 		row.TTFTP50 += quantile(ttft, 0.5)
 		p90s = append(p90s, quantile(ttft, 0.9))
 		row.TPOTP90 += quantile(tpot, 0.9)
+		row.GapP90 += quantile(gap, 0.9)
 		row.E2EP90 += quantile(e2e, 0.9)
+		row.Remote += float64(remote) / float64(len(ttft))
 		row.Loads += float64(loads) / float64(len(ttft))
 		row.HitRate += float64(cached) / float64(prompt)
 		row.Goodput += float64(good) / res.Window.Seconds()
@@ -301,7 +313,7 @@ func (c *Comparison) row(policy, class string, results []*Result) (Row, bool) {
 	if row.Seeds == 0 {
 		return row, len(row.TTFTP90s) > 0
 	}
-	for _, v := range []*float64{&row.TTFTP50, &row.TPOTP90, &row.E2EP90, &row.HitRate, &row.Loads, &row.Goodput, &row.TokensPerS} {
+	for _, v := range []*float64{&row.TTFTP50, &row.TPOTP90, &row.GapP90, &row.E2EP90, &row.Remote, &row.HitRate, &row.Loads, &row.Goodput, &row.TokensPerS} {
 		*v /= float64(row.Seeds)
 	}
 	row.TTFTP90, row.TTFTP90SD = meanAndDeviation(p90s)

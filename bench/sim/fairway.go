@@ -41,9 +41,12 @@ func (f *shipped) setPods(live []int) {
 	specs := make([]picker.Spec, len(live))
 	for i, p := range live {
 		specs[i] = picker.Spec{Address: podName(p), Owner: p}
+		if f.sim.pods[p].prefill {
+			specs[i].Role = picker.Prefill
+		}
 	}
 	f.pool.SetEndpoints(specs)
-	for _, e := range f.pool.Endpoints() {
+	for _, e := range f.pool.All() {
 		f.endpoints[e.Owner().(int)] = e
 	}
 }
@@ -53,7 +56,7 @@ func podName(p int) string { return "pod-" + string(rune('0'+p/10)) + string(run
 func (f *shipped) pick(r *request, now time.Duration) int {
 	r.asked = picker.Request{
 		Chain: r.chain, Hash: r.digest, Bytes: r.bytes, Model: r.model, MaxTokens: r.limit, Stream: r.stream,
-		Priority: priorities[r.criticality], Flow: r.flow,
+		Priority: priorities[r.criticality], Flow: r.flow, RemotePrefill: f.sim.cfg.RemotePrefill,
 	}
 	if f.queue == nil {
 		l, err := f.pool.Pick(&r.asked, now)
@@ -78,6 +81,9 @@ func (f *shipped) chosen(r *request, l picker.Lease, err error) int {
 		panic(err) // there is always a pod in service
 	}
 	r.lease = l
+	if e := l.Prefill(); e != nil {
+		r.prefillPod = int32(e.Owner().(int))
+	}
 	return l.Endpoint().Owner().(int)
 }
 

@@ -9,6 +9,7 @@ const (
 	sessionBegins  eventKind = iota // the next conversation of the workload
 	requestDue                      // a client sends a request
 	requestArrives                  // a request reaches its engine
+	promptArrives                   // it reaches the one that computes its prompt
 	stepEnds                        // an engine's step is over
 	scrapeDue                       // a replica reads an engine's gauges
 	podLeaves                       // the oldest pod is taken out of service

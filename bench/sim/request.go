@@ -27,9 +27,14 @@ type request struct {
 	replica int32
 	pod     int32
 
+	prefillPod int32 // that computes its prompt for pod; −1: none
+
 	// The truth.
 	seq         engine.Sequence
-	uncached    int // prompt tokens to compute, as of the arrival at the engine
+	prompt      engine.Sequence // on prefillPod
+	lastToken   time.Duration
+	gap         time.Duration // the longest between two tokens
+	uncached    int           // prompt tokens to compute, as of the arrival at the engine
 	conv        *workload.Session
 	turn        int
 	intended    time.Duration
@@ -55,7 +60,7 @@ func (s *simulation) newRequest(conv *workload.Session, turn int, due time.Durat
 	r := &request{
 		session: conv.ID, model: conv.Adapter, stream: !s.cfg.NonStreaming,
 		conv: conv, turn: turn, intended: due, criticality: conv.Criticality,
-		limit: conv.Turns[turn].Answer.Tokens,
+		limit: conv.Turns[turn].Answer.Tokens, prefillPod: -1,
 	}
 	s.segments = conv.AppendPrompt(s.segments[:0], turn)
 	prompt := workload.Tokens(s.segments)
@@ -70,6 +75,7 @@ func (s *simulation) newRequest(conv *workload.Session, turn int, due time.Durat
 		hashes = append(hashes, engine.BlockHash(max(b^root, 1)))
 	}
 	r.seq = engine.Sequence{PromptTokens: prompt, OutputTokens: r.limit, Adapter: conv.Adapter, Hashes: hashes, Owner: r}
+	r.prompt = engine.Sequence{PromptTokens: prompt, OutputTokens: 1, Adapter: conv.Adapter, Hashes: hashes[:prompt/engine.BlockSize], Owner: r}
 
 	// The prompt as the router reads it.
 	text := s.segments[:len(s.segments)-1]

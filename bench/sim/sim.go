@@ -29,6 +29,9 @@ import (
 // dispatchDelay is from a router's pick to the engine's queue: the network, and the engine's HTTP server.
 const dispatchDelay = 10 * time.Millisecond
 
+// defaultTransfer is what moving a token's KV to another engine takes: 131,072 bytes (an 8B Llama in bfloat16) at 200 Gbit/s.
+const defaultTransfer = 5243 * time.Nanosecond
+
 // Config says what to simulate. Workload, Policy, Fleet and Measure are required.
 type Config struct {
 	Workload *workload.Workload
@@ -43,6 +46,13 @@ type Config struct {
 	NonStreaming  bool          // answers come whole: a router does not see first tokens
 	NoCacheReport bool          // engines do not report cached tokens in their answers
 	Churn         time.Duration // so often a pod leaves and, half of that later, a new one joins; 0: never
+
+	// Prefill is how many pods, the last of Fleet, compute prompts for the others and nothing else. A request goes to one of the others,
+	// which may have one of these compute its prompt: its engine's API server is asked, and the KV sent from engine to engine.
+	// Only the policy fairway does that.
+	Prefill       int
+	RemotePrefill int           // from how many uncached tokens on; as picker.Request has it
+	Transfer      time.Duration // of a token's KV; 0: at 200 Gbit/s
 
 	Without picker.Term // what Fairway leaves out
 	NoQueue bool        // Fairway sends every request at once
@@ -59,8 +69,10 @@ type Record struct {
 	TTFT         time.Duration // from when it was due to its first token
 	TPOT         time.Duration // mean time of each token after the first; 0 if there is none
 	E2E          time.Duration // from when it was due to its last token
+	Gap          time.Duration // the longest between two of its tokens
+	Remote       bool          // another pod computed its prompt
 	PromptTokens int
-	CachedTokens int
+	CachedTokens int // where the prompt was computed
 	OutputTokens int
 	AdapterLoads int // for it
 	Pod          int // index in the order in which pods came
@@ -83,6 +95,7 @@ type Result struct {
 type pod struct {
 	engine   *engine.Engine
 	stepping bool
+	prefill  bool // it computes prompts for others
 	started  time.Duration
 	queued   int // true uncached tokens on their way to it or in it, whose first token has not come; see simulation.truth
 	requests int // on their way to it or in it
@@ -122,6 +135,11 @@ func Run(ctx context.Context, cfg Config) (*Result, error) {
 		return nil, fmt.Errorf("sim: a fleet of %d pods: it must have 1 to %d", len(cfg.Fleet), maxPods)
 	case cfg.Measure <= 0:
 		return nil, errors.New("sim: Config.Measure is not above zero: nothing would be measured")
+	case cfg.Prefill < 0 || cfg.Prefill >= len(cfg.Fleet) || cfg.Prefill > 0 && cfg.Policy != "fairway":
+		return nil, errors.New("sim: Config.Prefill leaves no pod to send requests to, or the policy knows no such pods")
+	}
+	if cfg.Transfer == 0 {
+		cfg.Transfer = defaultTransfer
 	}
 	cfg.Replicas = max(cfg.Replicas, 1)
 	s := &simulation{cfg: cfg, ctx: ctx, rng: rand.New(rand.NewPCG(cfg.Seed, 0x51AB))}
@@ -175,7 +193,9 @@ func (s *simulation) loop() error {
 		case requestDue:
 			s.due(e.request)
 		case requestArrives:
-			s.arrive(e.request)
+			s.arrive(int(e.request.pod), &e.request.seq)
+		case promptArrives:
+			s.arrive(int(e.request.prefillPod), &e.request.prompt)
 		case stepEnds:
 			s.commit(int(e.pod))
 			if s.cfg.tolerated > 0 && s.late > s.cfg.tolerated {
@@ -238,18 +258,29 @@ func (s *simulation) send(r *request, pod int) {
 		r.uncached = max(1, r.seq.PromptTokens-p.engine.CachedPrefix(&r.seq))
 		p.queued += r.uncached
 	}
-	s.agenda.add(event{at: s.now + dispatchDelay, kind: requestArrives, request: r})
+	kind := requestArrives
+	if r.prefillPod >= 0 {
+		kind = promptArrives
+	}
+	s.agenda.add(event{at: s.now + dispatchDelay, kind: kind, request: r})
 }
 
-// arrive hands a request to its engine.
-func (s *simulation) arrive(r *request) {
-	p := s.pods[r.pod]
-	if err := p.engine.Submit(&r.seq, s.now); err != nil {
+// arrive hands a request, or the computing of its prompt, to an engine.
+func (s *simulation) arrive(pod int, seq *engine.Sequence) {
+	p := s.pods[pod]
+	if err := p.engine.Submit(seq, s.now); err != nil {
 		panic(fmt.Sprintf("sim: %v", err)) // it has a length that fits, and is submitted once
 	}
 	if !p.stepping {
-		s.plan(int(r.pod))
+		s.plan(pod)
 	}
+}
+
+// transfer sends the KV of a prompt that has been computed elsewhere to the pod that waits for it: of what that has not got.
+func (s *simulation) transfer(r *request) {
+	r.seq.Transferred = r.seq.PromptTokens
+	missing := r.seq.PromptTokens - s.pods[r.pod].engine.CachedPrefix(&r.seq)
+	s.agenda.add(event{at: s.now + time.Duration(missing)*s.cfg.Transfer + dispatchDelay, kind: requestArrives, request: r})
 }
 
 // plan starts a pod's next step, if it has anything to do.
@@ -266,8 +297,20 @@ func (s *simulation) plan(pod int) {
 func (s *simulation) commit(pod int) {
 	p := s.pods[pod]
 	step := p.engine.Commit()
+	for _, seq := range step.Tokens {
+		if r := seq.Owner.(*request); seq == &r.seq {
+			if seq.Generated > 1 {
+				r.gap = max(r.gap, s.now-r.lastToken)
+			}
+			r.lastToken = s.now
+		}
+	}
 	for _, seq := range step.First {
 		r := seq.Owner.(*request)
+		if seq == &r.prompt {
+			s.transfer(r)
+			continue
+		}
 		p.queued -= r.uncached
 		if r.measured && s.now-r.intended > sustainedTTFT {
 			s.late++
@@ -278,6 +321,9 @@ func (s *simulation) commit(pod int) {
 	}
 	for _, seq := range step.Finished {
 		r := seq.Owner.(*request)
+		if seq == &r.prompt {
+			continue
+		}
 		p.requests--
 		s.under--
 		s.routers[r.replica].end(r, s.now)
@@ -293,7 +339,11 @@ func (s *simulation) finish(r *request) {
 		rec := Record{
 			Criticality: r.criticality, Pod: int(r.pod),
 			TTFT: seq.FirstToken - r.intended, E2E: seq.Ended - r.intended,
+			Gap: r.gap, Remote: r.prefillPod >= 0,
 			PromptTokens: seq.PromptTokens, CachedTokens: seq.Cached, OutputTokens: seq.Generated, AdapterLoads: seq.AdapterLoads,
+		}
+		if rec.Remote {
+			rec.CachedTokens = r.prompt.Cached
 		}
 		if seq.Generated > 1 {
 			rec.TPOT = (seq.Ended - seq.FirstToken) / time.Duration(seq.Generated-1)
@@ -325,7 +375,8 @@ func (s *simulation) scrape(e event) {
 func (s *simulation) join(cfg engine.Config) {
 	index := len(s.pods)
 	e := engine.New(cfg)
-	s.pods = append(s.pods, &pod{engine: e, started: s.now})
+	place := index % len(s.cfg.Fleet)
+	s.pods = append(s.pods, &pod{engine: e, started: s.now, prefill: place >= len(s.cfg.Fleet)-s.cfg.Prefill})
 	if s.longest == 0 || e.MaxTokens() < s.longest {
 		s.longest = e.MaxTokens()
 	}

@@ -17,13 +17,15 @@ import (
 	"github.com/fairway-proxy/fairway/bench/sim"
 	"github.com/fairway-proxy/fairway/bench/workload"
 	"github.com/fairway-proxy/fairway/cmd/internal/cli"
+	"github.com/fairway-proxy/fairway/picker"
 )
 
 // compareOptions are the flags of compare.
 type compareOptions struct {
 	sim.Comparison
-	slo   map[string]string
-	quiet bool
+	slo    map[string]string
+	always bool // what is long enough is computed by a prefill pod, whatever that costs
+	quiet  bool
 }
 
 func newCompare() *cobra.Command {
@@ -59,6 +61,10 @@ func newCompare() *cobra.Command {
 	f.IntVar(&o.CacheTokens, "cache-tokens", 0, "tokens that the KV cache of each pod holds (default: as its GPU has room for)")
 	f.BoolVar(&o.NoCacheReport, "no-cache-report", false, "engines do not report cached tokens in their answers")
 	f.BoolVar(&o.NoQueue, "no-queue", false, "Fairway sends every request at once, whatever the engines have to do")
+	f.IntVar(&o.Prefill, "prefill-pods", 0, "of the pods, those that compute prompts for the others and nothing else; Fairway alone knows such")
+	f.IntVar(&o.RemotePrefill, "remote-prefill", picker.DefaultRemotePrefill, "from how many uncached tokens on one of --prefill-pods computes a prompt, if that pays")
+	f.BoolVar(&o.always, "prefill-always", false, "or whether or not that pays, as llm-d's prefix-based-pd-decider has it")
+	f.DurationVar(&o.Transfer, "transfer", 0, "what moving a token's KV to another pod takes (default: 131,072 bytes at 200 Gbit/s)")
 	f.BoolVar(&o.quiet, "quiet", false, "show no progress")
 	return cmd
 }
@@ -81,6 +87,15 @@ func (o *compareOptions) complete() error {
 		return errors.New("--seeds and --replicas must be at least 1")
 	case min(o.Warmup, o.Measure, o.Churn, time.Duration(o.Burst), time.Duration(o.Groups)) < 0:
 		return errors.New("--warmup, --measure, --churn, --burst and --groups must not be below zero")
+	}
+	if o.Prefill > 0 && !slices.Equal(o.Policies, []string{"fairway"}) {
+		return errors.New("--prefill-pods: other policies know no such pods: want --policies fairway")
+	}
+	if o.Prefill < 0 || o.RemotePrefill < 1 || o.Transfer < 0 {
+		return errors.New("--prefill-pods and --transfer must not be below zero, and --remote-prefill must be at least 1")
+	}
+	if o.always {
+		o.Without |= picker.PrefillWorth
 	}
 	for _, p := range o.Policies {
 		if sim.AboutPolicy(p) == "" {
@@ -165,14 +180,14 @@ func (o *compareOptions) writeRows(w io.Writer, rows []sim.Row, interrupted bool
 	}
 	fmt.Fprint(w, "\n\n")
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(t, "policy\tcriticality\tseeds\trequests\trefused\tTTFT p50 ms\tp90 ms\t± sd\tTPOT p90 ms\tE2E p90 s\thits %\tgoodput/s\ttokens/s\t")
+	fmt.Fprintln(t, "policy\tcriticality\tseeds\trequests\trefused\tTTFT p50 ms\tp90 ms\t± sd\tTPOT p90 ms\tgap p90 ms\tE2E p90 s\thits %\tremote %\tgoodput/s\ttokens/s\t")
 	for _, r := range rows {
 		class := r.Criticality
 		if class == "" {
 			class = "all"
 		}
-		fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%d\t%.0f\t%.0f\t%.0f\t%.1f\t%.2f\t%.1f\t%.1f\t%.0f\t\n", r.Policy, class, r.Seeds, r.Requests, r.Refused,
-			1e3*r.TTFTP50, 1e3*r.TTFTP90, 1e3*r.TTFTP90SD, 1e3*r.TPOTP90, r.E2EP90, 100*r.HitRate, r.Goodput, r.TokensPerS)
+		fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%d\t%.0f\t%.0f\t%.0f\t%.1f\t%.0f\t%.2f\t%.1f\t%.0f\t%.1f\t%.0f\t\n", r.Policy, class, r.Seeds, r.Requests, r.Refused,
+			1e3*r.TTFTP50, 1e3*r.TTFTP90, 1e3*r.TTFTP90SD, 1e3*r.TPOTP90, 1e3*r.GapP90, r.E2EP90, 100*r.HitRate, 100*r.Remote, r.Goodput, r.TokensPerS)
 	}
 	return t.Flush()
 }
