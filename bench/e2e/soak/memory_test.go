@@ -60,7 +60,7 @@ func TestMemoryLimit(t *testing.T) {
 	const allowed = 256 << 20
 	engine := slowEngine(t)
 	f := &fairway{http: freeAddress(t), metrics: freeAddress(t), admin: freeAddress(t), config: filepath.Join(t.TempDir(), "fairway.yaml")}
-	f.write(t, fmt.Sprintf("pools: [{name: main, endpoints: [http://%s]}]\nqueue: {off: true}\n", engine))
+	f.write(t, fmt.Sprintf("pools: [{name: main, endpoints: [http://%s]}]\nqueue: {off: true}\ntimeouts: {connect: 1m}\n", engine))
 	log := logFile(t, filepath.Join(t.TempDir(), "fairway.log"))
 	args := []string{"serve", "--config", f.config, "--listen", f.http, "--metrics", f.metrics, "--admin", f.admin}
 	ready := "http://" + f.metrics + "/healthz/ready"

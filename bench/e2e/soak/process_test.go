@@ -3,7 +3,6 @@
 package soak_test
 
 import (
-	"bufio"
 	"cmp"
 	"fmt"
 	"io"
@@ -134,26 +133,38 @@ func freeAddress(t *testing.T) string {
 
 // metric is the sum over a metric's samples on a page, of those whose labels contain with.
 func metric(url, name, with string) (float64, error) {
-	r, err := asking.Get(url)
+	page, err := page(url)
 	if err != nil {
 		return 0, err
 	}
+	return sum(page, name, with)
+}
+
+func page(url string) (string, error) {
+	r, err := asking.Get(url)
+	if err != nil {
+		return "", err
+	}
 	defer r.Body.Close()
+	text, err := io.ReadAll(r.Body)
+	return string(text), err
+}
+
+// sum is metric of a page that is there.
+func sum(page, name, with string) (float64, error) {
 	sum := 0.0
-	lines := bufio.NewScanner(r.Body)
-	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
-		rest, ok := strings.CutPrefix(lines.Text(), name)
+	for line := range strings.Lines(page) {
+		rest, ok := strings.CutPrefix(line, name)
 		if !ok || rest == "" || rest[0] != '{' && rest[0] != ' ' || !strings.Contains(rest, with) {
 			continue
 		}
 		v, err := strconv.ParseFloat(strings.TrimSpace(rest[strings.LastIndexByte(rest, ' '):]), 64)
 		if err != nil {
-			return 0, fmt.Errorf("%s: %w", lines.Text(), err)
+			return 0, fmt.Errorf("%s: %w", line, err)
 		}
 		sum += v
 	}
-	return sum, lines.Err()
+	return sum, nil
 }
 
 // fairway is a running `fairway serve`.

@@ -62,9 +62,9 @@ backend replicas
 type tokens struct{ prompt, cached float64 }
 
 func (f *fairway) tokens() (n tokens) {
-	page := "http://" + f.metrics + "/metrics"
-	n.prompt, _ = metric(page, "fairway_tokens_total", `kind="prompt"`)
-	n.cached, _ = metric(page, "fairway_tokens_total", `kind="cached"`)
+	text, _ := page("http://" + f.metrics + "/metrics")
+	n.prompt, _ = sum(text, "fairway_tokens_total", `kind="prompt"`)
+	n.cached, _ = sum(text, "fairway_tokens_total", `kind="cached"`)
 	return n
 }
 
