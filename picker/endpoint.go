@@ -120,7 +120,7 @@ func newEndpoint(p *Pool, s Spec) *Endpoint {
 		e.id = prefix.Seed(s.Address, s.UID, s.Engine)
 		e.name += "@dp" + s.Engine
 	}
-	e.index.MaxBytes = p.cfg.IndexBytes
+	e.index.MaxBytes, e.index.Secret = p.cfg.IndexBytes, p.cfg.IndexSecret
 	e.nextDue.Store(never)
 	e.lastFirst.Store(math.MinInt64)
 	e.view.Store(&view{capacity: defaultCapacity})

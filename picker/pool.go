@@ -29,6 +29,8 @@ type Config struct {
 	StaleAfter time.Duration
 	// IndexBytes bounds each endpoint's index; 0 means prefix.DefaultMaxBytes.
 	IndexBytes int
+	// IndexSecret is the prefix.Index.Secret of each endpoint's index. The same one, such as 0, makes picks repeatable.
+	IndexSecret uint64
 	// Freed is called, from any goroutine, when an endpoint may have become less busy: after a first token, an end, a scrape, a change
 	// of the set. nil: nobody waits for that.
 	Freed func()

@@ -37,6 +37,9 @@ const (
 type Index struct {
 	// MaxBytes bounds the table; 0 means DefaultMaxBytes. To be set before first use.
 	MaxBytes int
+	// Secret says where in the table chunks lie. It is nobody else's business: with one that nobody knows, nobody can choose prompts
+	// whose chunks crowd a few buckets. Chains do not depend on it. To be set before first use.
+	Secret uint64
 
 	table   atomic.Pointer[table] // nil until the first Pin
 	entries atomic.Int64
@@ -59,7 +62,8 @@ type Hold struct {
 // A table is set-associative. Its size is a power of two, so that when it doubles, all of a new bucket comes from one old
 // bucket and nothing is lost.
 type table struct {
-	mask    uint64
+	factor  uint64 // odd
+	shift   int    // leaves as many bits as number the buckets
 	buckets []bucket
 	holes   atomic.Bool // a chunk that was alive has lost its slot to its bucket's neighbours
 }
@@ -70,11 +74,14 @@ type bucket struct {
 	states [bucketSlots]atomic.Uint64
 }
 
-func newTable(buckets int) *table {
-	return &table{mask: uint64(buckets - 1), buckets: make([]bucket, buckets)}
+func (x *Index) newTable(buckets int) *table {
+	return &table{factor: x.Secret | 1, shift: 64 - bits.TrailingZeros(uint(buckets)), buckets: make([]bucket, buckets)}
 }
 
-func (t *table) bucket(key uint64) *bucket { return &t.buckets[key&t.mask] }
+// bucket is where a key belongs, by multiply-shift hashing: for a random odd factor, two keys share a bucket with a probability of 2 in
+// the number of buckets at most, whatever they are (Dietzfelbinger and others, "A Reliable Randomized Algorithm for the Closest-Pair
+// Problem", 1997, section 2.2).
+func (t *table) bucket(key uint64) *bucket { return &t.buckets[key*t.factor>>t.shift] }
 
 // fetch has the processor read the buckets of a chain, many at a time. A write to a slot that others read without a lock is a
 // barrier: whoever writes to one bucket after the other waits for each from memory.
@@ -173,7 +180,7 @@ func (x *Index) Pin(chain []uint64, clock uint64, window, step int64) Hold {
 	}
 	t := x.table.Load()
 	if t == nil {
-		t = newTable(x.size())
+		t = x.newTable(x.size())
 		x.table.Store(t)
 	}
 	t.fetch(chain)
@@ -310,7 +317,7 @@ func (x *Index) Grow(chunks int) {
 	if old == nil || len(old.buckets) >= x.buckets {
 		return
 	}
-	t := newTable(x.buckets)
+	t := x.newTable(x.buckets)
 	t.holes.Store(old.holes.Load())
 	for i := range old.buckets {
 		from := &old.buckets[i]

@@ -542,3 +542,27 @@ func BenchmarkRotate(b *testing.B) {
 		x.Keep(c, x.Pin(c, clock, wide, step), clock, step)
 	}
 }
+
+// Prompts whose chunks would crowd one bucket, chosen by somebody who knows how chains are hashed and buckets numbered, do so only
+// for who has the same secret: elsewhere they are spread as evenly as any.
+func TestSecretSpreadsChosenKeys(t *testing.T) {
+	known := Index{}
+	known.Pin(numbered(1, 1), 0, wide, step)
+	at := known.table.Load()
+	var chosen []uint64
+	for id := uint64(0); len(chosen) < 4*bucketSlots; id++ {
+		if key := Link(2, id); at.bucket(key) == &at.buckets[0] {
+			chosen = append(chosen, key)
+		}
+	}
+	const n = 4 * bucketSlots
+	if known.Pin(chosen, 0, wide, step).Depth != bucketSlots {
+		t.Fatal("keys were chosen that do not crowd a bucket: this test shows nothing")
+	}
+	for secret := range uint64(100) {
+		x := Index{Secret: mix(secret + 1)}
+		if h := x.Pin(chosen, 0, wide, step); h.Depth != n {
+			t.Errorf("secret %#x: %d of %d chosen chunks find a place", x.Secret, h.Depth, n)
+		}
+	}
+}
