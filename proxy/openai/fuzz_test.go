@@ -5,13 +5,15 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"unicode/utf8"
 )
 
-// finite replaces Python's NaN and Infinity by numbers, so that encoding/json can
-// read what Python's json reads.
+// finite replaces Python's NaN and Infinity by arrays, so that encoding/json can
+// read what Python's json reads: what stands beside an array is no part of it, such as
+// the digit of 1Infinity.
 func finite(body []byte) []byte {
 	var out []byte
 	inString := false
@@ -24,19 +26,19 @@ func finite(body []byte) []byte {
 			c = body[i]
 		case c == '"':
 			inString = !inString
-		case !inString && c == 'N' && bytes.HasPrefix(body[i:], []byte("NaN")):
-			out = append(out, "0.0"...)
-			i += len("NaN") - 1
-			continue
-		case !inString && c == 'I' && bytes.HasPrefix(body[i:], []byte("Infinity")):
-			out = append(out, "0.0"...)
-			i += len("Infinity") - 1
-			continue
+		case !inString:
+			if word := infinite.Find(body[i:]); word != nil {
+				out = append(out, "[]"...)
+				i += len(word) - 1
+				continue
+			}
 		}
 		out = append(out, c)
 	}
 	return out
 }
+
+var infinite = regexp.MustCompile(`^(NaN|-?Infinity)`)
 
 // reference is what encoding/json reads. Decoding into a map keeps the last of
 // duplicate keys, and matches keys exactly.
