@@ -8,7 +8,10 @@ type edit struct {
 	insert     []byte
 }
 
-const nextModel = `,"model":`
+const (
+	nextModel = `,"model":`
+	nextSalt  = `,"cache_salt":`
+)
 
 var askUsage = []byte(`,"stream_options":{"include_usage":true}`)
 
@@ -51,8 +54,25 @@ func (r *Request) ReplaceModel(name string) {
 	r.renamed = AppendQuoted(r.renamed, name)
 }
 
+// ReplaceSalt has the edited body say that cache_salt, in place of one of its own, if
+// the server keeps what it has computed for a request of this kind apart by it. The salt
+// is written as it is, between quotes. A later call replaces an earlier one; an empty
+// salt takes it back. It is for a body that was read whole.
+func (r *Request) ReplaceSalt(salt string) {
+	r.salted = r.salted[:0]
+	if salt == "" || r.cut || r.form || !r.Kind.salted() {
+		return
+	}
+	if !r.hasSalt {
+		r.salted = append(r.salted, nextSalt...)
+	}
+	r.salted = append(r.salted, '"')
+	r.salted = append(r.salted, salt...)
+	r.salted = append(r.salted, '"')
+}
+
 // AppendSegments appends the edited body, cut into segments that are to be sent one
-// after the other: five at most, the body as it is when nothing was edited. The
+// after the other: seven at most, the body as it is when nothing was edited. The
 // body is the one that was read, or a copy of it.
 func (r *Request) AppendSegments(dst [][]byte, body []byte) [][]byte {
 	at := 0
@@ -78,9 +98,13 @@ func (r *Request) Len() int {
 }
 
 // edits gives the n edits in order.
-func (r *Request) edits() (list [2]edit, n int) {
+func (r *Request) edits() (list [3]edit, n int) {
 	add := func(start, end int, insert []byte) {
-		list[n] = edit{start, end, insert}
+		at := n
+		for ; at > 0 && list[at-1].start > start; at-- {
+			list[at] = list[at-1]
+		}
+		list[at] = edit{start, end, insert}
 		n++
 	}
 	switch {
@@ -92,6 +116,15 @@ func (r *Request) edits() (list [2]edit, n int) {
 	}
 	if r.askUsage {
 		add(r.brace, r.brace, askUsage)
+	}
+	switch {
+	case len(r.salted) == 0:
+	case r.hasSalt:
+		add(r.salt[0], r.salt[1], r.salted)
+	case r.empty && len(r.renamed) == 0:
+		add(r.brace, r.brace, r.salted[1:])
+	default:
+		add(r.brace, r.brace, r.salted)
 	}
 	return list, n
 }

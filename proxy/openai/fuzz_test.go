@@ -146,6 +146,7 @@ func checkPrompt(t *testing.T, r *Request, ref reference) {
 func checkEdits(t *testing.T, r *Request, body []byte, ref reference) {
 	asked := r.InjectUsage()
 	r.ReplaceModel("other")
+	r.ReplaceSalt("pepper")
 	edited := bytes.Join(r.AppendSegments(nil, body), nil)
 	if len(edited) != r.Len() {
 		t.Fatalf("Len says %d, it is %d", r.Len(), len(edited))
@@ -157,10 +158,14 @@ func checkEdits(t *testing.T, r *Request, body []byte, ref reference) {
 	if string(again.Model) != "other" || asked && !again.IncludeUsage || again.StreamOptions != (r.StreamOptions || asked) || again.Stream != r.Stream {
 		t.Fatalf("edited: %q", edited)
 	}
+	if salted := string(again.CacheSalt) == "pepper"; salted != r.Kind.salted() && string(r.CacheSalt) != "pepper" {
+		t.Fatalf("edited: %q", edited)
+	}
 	if prompt(&again) != prompt(r) {
 		t.Fatalf("edited: the prompt is %q, was %q", prompt(&again), prompt(r))
 	}
 	r.ReplaceModel("")
+	r.ReplaceSalt("")
 	if same := bytes.Join(r.AppendSegments(nil, body), nil); !asked && !bytes.Equal(same, body) {
 		t.Fatalf("unedited body changed: %q", same)
 	}

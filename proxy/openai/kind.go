@@ -100,6 +100,17 @@ func (k Kind) Operation() string {
 // Form tells whether the body is a form; see [Request.ReadForm].
 func (k Kind) Form() bool { return k == Transcription || k == Translation }
 
+// salted tells whether vLLM takes a cache_salt with it: with everything that it keeps
+// the KV cache of. (validate_cache_salt in entrypoints/generate/base/protocol.py, and
+// who calls it.)
+func (k Kind) salted() bool {
+	switch k {
+	case Other, CountTokens, Tokenize, Transcription, Translation:
+		return false
+	}
+	return true
+}
+
 // usageOnRequest tells whether a stream of this kind says its usage only when
 // stream_options asks for it. Responses and messages always say it.
 func (k Kind) usageOnRequest() bool { return k == Chat || k == Completions }

@@ -62,6 +62,8 @@ type Request struct {
 	opening                  int   // spans through the first message of the user; 0: it has not come
 	hasModel                 bool
 	model                    [2]int // body[model[0]:model[1]] is the value with its quotes, or null, or the text in a form
+	hasSalt                  bool
+	salt                     [2]int // body[salt[0]:salt[1]] is the value of cache_salt
 	modelErr                 string // why the value is none that can be read
 	modelBuf                 []byte // Model when it was escaped
 	empty                    bool   // the body is {}
@@ -71,6 +73,7 @@ type Request struct {
 	cut                      bool   // the body is the start of one
 	renamed                  []byte // what ReplaceModel puts in the model's place
 	askUsage                 bool   // what InjectUsage did
+	salted                   []byte // what ReplaceSalt puts in the salt's place
 }
 
 const (
@@ -99,9 +102,9 @@ func (r *Request) Reset() {
 
 // blank forgets all but the memory.
 func (r *Request) blank() {
-	spans, rest, model, renamed := r.spans[:0], r.rest[:0], r.modelBuf[:0], r.renamed[:0]
+	spans, rest, model, renamed, salted := r.spans[:0], r.rest[:0], r.modelBuf[:0], r.renamed[:0], r.salted[:0]
 	*r = Request{} // apart from what follows, so that it is cleared where it lies
-	r.spans, r.rest, r.modelBuf, r.renamed = spans, rest, model, renamed
+	r.spans, r.rest, r.modelBuf, r.renamed, r.salted = spans, rest, model, renamed, salted
 }
 
 // Read reads the JSON body of a request of that kind. The error is an *[Error]; nothing
@@ -232,7 +235,10 @@ func (r *Request) member(key []byte) {
 			r.Priority, _ = laxInt(s.word())
 		}
 	case "cache_salt":
+		s.peek()
+		start := s.pos
 		r.CacheSalt = s.inner()
+		r.salt, r.hasSalt = [2]int{start, s.pos}, true
 	case "user":
 		r.User = s.inner()
 	default:

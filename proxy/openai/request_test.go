@@ -246,6 +246,48 @@ func TestEdits(t *testing.T) {
 	}
 }
 
+func TestReplaceSalt(t *testing.T) {
+	for _, tt := range []struct {
+		kind             Kind
+		body, salt, want string
+	}{
+		{Chat, `{"messages":[]}`, "s", `{"messages":[],"cache_salt":"s"}`},
+		{Chat, `{"cache_salt":"other","messages":[]}`, "s", `{"cache_salt":"s","messages":[]}`},
+		{Chat, `{"cache_salt" : null}`, "s", `{"cache_salt" : "s"}`},
+		{Chat, `{"cache_salt":1,"cache\u005fsalt":"x" }`, "s", `{"cache_salt":1,"cache\u005fsalt":"s" }`},
+		{Embeddings, `{}`, "s", `{"cache_salt":"s"}`},
+		{Completions, `{"model":"m","cache_salt":"x"}`, "", `{"model":"m","cache_salt":"x"}`},
+		{Tokenize, `{"prompt":""}`, "s", `{"prompt":""}`},
+	} {
+		var r Request
+		if err := r.Read(tt.kind, []byte(tt.body)); err != nil {
+			t.Fatal(err)
+		}
+		r.ReplaceSalt("one tried before")
+		r.ReplaceSalt(tt.salt)
+		if got := string(bytes.Join(r.AppendSegments(nil, []byte(tt.body)), nil)); got != tt.want || r.Len() != len(tt.want) {
+			t.Errorf("\n got %s (%d)\nwant %s (%d)", got, r.Len(), tt.want, len(tt.want))
+		}
+	}
+	// Together with the other edits, in the order in which they lie in the body.
+	for body, want := range map[string]string{
+		`{"cache_salt":"x","stream":true,"model":"m"}`: `{"cache_salt":"s","stream":true,"model":"n","stream_options":{"include_usage":true}}`,
+		`{"model":"m","stream":true,"cache_salt":"x"}`: `{"model":"n","stream":true,"cache_salt":"s","stream_options":{"include_usage":true}}`,
+		`{"stream":true}`: `{"stream":true,"model":"n","stream_options":{"include_usage":true},"cache_salt":"s"}`,
+	} {
+		var r Request
+		if err := r.Read(Chat, []byte(body)); err != nil {
+			t.Fatal(err)
+		}
+		r.ReplaceModel("n")
+		r.ReplaceSalt("s")
+		r.InjectUsage()
+		if got := string(bytes.Join(r.AppendSegments(nil, []byte(body)), nil)); got != want || r.Len() != len(want) {
+			t.Errorf("\n got %s (%d)\nwant %s (%d)", got, r.Len(), want, len(want))
+		}
+	}
+}
+
 // A used Request says nothing of the body before.
 func TestRequestIsReusable(t *testing.T) {
 	var used Request
