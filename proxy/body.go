@@ -104,19 +104,9 @@ func (b *body) begin(s Stream, limit int64, from *budget) error {
 	return nil
 }
 
-// receive takes in the body until there are n bytes of it, or all. Its errors
-// are those to answer with (*Error), or what Stream.Read said.
-func (b *body) receive(s Stream, n int64) error {
-	for !b.whole && int64(len(b.bytes)) < n {
-		if _, err := b.more(s); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // more receives the next bytes of the body, as they come, and holds them if the
-// budget allows; errBuffersSpent is its error if not.
+// budget allows; errBuffersSpent is its error if not. Its errors are those to answer
+// with (*Error), or what Stream.Read said.
 func (b *body) more(s Stream) (piece []byte, err error) {
 	if b.memory == nil || len(b.bytes) == len(*b.memory) {
 		if err := b.grow(); err != nil {

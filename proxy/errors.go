@@ -34,16 +34,24 @@ const (
 	typeForbidden       = "fairway_forbidden"
 	typeUnauthenticated = "fairway_unauthenticated"
 	typeNotReady        = "fairway_not_ready"
+	typeTimeout         = "fairway_timeout"
+	typeBodyTooLarge    = "fairway_body_too_large"
+	typeTooManyRequests = "fairway_too_many_requests"
 )
 
 func errBodyTooLarge(limit int64) *Error {
-	return &Error{Status: 413, Type: "fairway_body_too_large",
+	return &Error{Status: 413, Type: typeBodyTooLarge,
 		Message: fmt.Sprintf("The request body is larger than this proxy takes (%d bytes; limits.body).", limit)}
 }
 
 func errBuffersSpent() *Error {
 	return &Error{Status: 503, Type: typeBuffersSpent, RetryAfter: time.Second,
 		Message: "The proxy holds as many request bodies as it may (limits.buffers). Try again shortly."}
+}
+
+func errTooManyRequests(most int) *Error {
+	return &Error{Status: 429, Type: typeTooManyRequests, RetryAfter: time.Second,
+		Message: fmt.Sprintf("You have as many requests under way as you may (%d; limits.requests_per_principal). Try again when one has ended.", most)}
 }
 
 func errUnknownModel(model, known string) *Error {
@@ -100,8 +108,13 @@ func errExhausted(cause error) *Error {
 }
 
 func errTimeout(phase string, after time.Duration) *Error {
-	return &Error{Status: 504, Type: "fairway_timeout",
+	return &Error{Status: 504, Type: typeTimeout,
 		Message: fmt.Sprintf("The engine gave no %s within %s (timeouts).", phase, after)}
+}
+
+func errBodyLate(after time.Duration) *Error {
+	return &Error{Status: 408, Type: typeTimeout,
+		Message: fmt.Sprintf("The request was not whole within %s (timeouts).", after)}
 }
 
 // unreadable is the error for a body that openai.Request cannot read; nil for

@@ -116,6 +116,16 @@ func TestEveryErrorIsAsDocumented(t *testing.T) {
 			s.Handle(m)
 			return m
 		}, documentedError{"fairway_no_route", 404}},
+		{"a slow body", &World{Timeouts: Timeouts{Request: time.Millisecond}}, nil, func(_ *testing.T, s *Server) *memoryStream {
+			m := post("/v1/chat/completions", chat(false, 1, "hi"))
+			body := m.body
+			m.body = readerFunc(func(p []byte) (int, error) {
+				<-time.After(2 * time.Millisecond)
+				return body.Read(p[:1])
+			})
+			s.Handle(m)
+			return m
+		}, documentedError{"fairway_timeout", 408}},
 		{"a large body", &World{Limits: Limits{Body: 10}}, nil, hi(), documentedError{"fairway_body_too_large", 413}},
 		{"a busy pool, sheddable", &World{Queue: Queue{SheddableWait: time.Millisecond}, Objectives: []Objective{{"batch", "pool", -1}}}, nil,
 			busy("x-gateway-inference-objective", "batch"), documentedError{"fairway_saturated", 429}},
@@ -129,6 +139,12 @@ func TestEveryErrorIsAsDocumented(t *testing.T) {
 				}
 			}
 		}, documentedError{"fairway_budget_exceeded", 429}},
+		{"as many requests as one may have", &World{Limits: Limits{RequestsByPrincipal: 1}}, nil, func(t *testing.T, s *Server) *memoryStream {
+			who := owner{network: netip.MustParseAddr("192.0.2.1")}
+			s.shares.take(who, 1)
+			defer s.shares.give(who)
+			return hi()(t, s)
+		}, documentedError{"fairway_too_many_requests", 429}},
 		{"a fault", nil, nil, func(_ *testing.T, s *Server) *memoryStream {
 			m := post("/v1/chat/completions", "{}")
 			m.body = panicking{}

@@ -61,6 +61,8 @@ type progress struct {
 	unread    bool              // it goes to a plain pool, so that the body is not looked at
 	override  string            // the name that a field asks to be served by, if that is believed
 	objective string            // what it asks to be ranked by
+	share     owner             // whose one of the requests under way it is
+	shared    bool              // it is counted as such
 	wanted    time.Duration     // by when its client wants the first token, on Now's clock; 0: whenever
 	spending  [2]queue.Spending // of budgets: for the name asked for, and for override
 	fairness  string            // whose the request is by its own word, if that is believed
@@ -134,6 +136,10 @@ func (x *Exchange) serve() error {
 	if err := x.authorize(); err != nil {
 		return err
 	}
+	if err := x.takeShare(); err != nil {
+		return err
+	}
+	defer x.giveShare()
 	if done, err := x.match(); done || err != nil {
 		return err
 	}
@@ -418,6 +424,7 @@ func (x *Exchange) account() {
 	x.settleBudget()
 	x.record.Duration = Now() - x.start
 	x.noteWorkloads()
+	x.server.reached.count(&x.record)
 	x.server.account.Done(&x.record)
 }
 

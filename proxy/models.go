@@ -105,13 +105,9 @@ func (x *Exchange) nameTarget() error {
 func (x *Exchange) conversation() (uint64, error) {
 	spans, whole := x.read.Opening()
 	if !whole {
-		if err := x.receive(x.serving.bodyLimit + 1); err != nil {
+		if err := x.receiveAll(); err != nil {
 			return 0, err
 		}
-		if err := x.read.ReadRest(x.body.bytes); err != nil {
-			return 0, unreadable(err)
-		}
-		x.early = false
 		spans, _ = x.read.Opening()
 	}
 	var key uint64

@@ -14,12 +14,9 @@ func (x *Exchange) forPlain() bool { return x.serving.plain(x.chosen()) }
 // passAsItIs has a request to a plain pool forget what was read of it for policies. The
 // picker is to share ties out evenly.
 func (x *Exchange) passAsItIs() error {
-	if x.early { // the rest must not name another model
-		if err := x.receive(x.serving.bodyLimit + 1); err != nil {
+	if x.early {
+		if err := x.receiveAll(); err != nil { // the rest must not name another model
 			return err
-		}
-		if err := x.read.ReadRest(x.body.bytes); err != nil {
-			return unreadable(err)
 		}
 	}
 	x.read.Reset()

@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"cmp"
-	"net/netip"
 	"strconv"
 	"time"
 
@@ -91,17 +90,12 @@ func (x *Exchange) priority() int {
 }
 
 // flowKey is a number for whose the request is: see flow. Who shows nothing that was
-// verified is told apart by the address, in IPv6 by the network that a host picks its own
-// from (RFC 4291, section 2.5.4): a key for the engines could be another each time.
+// verified is told apart by the network: a key for the engines could be another each time.
 func (x *Exchange) flowKey() uint64 {
 	if whose := x.flow(); whose != "" {
 		return prefix.Seed(whose)
 	}
-	from := cmp.Or(x.judged.Remote, x.judged.Source).Unmap()
-	if from.Is6() {
-		from = netip.PrefixFrom(from, 64).Masked().Addr()
-	}
-	address := from.As16()
+	address := network(cmp.Or(x.judged.Remote, x.judged.Source)).As16()
 	return prefix.ExtendSeed(1, address[:])
 }
 

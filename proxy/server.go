@@ -13,6 +13,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"sync"
@@ -72,6 +73,9 @@ type Server struct {
 	keySets     authz.KeySets
 	authorizers extauthz.Authorizers
 	buffers     budget
+	shares      shares[owner]      // of requests under way
+	addresses   shares[netip.Addr] // of connections
+	reached     reached
 	budgets     queue.Budgets
 	retries     *retryBudget
 	mirrors     *mirrors
@@ -100,11 +104,13 @@ func New(c Config) *Server {
 		listeners: make(map[net.Listener]bool),
 	}
 	s.keySets.Log, s.authorizers.Log = s.log, s.log
+	s.config.Picker.IndexSecret = or(c.Picker.IndexSecret, rand.Uint64())
 	s.exchanges.New = func() any { return &Exchange{server: s} }
 	s.http1 = h1.Server{
 		Handler:       func(st *h1.Stream) { s.Handle(st) },
 		BadRequest:    func(st *h1.Stream, err *h1.ProtocolError) { s.badRequest(st, err.Status, err) },
 		HTTP2:         s.http2.ServeConn,
+		HeadLate:      func() { s.reached[LimitTime].Add(1) },
 		HeaderLimit:   or(c.HeaderLimit, DefaultHeaderLimit),
 		HeaderTimeout: or(c.HeaderTimeout, 30*time.Second),
 		BodyTimeout:   or(c.BodyTimeout, time.Minute),
@@ -112,6 +118,7 @@ func New(c Config) *Server {
 	}
 	s.http2.Handler = func(st *h2.Stream) { s.Handle(st) }
 	s.http2.BadRequest = func(st *h2.Stream, err *h2.ProtocolError) { s.badRequest(st, err.Status, err) }
+	s.http2.Misbehaved = s.reached.countHTTP2
 	s.http2.HeaderLimit = s.http1.HeaderLimit
 	s.http2.BodyTimeout = s.http1.BodyTimeout
 	s.http2.IdleTimeout = s.http1.IdleTimeout
@@ -138,6 +145,9 @@ func (s *Server) handle(st Stream, prepare func(*Exchange)) {
 // Live is the number of exchanges under way.
 func (s *Server) Live() int { return int(s.live.Load()) }
 
+// Clients is the number of clients' connections, and of tunnels that HTTP is spoken in.
+func (s *Server) Clients() int { return s.http1.Conns() }
+
 // Buffered is the number of bytes of request bodies held now.
 func (s *Server) Buffered() int64 { return s.buffers.used.Load() }
 
@@ -152,6 +162,7 @@ func (s *Server) badRequest(st Stream, status int, cause error) {
 		st.Abort()
 	}
 	rec.Duration = time.Since(rec.Start)
+	s.reached.count(&rec)
 	s.account.Done(&rec)
 }
 
@@ -195,9 +206,6 @@ func (s *Server) Serve(l net.Listener) error {
 		slots = make(chan struct{}, s.config.Connections)
 	}
 	for {
-		if slots != nil {
-			slots <- struct{}{} // beyond the limit, clients wait in the listener's backlog
-		}
 		c, err := accept(l)
 		if err != nil {
 			s.mu.Lock()
@@ -208,6 +216,9 @@ func (s *Server) Serve(l net.Listener) error {
 			}
 			return err
 		}
+		if slots != nil {
+			s.takeSlot(slots) // beyond the limit, clients wait in the listener's backlog
+		}
 		go s.serveConn(c, slots)
 	}
 }
@@ -216,12 +227,18 @@ func (s *Server) serveConn(c net.Conn, slots chan struct{}) {
 	if slots != nil {
 		defer func() { <-slots }()
 	}
-	if t, ok := c.(*tls.Conn); ok && s.handshake(t) != nil {
-		t.Close()
-		return
-	}
 	if peer, ok := hbone.PeerOf(c); ok {
 		s.serveTunnel(c, peer)
+		return
+	}
+	leave, ok := s.admitted(c)
+	if !ok {
+		c.Close()
+		return
+	}
+	defer leave()
+	if t, ok := c.(*tls.Conn); ok && s.handshake(t) != nil {
+		t.Close()
 		return
 	}
 	s.http1.ServeConn(context.Background(), c)
@@ -232,6 +249,9 @@ func (s *Server) handshake(c *tls.Conn) error {
 	ctx, cancel := context.WithTimeout(context.Background(), s.http1.HeaderTimeout)
 	defer cancel()
 	err := c.HandshakeContext(ctx)
+	if errors.Is(err, context.DeadlineExceeded) {
+		s.reached[LimitTime].Add(1)
+	}
 	if err != nil {
 		s.log.Debug("TLS handshake failed", "remote", c.RemoteAddr(), "error", err)
 	}

@@ -12,10 +12,33 @@ import (
 
 // receive takes in n bytes of the body, or all of it.
 func (x *Exchange) receive(n int64) error {
-	if err := x.body.receive(x.stream, n); err != nil {
-		return x.bodyError(err)
+	for !x.body.whole && int64(len(x.body.bytes)) < n {
+		if _, err := x.body.more(x.stream); err != nil {
+			return x.bodyError(err)
+		}
+		if err := x.bodyLate(); err != nil {
+			return err
+		}
 	}
 	return nil
+}
+
+// bodyLate is the error for a body that is not whole when the request's time is over:
+// whoever sends a byte now and then would never be timed out.
+func (x *Exchange) bodyLate() error {
+	if x.until > 0 && !x.body.whole && Now() >= x.until {
+		return errBodyLate(x.limit)
+	}
+	return nil
+}
+
+// receiveAll takes in the rest of a body of which the start has been read, and reads it.
+func (x *Exchange) receiveAll() error {
+	if err := x.receive(x.serving.bodyLimit + 1); err != nil {
+		return err
+	}
+	x.early = false
+	return unreadable(x.read.ReadRest(x.body.bytes))
 }
 
 // pump sends what there is of the body, and the rest as it is received. An
@@ -60,7 +83,7 @@ func (x *Exchange) moreBody() (piece []byte, err error) {
 		return nil, x.bodyError(err)
 	}
 	if !x.body.whole || x.kind == openai.Other {
-		return piece, nil
+		return piece, x.bodyLate()
 	}
 	if err := x.read.ReadRest(x.body.bytes); err != nil {
 		return nil, unreadable(err)

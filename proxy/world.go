@@ -374,7 +374,7 @@ type Timeouts struct {
 }
 
 // Limits bound what strangers can make the proxy hold. Zero means the
-// default of each, except Connections, whose zero means no bound.
+// default of each, or no bound.
 type Limits struct {
 	// Body is the largest request body, in bytes.
 	Body int64
@@ -384,6 +384,13 @@ type Limits struct {
 	Headers int
 	// Connections is the number of client connections held at once.
 	Connections int
+	// ConnectionsByAddress is how many of them one client's address may have, in
+	// IPv6 its network of 64 bits; tunnels and trusted proxies are not counted. Zero:
+	// any number.
+	ConnectionsByAddress int
+	// RequestsByPrincipal is how many requests one principal may have under way:
+	// whoever shows none is told apart by the address. Zero: any number.
+	RequestsByPrincipal int
 }
 
 // Scrape says how engines are asked for their load.

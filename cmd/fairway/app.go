@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -88,7 +89,7 @@ func newApp(c *file.Config, l logs, s proxy.Config) (*app, error) {
 	s.Account = a.account
 	s.Log = log
 	s.HeaderLimit = c.World.Limits.Headers
-	s.Connections = c.World.Limits.Connections
+	s.Connections = cmp.Or(c.World.Limits.Connections, maxConnections())
 	if c.TLS != nil {
 		a.identity = mtls.Open(c.TLS, log)
 		a.registry.MustRegister(identityMetrics{a.identity})

@@ -126,6 +126,7 @@ func describeConfig(c *file.Config) configView {
 		},
 		Limits: map[string]int64{
 			"body": w.Limits.Body, "buffers": w.Limits.Buffers, "headers": int64(w.Limits.Headers), "connections": int64(w.Limits.Connections),
+			"connections_per_address": int64(w.Limits.ConnectionsByAddress), "requests_per_principal": int64(w.Limits.RequestsByPrincipal),
 		},
 		Objectives: describeObjectives(w.Objectives),
 		Raise:      cmp.Or(string(w.RaisePriority), string(proxy.RaiseInMesh)),

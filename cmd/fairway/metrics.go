@@ -97,11 +97,13 @@ var (
 	descChanged  = prometheus.NewDesc("fairway_world_changed_timestamp_seconds", "When it came into force, in seconds since 1970.", nil, nil)
 	descRejected = prometheus.NewDesc("fairway_config_rejected_total", "Changes of the configuration file that could not be used; the last good one stayed in force.", nil, nil)
 	descUnlogged = prometheus.NewDesc("fairway_access_log_lines_lost_total", "Lines of the access log that could not be written, as on a disk that is full; absent without an access log.", nil, nil)
+	descClients  = prometheus.NewDesc("fairway_client_connections", "Connections of clients that are open, and tunnels that HTTP is spoken in.", nil, nil)
+	descReached  = prometheus.NewDesc("fairway_limits_reached_total", "How often what clients did reached a limit, and was refused or cut off: docs/configuration.md has them all. Those of queues and budgets are fairway_shed_total, those of tunnels fairway_hbone_refused_total.", []string{"limit"}, nil)
 	descFindings = prometheus.NewDesc("fairway_findings", "Objects of the cluster that are not served as they were meant, by kind; severity is error or warning (nothing is taken away).", []string{"kind", "severity"}, nil)
 )
 
 func (m appMetrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descBuild, descLive, descQueue, descBuffered, descUptime, descWorld, descChanged, descRejected, descUnlogged, descFindings} {
+	for _, d := range []*prometheus.Desc{descBuild, descLive, descQueue, descBuffered, descUptime, descWorld, descChanged, descRejected, descUnlogged, descClients, descReached, descFindings} {
 		ch <- d
 	}
 }
@@ -126,6 +128,10 @@ func (m appMetrics) Collect(ch chan<- prometheus.Metric) {
 	ch <- prometheus.MustNewConstMetric(descRejected, prometheus.CounterValue, float64(m.app.rejected.Load()))
 	if m.app.access != nil {
 		ch <- prometheus.MustNewConstMetric(descUnlogged, prometheus.CounterValue, float64(m.app.access.Lost()))
+	}
+	gauge(descClients, float64(m.app.server.Clients()))
+	for l, n := range m.app.server.Reached() {
+		ch <- prometheus.MustNewConstMetric(descReached, prometheus.CounterValue, float64(n), proxy.Limit(l).String())
 	}
 	if all := m.app.findings.Load(); all != nil {
 		type kind struct{ kind, severity string }

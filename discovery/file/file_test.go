@@ -175,7 +175,7 @@ func TestErrorsNameLinePathAndRemedy(t *testing.T) {
 		"merge key":         {minimal + "scrape: {<<: {path: /x}}", `f:2: scrape.<<: unknown key (keys: interval, path, timeout)`},
 		"duplicate key":     {minimal + "usage: inject\nusage: observe\n", `f:3: usage: the same key as on line 2`},
 		"complex key":       {minimal + "scrape: {[a]: b}", `f:2: scrape: a key that is not plain text`},
-		"section as text":   {minimal + "limits: none", `f:2: limits: "none": want a mapping of keys (body, buffers, connections, headers)`},
+		"section as text":   {minimal + "limits: none", `f:2: limits: "none": want a mapping of keys (body, buffers, connections, connections_per_address, headers, requests_per_principal)`},
 		"list as mapping":   {"pools: {name: a}", `f:1: pools: a mapping: want a list`},
 		"text as number":    {minimal + "listen: {metrics: 15020}", `f:2: listen.metrics: "15020" is a number: want an address such as ":8080" (text, in quotes)`},
 		"text as list":      {minimal + "usage: [inject]", `f:2: usage: a list: want inject or observe`},

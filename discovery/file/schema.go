@@ -91,6 +91,9 @@ func (r *reader) config(n *yaml.Node, c *Config) {
 			"buffers":     size(r, &m.Buffers, maxBytes),
 			"headers":     size(r, &m.Headers, maxHeaderBytes),
 			"connections": r.number(&m.Connections, maxConnections),
+
+			"connections_per_address": r.number(&m.ConnectionsByAddress, maxConnections),
+			"requests_per_principal":  r.number(&m.RequestsByPrincipal, maxConnections),
 		}),
 		"scrape": r.section(map[string]field{
 			"interval": r.duration(&s.Interval, minInterval),

@@ -326,6 +326,8 @@ func (k *checker) limits(l proxy.Limits) {
 		{"limits.buffers", l.Buffers, maxBytes},
 		{"limits.headers", int64(l.Headers), maxHeaderBytes},
 		{"limits.connections", int64(l.Connections), maxConnections},
+		{"limits.connections_per_address", int64(l.ConnectionsByAddress), maxConnections},
+		{"limits.requests_per_principal", int64(l.RequestsByPrincipal), maxConnections},
 	} {
 		if s.bytes < 0 || s.bytes > s.most {
 			k.problem(s.path, "%d: want from 0 to %d", s.bytes, s.most)

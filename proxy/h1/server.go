@@ -27,6 +27,10 @@ type Server struct {
 	// returns. Nil: such a connection is refused by BadRequest.
 	HTTP2 func(context.Context, *sock.Conn)
 
+	// HeadLate is called when a head has begun and was not whole in time: its
+	// connection is closed. Nil: nobody is told.
+	HeadLate func()
+
 	// HeaderLimit is how large a request's head may be in bytes. 0: 64 KiB.
 	HeaderLimit int
 	// IdleTimeout is how long a connection may wait for a request to begin.
@@ -124,6 +128,20 @@ func (s *Server) Drain() {
 			c.conn.Interrupt()
 		}
 	}
+}
+
+// CloseIdle closes one of the connections that wait for a request, any of them, and
+// tells whether there was one.
+func (s *Server) CloseIdle() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.streams {
+		if c.phase.CompareAndSwap(phaseIdle, phaseEnded) {
+			c.conn.Interrupt()
+			return true
+		}
+	}
+	return false
 }
 
 // Wait waits until no connection is being served, or ctx is done, whose error it

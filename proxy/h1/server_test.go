@@ -353,7 +353,8 @@ func TestTimeouts(t *testing.T) {
 				defer far.Close()
 				start := time.Now()
 				var got error
-				s := &Server{IdleTimeout: server.IdleTimeout, HeaderTimeout: server.HeaderTimeout, BodyTimeout: server.BodyTimeout,
+				late := 0
+				s := &Server{HeadLate: func() { late++ }, IdleTimeout: server.IdleTimeout, HeaderTimeout: server.HeaderTimeout, BodyTimeout: server.BodyTimeout,
 					WriteTimeout: server.WriteTimeout, Handler: func(s *Stream) {
 						if string(s.Head().Target) != "/large" {
 							if _, err := io.Copy(io.Discard, s); err != nil {
@@ -393,6 +394,9 @@ func TestTimeouts(t *testing.T) {
 				<-sent
 				if got != tt.err {
 					t.Errorf("the handler got %v, want %v", got, tt.err)
+				}
+				if (late == 1) != strings.HasSuffix(tt.name, "head") || late > 1 {
+					t.Errorf("%d heads are told to be late", late)
 				}
 			})
 		})

@@ -199,6 +199,9 @@ func (s *Stream) readHead() (refused *ProtocolError, ok bool) {
 		}
 		s.w += n
 		if err != nil && n == 0 {
+			if s.w > 0 && s.conn.TimedOut() && s.server.HeadLate != nil {
+				s.server.HeadLate()
+			}
 			return nil, false
 		}
 	}

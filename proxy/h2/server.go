@@ -47,6 +47,10 @@ type Server struct {
 	// BadRequest answers a request whose head was refused. Nil: the status and
 	// the reason as plain text.
 	BadRequest func(*Stream, *ProtocolError)
+	// Misbehaved is told what clients do that costs them a stream or the
+	// connection, in the library's words (CountError of net/http.HTTP2Config). Nil:
+	// nobody is.
+	Misbehaved func(what string)
 	// HeaderLimit is how large a request's head may be in bytes, each field
 	// counted with 32 more. 0: 64 KiB.
 	HeaderLimit int
@@ -62,6 +66,9 @@ type Server struct {
 
 	once sync.Once
 	base http.Server
+
+	mu   sync.Mutex
+	idle map[*handed]struct{} // connections without a stream; guarded by mu
 }
 
 func (s *Server) headerLimit() int {
@@ -91,6 +98,7 @@ func (s *Server) ready() {
 			SendPingTimeout:               pingAfter,
 			PingTimeout:                   pingWait,
 			WriteByteTimeout:              timeout(s.WriteTimeout, time.Minute),
+			CountError:                    s.Misbehaved,
 		}
 		// The library answers larger heads by itself; those in between are BadRequest's.
 		s.base.MaxHeaderBytes = 2 * s.headerLimit()
@@ -98,6 +106,7 @@ func (s *Server) ready() {
 		s.base.IdleTimeout = timeout(s.IdleTimeout, 2*time.Minute)
 		s.base.ErrorLog = log.New(io.Discard, "", 0) // what a client does wrong is no news
 		s.base.ConnContext = func(_ context.Context, c net.Conn) context.Context { return c.(*handed).ctx }
+		s.base.ConnState = s.note
 		s.base.Handler = http.HandlerFunc(s.serve)
 	})
 }
@@ -161,6 +170,33 @@ func (h *handed) Close() error {
 	err := h.Conn.Close()
 	h.once.Do(func() { close(h.over) })
 	return err
+}
+
+// note keeps which connections are idle.
+func (s *Server) note(c net.Conn, state http.ConnState) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if h := c.(*handed); state == http.StateIdle {
+		if s.idle == nil {
+			s.idle = make(map[*handed]struct{})
+		}
+		s.idle[h] = struct{}{}
+	} else {
+		delete(s.idle, h)
+	}
+}
+
+// CloseIdle closes one of the connections that have no stream, any of them, and tells
+// whether there was one.
+func (s *Server) CloseIdle() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for h := range s.idle {
+		delete(s.idle, h)
+		h.Interrupt()
+		return true
+	}
+	return false
 }
 
 // Drain has every connection end: clients are told to open no further stream
