@@ -212,6 +212,7 @@ func (x *Exchange) replaceBody(b []byte) error {
 		return err
 	}
 	x.target = string(x.read.Model)
+	x.read.ReplaceSalt(x.salted)
 	x.measure()
 	return nil
 }

@@ -67,6 +67,7 @@ type progress struct {
 	spending  [2]queue.Spending // of budgets: for the name asked for, and for override
 	fairness  string            // whose the request is by its own word, if that is believed
 	target    string            // the model's name upstream
+	salted    string            // the cache_salt that the body is given; empty: it keeps its own
 	want      picker.Request    // what the picker is asked
 
 	renames       bool // the answer is to call the model what the client does
@@ -284,6 +285,9 @@ func (x *Exchange) route() error {
 	if err := x.nameTarget(); err != nil {
 		return err
 	}
+	if err := x.season(); err != nil {
+		return err
+	}
 	x.edit()
 	x.askLoad()
 	x.measure()
@@ -293,7 +297,7 @@ func (x *Exchange) route() error {
 
 // measure says what the picker is to know of the request.
 func (x *Exchange) measure() {
-	seed := prefix.ExtendSeed(prefix.Seed(x.target), x.read.CacheSalt)
+	seed := prefix.ExtendSeed(prefix.Seed(x.target), x.salt())
 	x.chain, x.want.Hash, x.want.Bytes = prefix.AppendChain(x.chain[:0], seed, x.read.Spans)
 	x.want.Chain = x.chain
 	x.want.Candidates = &x.weighed
@@ -313,6 +317,7 @@ func (x *Exchange) edit() {
 	if x.target != x.record.Model {
 		x.read.ReplaceModel(x.target)
 	}
+	x.read.ReplaceSalt(x.salted)
 	x.withholdUsage = !x.early && x.serving.usage == UsageInject && x.read.InjectUsage()
 }
 

@@ -69,6 +69,8 @@ type World struct {
 
 	// Usage says whether the proxy may ask engines for token counts.
 	Usage UsageMode
+	// CacheSalt says whom engines keep what they have computed apart for.
+	CacheSalt CacheSalt
 	// ModelNames says how answers call a model that was served under another name.
 	ModelNames ModelNames
 	// Explain says who gets to see where a request went.

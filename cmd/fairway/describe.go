@@ -38,6 +38,7 @@ type configView struct {
 	For        string            `json:"waypoint_for"`
 	Limits     map[string]int64  `json:"limits"`
 	Scrape     map[string]string `json:"scrape"`
+	CacheSalt  string            `json:"cache_salt"`
 	Usage      string            `json:"usage"`
 	ModelNames string            `json:"model_names"`
 	Explain    string            `json:"explain"`
@@ -135,6 +136,7 @@ func describeConfig(c *file.Config) configView {
 		Pickers:    string(cmp.Or(w.Pickers, proxy.HonourPickers)),
 		Scrape:     map[string]string{"interval": w.Scrape.Interval.String(), "timeout": w.Scrape.Timeout.String(), "path": w.Scrape.Path},
 		For:        cmp.Or(string(w.WaypointFor), string(proxy.ForServices)),
+		CacheSalt:  cmp.Or(string(w.CacheSalt), string(proxy.CacheSaltNone)),
 		Usage:      string(w.Usage),
 		ModelNames: string(w.ModelNames),
 		Explain:    string(w.Explain),

@@ -101,6 +101,7 @@ func (r *reader) config(n *yaml.Node, c *Config) {
 			"path":     textInto(r, &s.Path, "a path such as /metrics"),
 		}),
 		"remote_prefill": r.numberFrom(1, &w.RemotePrefill, maxConnections),
+		"cache_salt":     textInto(r, &w.CacheSalt, oneOf(cacheSalts)),
 		"usage":          textInto(r, &w.Usage, oneOf(usageModes)),
 		"model_names":    textInto(r, &w.ModelNames, oneOf(modelNames)),
 		"pickers":        textInto(r, &w.Pickers, oneOf(pickerChoices)),
@@ -231,6 +232,7 @@ var (
 	levels          = []string{"debug", "info", "warn", "error"}
 	otlps           = []OTLP{OTLPGRPC, OTLPHTTP}
 	accessFormats   = []Access{AccessText, AccessJSON, AccessOff}
+	cacheSalts      = []proxy.CacheSalt{proxy.CacheSaltNone, proxy.CacheSaltPrincipal}
 	usageModes      = []proxy.UsageMode{proxy.UsageInject, proxy.UsageObserve}
 	modelNames      = []proxy.ModelNames{proxy.ModelAsked, proxy.ModelServed}
 	explainModes    = []proxy.ExplainMode{proxy.ExplainOnRequest, proxy.ExplainAlways, proxy.ExplainNever}

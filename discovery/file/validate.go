@@ -70,6 +70,7 @@ func (c *Config) check() []problem {
 	word(&k, "tracing.protocol", c.Tracing.Protocol, otlps)
 	k.tracing(c.Tracing)
 	word(&k, "log.access", c.Log.Access, accessFormats)
+	word(&k, "cache_salt", c.World.CacheSalt, cacheSalts)
 	word(&k, "usage", c.World.Usage, usageModes)
 	word(&k, "model_names", c.World.ModelNames, modelNames)
 	word(&k, "pickers", c.World.Pickers, pickerChoices)
