@@ -21,14 +21,25 @@ import (
 	"time"
 )
 
-// program builds fairway as it ships, without the race detector, and starts it
-// as a process of its own; it ends with the test.
+// program builds fairway and starts it.
 func program(t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()
-	binary := filepath.Join(t.TempDir(), "fairway")
+	return start(t, build(t), args...)
+}
+
+// build builds fairway as it ships, without the race detector.
+func build(t *testing.T) (binary string) {
+	t.Helper()
+	binary = filepath.Join(t.TempDir(), "fairway")
 	if out, err := exec.Command("go", "build", "-o", binary, ".").CombinedOutput(); err != nil {
 		t.Fatalf("go build: %v: %s", err, out)
 	}
+	return binary
+}
+
+// start runs a binary as a process of its own; it ends with the test.
+func start(t *testing.T, binary string, args ...string) *exec.Cmd {
+	t.Helper()
 	cmd := exec.Command(binary, args...)
 	var says lockedBuffer
 	cmd.Stderr = &says
