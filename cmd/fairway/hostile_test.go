@@ -31,7 +31,7 @@ import (
 	"github.com/fairway-proxy/fairway/proxy"
 )
 
-var hostile = flag.Duration("hostile", 0, "for how long each hostile client of TestHostileClients goes on, against a process of its own, beside others that are timed; prints the table of docs/security.md")
+var hostile = flag.Duration("hostile", 0, "for how long each hostile client of TestHostileClients goes on, against a process of its own, beside others that are timed; prints a table")
 
 // An attack is what hostile clients do, each on a connection of its own.
 type attack struct {
