@@ -2,6 +2,7 @@
 # `make help` lists them. Only Go and make are needed, except where a target says otherwise.
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+CYCLONEDX := github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.10.0
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 GOBUILD := CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)'
 
@@ -13,7 +14,7 @@ RACE := $(shell [ "$$(go env CGO_ENABLED)" = 1 ] && echo '\#include <stdlib.h>' 
 ALLOCATING = $(shell grep -rl AllocsPerRun --include='*_test.go' . | xargs -n 1 dirname | sort -u)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test check bench bench-proxy bench-peers bench-epp bench-routing bench-overload bench-overload-sockets bench-validate bench-vllm churn hostile image-context image e2e-compose e2e-vllm e2e-clients e2e-smuggling e2e-envoy e2e-hbone e2e-kube e2e-observe soak soak-short clean
+.PHONY: help demo build test check bench bench-proxy bench-peers bench-epp bench-routing bench-overload bench-overload-sockets bench-validate bench-vllm churn fuzz hostile sbom image-context image e2e-compose e2e-vllm e2e-clients e2e-smuggling e2e-envoy e2e-hbone e2e-kube e2e-observe soak soak-short clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' Makefile
@@ -69,6 +70,12 @@ bench-vllm: ## Fairway, haproxy, smg, sglang-router and vllm-router before the s
 churn: ## a minute of 300 streams while engines are killed and started again; a minute of load while certificates rotate
 	go test $(RACE) $(TESTFLAGS) -count=1 -timeout 5m -run '^TestStreamsWhilePodsComeAndGo$$' ./cmd/fairway -churn 1m
 	go test $(RACE) $(TESTFLAGS) -count=1 -timeout 5m -run '^TestRotationUnderLoad$$' ./mtls -rotate 1m
+
+fuzz: ## every fuzz target for FUZZTIME (10s) on one core; FUZZ chooses some by package and name, such as FUZZ=proxy/h1
+	@FUZZTIME='$(FUZZTIME)' FUZZ='$(FUZZ)' .ci/fuzz
+
+sbom: build ## what each command is made of, as CycloneDX, beside it in bin/
+	for command in fairway mockvllm loadtest; do go run $(CYCLONEDX) bin -json -version $(VERSION) -output bin/$$command.cdx.json bin/$$command || exit; done
 
 hostile: ## what hostile clients cost the others, in time and memory; five minutes on a machine that does nothing else; FOR=5s says how long each
 	go test $(TESTFLAGS) -count=1 -v -timeout 60m -run '^TestHostileClients$$' ./cmd/fairway -hostile $(or $(FOR),5s)
