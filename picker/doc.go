@@ -7,7 +7,8 @@
 //	                       1 − 0.8·kv                                       the prompt's hash decides
 //
 //	s   s/token   seconds a prompt token, learned from first tokens of 512 uncached tokens or more;
-//	              prior: the pool's mean, worth 65,536 tokens
+//	              prior: the pool's mean, worth 65,536 tokens; forgotten when first tokens keep coming at other
+//	              times than predicted
 //	Q   tokens    uncached tokens sent to the pod whose first token has not come (answers that do not stream: until it was
 //	              predicted to); plus those of others' requests that the last scrape saw waiting
 //	u   tokens    of this prompt that the pod has to compute: tokens − hit, at least 1
@@ -46,6 +47,12 @@
 //
 // so that a prompt is computed elsewhere where the delay it would inflict on the requests decoding there is more than what it
 // takes longer. What a transfer of the cache takes is learned as part of s'.
+//
+// For each endpoint the time to the first token and that of each token after it are predicted, in forecast.go, by what the terms say when
+// it is chosen. If a request has an SLO, the endpoints that are predicted to keep it are in the running; where they differ in what a
+// second of them costs, of these the cheapest for the request, which is cost·s·(w + 2000). The lowest score decides among those. If none
+// is, a priority below 0 is refused, and all are in the running for others. A request without an SLO finds the score multiplied by the
+// cost. Without SLOs and costs, predictions decide nothing.
 //
 // What is believed is corrected by what comes back: bytes a token for each model, the capacity and the worth of the index
 // by the cached tokens reported in answers, or else by the pod's hit counters. Without metrics, or with stale or absurd

@@ -55,9 +55,11 @@ const (
 type Endpoint struct {
 	// Fixed.
 	pool *Pool
-	spec Spec
+	spec Spec   // without what is not part of the identity
 	id   uint64 // hash of the identity, the same in every replica
 	name string
+
+	cost atomic.Uint64 // float64: Spec.Cost, 1 where that is 0
 
 	// Has its own locking: readers never wait.
 	index    prefix.Index
@@ -85,6 +87,7 @@ type Endpoint struct {
 	lastFirst atomic.Int64  // time of the last first token
 	speed     ratio         // seconds a prompt token
 	belief    belief
+	forecasts forecasts
 
 	// From outside.
 	view           atomic.Pointer[view] // the last scrape, never nil
@@ -124,8 +127,14 @@ func newEndpoint(p *Pool, s Spec) *Endpoint {
 	e.nextDue.Store(never)
 	e.lastFirst.Store(math.MinInt64)
 	e.view.Store(&view{capacity: defaultCapacity})
+	e.setCost(1)
 	return e
 }
+
+func (e *Endpoint) setCost(c float64) { e.cost.Store(math.Float64bits(c)) }
+
+// Cost is that of its Spec: what a second of it costs, in relation to others of its pool.
+func (e *Endpoint) Cost() float64 { return math.Float64frombits(e.cost.Load()) }
 
 // Address returns the address of its Spec.
 func (e *Endpoint) Address() string { return e.spec.Address }
@@ -191,6 +200,12 @@ func (e *Endpoint) weigh(c *Candidate, m *measure) {
 	if m.adapter != 0 {
 		c.Adapter = e.adapterCost(m.adapter, v)
 	}
+	c.Cost = e.Cost()
+	if m.request.SLO != (SLO{}) {
+		e.predict(c, m)
+	} else {
+		c.Premium = c.Cost - 1
+	}
 }
 
 // kv is the share of the KV cache in use: as scraped, and how what we have in flight has changed since, the others likewise; or
@@ -250,6 +265,14 @@ func (e *Endpoint) reserve(c *Candidate, m *measure, force bool) (Lease, bool) {
 		home: c.Home, known: m.known, slot: -1,
 		prompt: int64(m.tokens), hit: int64(c.Hit), believed: int64(m.cached(c.Depth)), uncached: u, work: work, output: int64(m.output), queued: true,
 		reported: usage{-1, -1, -1},
+		features: c.features(),
+	}
+	l.first, l.each = e.forecast(&l.features, c.Speed)
+	if c.Remote {
+		l.first = c.firstToken() // what is learned is of prompts that are computed here
+	}
+	if c.Meets {
+		l.slo = r.SLO
 	}
 	clock := e.clock.Load()
 	if c.Depth > 0 {
@@ -464,6 +487,7 @@ func (e *Endpoint) restarted(capacity float64) {
 	e.index.Reset(chunks(capacity))
 	e.adapters.reset()
 	e.speed.reset()
+	e.forecasts.reset()
 	e.belief.reset()
 	e.ownClock.Store(0)
 }

@@ -41,12 +41,17 @@ type Lease struct {
 	slot       int    // of its adapter
 	ticket     uint64 // in the endpoint's due, if the answer does not stream
 	reported   usage
-	known      uint64 // the last chunk that any endpoint held, if home
-	home       bool   // the endpoint was the prompt's home
-	settled    bool   // the last chunk believed to be cached had been computed, and was not in use
+	features   features
+	first      float64       // seconds until the first token, as predicted
+	each       float64       // seconds that each further token takes, as predicted
+	begun      time.Duration // when the first token came
+	slo        SLO           // what it asks for and was predicted to get
+	known      uint64        // the last chunk that any endpoint held, if home
+	home       bool          // the endpoint was the prompt's home
+	settled    bool          // the last chunk believed to be cached had been computed, and was not in use
 	stream     bool
 	queued     bool // counted in the endpoint's queue
-	first      bool // the first token has come
+	answered   bool // the first token has come
 	ended      bool
 }
 
@@ -65,13 +70,17 @@ func (l *Lease) HitTokens() int { return int(l.hit) }
 // FirstToken says that the first token has come. The prompt leaves the endpoint's queue, and its speed is learned. Calls
 // after the first, and for requests that do not stream, do nothing.
 func (l *Lease) FirstToken(now time.Duration) {
-	if l.e == nil || l.ended || l.first || !l.stream {
+	if l.e == nil || l.ended || l.answered || !l.stream {
 		return
 	}
-	l.first = true
+	l.answered, l.begun = true, now
 	l.leaveQueue()
+	if l.slo.FirstToken > 0 {
+		l.e.pool.forecasts.first.promised(now <= l.slo.FirstToken)
+	}
 	if l.prefill == nil {
 		l.e.learnSpeed(l.dispatched, now, l.uncached)
+		l.e.learnFirst(&l.features, (now - l.dispatched).Seconds(), l.first, l.uncached)
 	} else {
 		l.prefill.FirstToken(now)
 		l.prefill.End(now, Done)
@@ -79,6 +88,12 @@ func (l *Lease) FirstToken(now time.Duration) {
 	l.e.answered(l.dispatched)
 	l.e.heard.Store(int64(now))
 	l.e.pool.freed()
+}
+
+// Predicted returns how long after the choice the first token was predicted to come, and how long each further one was predicted to take;
+// 0: of that nothing is known yet.
+func (l *Lease) Predicted() (firstToken, perToken time.Duration) {
+	return seconds(l.first), seconds(l.each)
 }
 
 // Expected returns how many tokens the request was expected to cost: its prompt and what it generates.
@@ -120,7 +135,7 @@ func (l *Lease) End(now time.Duration, o Outcome) {
 	case Failed:
 		e.strike(now)
 	}
-	computed := o == Done || l.first || o == ClientGone && !waiting
+	computed := o == Done || l.answered || o == ClientGone && !waiting
 	if !computed {
 		e.index.Drop(l.chain, l.hold)
 		return
@@ -128,6 +143,13 @@ func (l *Lease) End(now time.Duration, o Outcome) {
 	e.advance(l.allocated(), now)
 	e.index.Keep(l.chain, l.hold, e.clock.Load(), l.step)
 	l.learn()
+	if n := l.reported.completion; o == Done && l.answered && n >= minPerToken {
+		each := (now - l.begun).Seconds() / float64(n-1)
+		if l.slo.PerToken > 0 {
+			e.pool.forecasts.each.promised(each <= l.slo.PerToken.Seconds())
+		}
+		e.learnEach(&l.features, each, l.each)
+	}
 }
 
 // leaveQueue takes the request out of the endpoint's queue and reports whether it was there.

@@ -366,8 +366,8 @@ func TestRequestsDoNotAllocate(t *testing.T) {
 			now := time.Duration(0)
 			request := func() {
 				now += 10 * time.Millisecond
-				if r.Candidates = nil; now%(20*time.Millisecond) == 0 {
-					r.Candidates = &terms
+				if r.Candidates, r.SLO = nil, (SLO{}); now%(20*time.Millisecond) == 0 {
+					r.Candidates, r.SLO = &terms, SLO{now + time.Second, 50 * time.Millisecond}
 				}
 				l, err := p.Pick(r, now)
 				if err != nil {

@@ -1,6 +1,9 @@
 package picker
 
-import "sync/atomic"
+import (
+	"math"
+	"sync/atomic"
+)
 
 // A Candidate is an endpoint as one request sees it: the terms of its score.
 type Candidate struct {
@@ -17,13 +20,21 @@ type Candidate struct {
 	Remote   bool    // another endpoint is to compute its prompt
 	Home     bool    // where the replicas agree to send this prompt while nobody has it
 	Forgiven float64 // tokens of Uncached that do not count, because it is the home
+	Cost     float64 // what a second of it costs
+	Premium  float64 // by how much its score is higher for that, as a share; 0 where the request has an SLO, since its price decides then
 	Score    float64 // what the policy made of it; the lowest wins
+
+	// Of a request with an SLO.
+	FirstToken float64 // seconds until its first token, as predicted
+	PerToken   float64 // seconds that each further token takes, as predicted
+	Meets      bool    // it is predicted to get what it asks for
 
 	seen     int64   // our own part of Queued, as read
 	capacity float64 // tokens of its KV cache
 	full     float64 // 0..1 of it in use, or promised to what is in flight
 	prefill  float64 // seconds until another endpoint would have computed its prompt; 0: none would
 	window   int64   // tokens that the pod can allocate before it drops what was freed last
+	out      bool    // not in the running, whatever its score
 }
 
 // A Policy chooses among candidates. It is called by many goroutines at once, with at least one candidate, in the order of
@@ -55,6 +66,12 @@ const (
 	// memory holds.
 	againPrior   = 65536
 	againHorizon = 1 << 20
+
+	// invested is the share that counts in a request's price of what it has to compute because another endpoint has it cached: those
+	// who come after it find it. If all of it did, whoever is dear and has a prefix once would keep it.
+	invested = 0.3
+	// priceBand: prices are equal that differ from the lowest by at most that share.
+	priceBand = 0.1
 )
 
 // A Term is a part of the score, or of what feeds it.
@@ -98,19 +115,49 @@ func (f fairway) Choose(c []Candidate, r *Request) int {
 			forgiven = share * (c[home].Hit + c[home].Uncached - hit)
 		}
 	}
-	lowest := 0
+	if home >= 0 {
+		c[home].Home, c[home].Forgiven = true, min(forgiven, c[home].Uncached-1)
+	}
+	if r.SLO != (SLO{}) {
+		narrow(c)
+	}
+	lowest := -1
 	for i := range c {
-		if i == home {
-			c[i].Home, c[i].Forgiven = true, min(forgiven, c[i].Uncached-1)
-		}
 		c[i].Score = f.pool.decidePrefill(&c[i], f.pool.score(&c[i]))
-		if c[i].Score < c[lowest].Score {
+		if !c[i].out && (lowest < 0 || c[i].Score < c[lowest].Score) {
 			lowest = i
 		}
 	}
 	limit := f.pool.tieLimit(&c[lowest])
 	depth = c[lowest].Depth // a cold pod never ties with a warm one: the prompt would be computed and kept twice
-	return rendezvous(c, key, func(c *Candidate) bool { return c.Score <= limit && c.Depth == depth })
+	return rendezvous(c, key, func(c *Candidate) bool { return !c.out && c.Score <= limit && c.Depth == depth })
+}
+
+// narrow leaves in the running the endpoints that are predicted to meet the SLO, and where they differ in cost the cheapest of these for
+// the request; all, if none meets it.
+func narrow(c []Candidate) {
+	cheapest, priced, least := math.Inf(1), false, c[0].Uncached
+	for i := range c {
+		priced = priced || c[i].Cost != c[0].Cost
+		least = min(least, c[i].Uncached)
+	}
+	for i := range c {
+		if c[i].Meets {
+			cheapest = min(cheapest, c[i].price(least))
+		}
+	}
+	if math.IsInf(cheapest, 1) {
+		return
+	}
+	for i := range c {
+		c[i].out = !c[i].Meets || priced && c[i].price(least) > cheapest*(1+priceBand)
+	}
+}
+
+// price is what the request costs at the endpoint: what a second there costs, times how long it computes the prompt and decodes the answer,
+// all of it dearer as its KV cache fills, since that pushes out what others would find. least is how many tokens of the prompt have to be computed where most are cached.
+func (c *Candidate) price(least float64) float64 {
+	return c.Cost * c.Speed * (least + invested*(c.Uncached-least) + c.Adapter + decodeTokens) / (1 - kvBarrier*c.KV)
 }
 
 // frontier is the last chunk of a chain that any endpoint holds, which is the last of depth; 0: there is none.
@@ -126,7 +173,7 @@ func (p *Pool) tieLimit(lowest *Candidate) float64 {
 	if !p.has(NearTies) {
 		return lowest.Score
 	}
-	return lowest.Score + tieBand*lowest.Speed*lowest.Uncached
+	return lowest.Score + tieBand*lowest.Speed*lowest.Uncached*(1+lowest.Premium)
 }
 
 func (p *Pool) score(c *Candidate) float64 {
@@ -141,7 +188,7 @@ func (p *Pool) score(c *Candidate) float64 {
 	if p.has(KVBarrier) {
 		cost /= 1 - kvBarrier*c.KV
 	}
-	return c.Speed * cost
+	return c.Speed * cost * (1 + c.Premium)
 }
 
 // rendezvous returns the candidate that ranks highest for key among those in the running. Everyone who sees the same

@@ -1,6 +1,7 @@
 package picker
 
 import (
+	"cmp"
 	"errors"
 	"sync"
 	"sync/atomic"
@@ -16,6 +17,8 @@ var (
 	ErrNoRoom = errors.New("picker: the endpoint of choice has no room")
 	// ErrTooLate says that the first token would come after the request's Until.
 	ErrTooLate = errors.New("picker: the first token would come too late")
+	// ErrSLO says that no endpoint is predicted to give a request, whose priority is below 0, what its SLO asks for.
+	ErrSLO = errors.New("picker: no endpoint is predicted to meet what the request asks for")
 )
 
 // Config is fixed for a Pool's life. Its zero value works.
@@ -52,8 +55,9 @@ type Pool struct {
 	speed    ratio // seconds a prompt token
 	uncached ratio // uncached tokens a request
 	learned
-	copied ratio // tokens computed though another endpoint had them cached, of all computed
-	others others
+	copied    ratio // tokens computed though another endpoint had them cached, of all computed
+	others    others
+	forecasts forecasts
 
 	models   atomic.Pointer[map[string]*learned] // by name; copied to add one
 	adapters atomic.Pointer[map[uint64]bool]     // hashes of the models that are adapters; copied to add
@@ -90,6 +94,15 @@ type Spec struct {
 	// Owner is the caller's own handle for the endpoint, such as the connections to it; part of the identity, so it must be
 	// comparable and stay the same. Endpoint.Owner gives it back.
 	Owner any
+
+	// Cost is what a second of the endpoint costs, in relation to others of the pool; 0: 1. It is not part of the identity.
+	Cost float64
+}
+
+// identity is the spec without what may change while the endpoint stays the same.
+func (s Spec) identity() Spec {
+	s.Cost = 0
+	return s
 }
 
 // A Request is what a pick needs to know. Its slices and strings may lie in buffers; they must not change until the
@@ -116,6 +129,7 @@ type Request struct {
 	Flow     uint64        // whose it is: flows of one priority share what there is for it
 	Held     int64         // bytes of memory, while it waits
 	Until    time.Duration // when a first token is of no use any more; 0: never
+	SLO      SLO           // what it should get; a priority below 0 is refused if no endpoint is predicted to give it
 	Waited   bool          // it has had its turn, or needs none; the queue sets it
 	Room     Room          // the queue sets it: how busy the endpoint may be
 }
@@ -128,9 +142,12 @@ type Room struct {
 	Anywhere bool    // it is enough if an endpoint has room, whether or not it is the one of choice
 }
 
-// admits says whether the request may be sent to the endpoint chosen among c: nil, or ErrNoRoom, or ErrTooLate.
+// admits says whether the request may be sent to the endpoint chosen among c: nil, or ErrSLO, ErrNoRoom or ErrTooLate.
 func (m *measure) admits(c []Candidate, chosen *Candidate) error {
 	r := m.request
+	if r.SLO != (SLO{}) && r.Priority < 0 && len(r.Exclude) == 0 && !anyMeets(c) {
+		return ErrSLO
+	}
 	if r.Room != (Room{}) && !m.hasRoom(chosen) {
 		if !r.Room.Anywhere {
 			return ErrNoRoom
@@ -147,6 +164,15 @@ func (m *measure) admits(c []Candidate, chosen *Candidate) error {
 		return ErrTooLate
 	}
 	return nil
+}
+
+func anyMeets(c []Candidate) bool {
+	for i := range c {
+		if c[i].Meets {
+			return true
+		}
+	}
+	return false
 }
 
 func (m *measure) hasRoom(c *Candidate) bool {
@@ -186,14 +212,16 @@ func (p *Pool) SetEndpoints(specs []Spec) {
 	all, next, prefills := make([]*Endpoint, 0, len(specs)), make([]*Endpoint, 0, len(specs)), []*Endpoint{}
 	taken := make(map[Spec]bool, len(specs))
 	for _, s := range specs {
-		if taken[s] {
+		id := s.identity()
+		if taken[id] {
 			continue
 		}
-		taken[s] = true
-		e := known[s]
+		taken[id] = true
+		e := known[id]
 		if e == nil {
-			e = newEndpoint(p, s)
+			e = newEndpoint(p, id)
 		}
+		e.setCost(cmp.Or(s.Cost, 1))
 		all = append(all, e)
 		if s.Role != Prefill {
 			next = append(next, e)
@@ -227,7 +255,7 @@ var scratches = sync.Pool{New: func() any { return new(scratch) }}
 
 // Pick chooses an endpoint and reserves it in the same step, and if that pays another one that computes the prompt for it. Endpoints that
 // are silent are used only when all are, those that are ejected only when there is no other, the one ejected longest ago first. The error
-// is ErrNoEndpoints, ErrExcluded, ErrNoRoom or ErrTooLate.
+// is ErrNoEndpoints, ErrExcluded, ErrSLO, ErrNoRoom or ErrTooLate.
 //
 // now is monotonic time since an origin of the caller's choice, the same in every call.
 func (p *Pool) Pick(r *Request, now time.Duration) (Lease, error) {

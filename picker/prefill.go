@@ -69,7 +69,7 @@ func (p *Pool) decidePrefill(c *Candidate, local float64) float64 {
 	if c.prefill == 0 {
 		return local
 	}
-	remote := p.remote(c)
+	remote := p.remote(c) * (1 + c.Premium)
 	if p.has(PrefillWorth) && remote >= local {
 		return local
 	}

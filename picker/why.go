@@ -4,20 +4,22 @@ package picker
 type Factor uint8
 
 const (
-	Nothing  Factor = iota // there was no other endpoint to choose
-	Cache                  // what of the prompt is cached
-	Queue                  // the tokens queued before it
-	Requests               // the requests that it would have delayed
-	KV                     // how full the KV cache is
-	Speed                  // the learned speed
-	Adapter                // where the LoRA adapter is
-	HomePod                // where the replicas agree to send a prompt that nobody has
-	Hash                   // nothing of these: scores are as good as equal, and the prompt's hash decides
-	ByPolicy               // a policy other than the package's own, which gives no scores to compare
+	Nothing   Factor = iota // there was no other endpoint to choose
+	Cache                   // what of the prompt is cached
+	Queue                   // the tokens queued before it
+	Requests                // the requests that it would have delayed
+	KV                      // how full the KV cache is
+	Speed                   // the learned speed
+	Adapter                 // where the LoRA adapter is
+	HomePod                 // where the replicas agree to send a prompt that nobody has
+	Price                   // what its time costs
+	Objective               // which is predicted to meet the request's SLO
+	Hash                    // nothing of these: scores are as good as equal, and the prompt's hash decides
+	ByPolicy                // a policy other than the package's own, which gives no scores to compare
 	numFactors
 )
 
-var factorNames = [numFactors]string{"nothing", "cache", "queue", "requests", "kv", "speed", "adapter", "home", "hash", "policy"}
+var factorNames = [numFactors]string{"nothing", "cache", "queue", "requests", "kv", "speed", "adapter", "home", "cost", "slo", "hash", "policy"}
 
 // String is the word for it in metrics and receipts.
 func (f Factor) String() string {
@@ -27,13 +29,14 @@ func (f Factor) String() string {
 	return "unknown"
 }
 
-// Costs are the parts of a candidate's score, in seconds: their sum times Pressure is the score of the package's own policy.
+// Costs are the parts of a candidate's score, in seconds: their sum times Pressure times Price is the score of the package's own policy.
 type Costs struct {
 	Queue      float64 // computing what is queued before the prompt
 	Prompt     float64 // computing what of the prompt is not cached; another endpoint's queue and work if that computes it
 	Adapter    float64 // bringing the LoRA adapter to the GPU
 	Inflicted  float64 // the delay of others, as far as it counts: of the requests already there, and of those whose cached prompts this one pushes out
 	Pressure   float64 // by how much all of it is dearer because the KV cache is filling: 1 when it is empty
+	Price      float64 // and because of what the endpoint costs, where that counts: 1 if it does not
 	FirstToken float64 // Queue, Prompt and Adapter: when the first token is expected
 }
 
@@ -55,7 +58,7 @@ func (p *Pool) Costs(c *Candidate) Costs {
 	}
 	return Costs{
 		Queue: c.Speed * c.Queued, Prompt: c.Speed * prompt, Adapter: c.Speed * c.Adapter, Inflicted: c.Speed * inflicted,
-		Pressure: pressure, FirstToken: c.Speed * (c.Queued + c.Uncached + c.Adapter),
+		Pressure: pressure, Price: 1 + c.Premium, FirstToken: c.Speed * (c.Queued + c.Uncached + c.Adapter),
 	}
 }
 
@@ -82,6 +85,12 @@ func (p *Pool) Why(c []Candidate, picked *Endpoint) (chosen, next int, f Factor)
 
 // factor is what decided for a and against b.
 func (p *Pool) factor(a, b *Candidate) Factor {
+	if b.out && b.Score < a.Score {
+		if b.Meets {
+			return Price
+		}
+		return Objective
+	}
 	lowest := a
 	if b.Score < a.Score {
 		lowest = b
@@ -106,6 +115,7 @@ func (p *Pool) factor(a, b *Candidate) Factor {
 	alike(KV, func(c *Candidate) { c.KV = a.KV })
 	alike(Speed, func(c *Candidate) { c.Speed = a.Speed })
 	alike(Adapter, func(c *Candidate) { c.Adapter = a.Adapter })
+	alike(Price, func(c *Candidate) { c.Premium = a.Premium })
 	if a.Home {
 		c := *a
 		c.Forgiven = 0

@@ -10,9 +10,9 @@ import (
 func TestCosts(t *testing.T) {
 	for _, without := range []Term{0, Interference, DecodeShare, KVBarrier} {
 		p := NewPool(Config{Without: without})
-		c := Candidate{Uncached: 500, Forgiven: 100, Queued: 1500, InFlight: 4, Adapter: 4000, Again: 700, KV: .25, Speed: 25e-6}
+		c := Candidate{Uncached: 500, Forgiven: 100, Queued: 1500, InFlight: 4, Adapter: 4000, Again: 700, KV: .25, Speed: 25e-6, Premium: 1.5}
 		k := p.Costs(&c)
-		if got, want := (k.Queue+k.Prompt+k.Adapter+k.Inflicted)*k.Pressure, p.score(&c); math.Abs(got-want) > 1e-12 {
+		if got, want := (k.Queue+k.Prompt+k.Adapter+k.Inflicted)*k.Pressure*k.Price, p.score(&c); math.Abs(got-want) > 1e-12 {
 			t.Errorf("without %b: costs %v, score %v", without, got, want)
 		}
 		if want := 25e-6 * 6000; math.Abs(k.FirstToken-want) > 1e-12 {
@@ -36,6 +36,9 @@ func TestWhy(t *testing.T) {
 		{Speed, 1, []Candidate{{Uncached: 4000}, {Uncached: 4000, Speed: 3}}},
 		{Adapter, 1, []Candidate{{Uncached: 400}, {Uncached: 400, Adapter: adapterWait}}},
 		{HomePod, 1, []Candidate{{Uncached: 4000, Home: true, Forgiven: 3600}, {Uncached: 4000}}},
+		{Price, 1, []Candidate{{Uncached: 4000}, {Uncached: 4000, Premium: 1}}},
+		{Price, 1, []Candidate{{Uncached: 4000, Meets: true}, {Uncached: 3000, Meets: true, out: true}}},
+		{Objective, 1, []Candidate{{Uncached: 4000, Meets: true}, {Uncached: 3000, out: true}}},
 		{Hash, 1, []Candidate{{Uncached: 4000}, {Uncached: 4000, InFlight: .1}}},
 	} {
 		p := NewPool(Config{})
