@@ -45,6 +45,7 @@ func (p *Pool) remoteCosts(c *Candidate) Costs {
 	if p.has(KVBarrier) {
 		costs.Pressure = 1 / (1 - kvBarrier*c.KV)
 	}
+	costs.Price = 1 + c.Premium
 	costs.FirstToken = costs.Prompt + costs.Adapter
 	return costs
 }
@@ -52,7 +53,7 @@ func (p *Pool) remoteCosts(c *Candidate) Costs {
 // remote is that score.
 func (p *Pool) remote(c *Candidate) float64 {
 	costs := p.remoteCosts(c)
-	return (costs.Prompt + costs.Adapter + costs.Inflicted) * costs.Pressure
+	return (costs.Prompt + costs.Adapter + costs.Inflicted) * costs.Pressure * costs.Price
 }
 
 // scoreAs is a candidate's score, by whoever was to compute its prompt.
@@ -69,7 +70,7 @@ func (p *Pool) decidePrefill(c *Candidate, local float64) float64 {
 	if c.prefill == 0 {
 		return local
 	}
-	remote := p.remote(c) * (1 + c.Premium)
+	remote := p.remote(c)
 	if p.has(PrefillWorth) && remote >= local {
 		return local
 	}

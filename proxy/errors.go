@@ -194,6 +194,11 @@ func errDeadline(pool string, after time.Duration) *Error {
 		Message: fmt.Sprintf("Pool %s would give the first token later than this request wants it. Try again later.", pool)}
 }
 
+func errSLO(pool string, after time.Duration) *Error {
+	return &Error{Status: 429, Type: "fairway_slo", RetryAfter: after, Dropped: droppedSaturated,
+		Message: fmt.Sprintf("No engine of pool %s is expected to be as fast as this request asks for (x-slo-ttft-ms, x-slo-tpot-ms or slo), and requests of this priority do not go elsewhere. Try again later.", pool)}
+}
+
 func errBudget(after time.Duration) *Error {
 	return &Error{Status: 429, Type: "fairway_budget_exceeded", RetryAfter: after, Dropped: droppedBudget,
 		Message: "The tokens that you may have of this model in a minute are spent (budgets). Try again later."}

@@ -131,7 +131,9 @@ func TestEveryErrorIsAsDocumented(t *testing.T) {
 			busy("x-gateway-inference-objective", "batch"), documentedError{"fairway_saturated", 429}},
 		{"a full queue", &World{Queue: Queue{Bytes: 1}}, nil, busy(), documentedError{"fairway_queue_full", 429}},
 		{"a long wait", &World{Queue: Queue{Wait: time.Millisecond}}, nil, busy(), documentedError{"fairway_queue_timeout", 429}},
-		{"a hurry", nil, nil, busy("x-slo-ttft-ms", "1"), documentedError{"fairway_deadline", 429}},
+		{"a hurry", nil, nil, busy("x-envoy-expected-rq-timeout-ms", "1"), documentedError{"fairway_deadline", 429}},
+		{"an SLO that nobody meets, sheddable", &World{Objectives: []Objective{{"batch", "pool", -1}}}, nil,
+			busy("x-gateway-inference-objective", "batch", "x-slo-ttft-ms", "1"), documentedError{"fairway_slo", 429}},
 		{"a budget", &World{Budgets: []queue.Limit{{TokensPerMinute: 100}}}, nil, func(t *testing.T, s *Server) *memoryStream {
 			for { // each takes a hundred, if there is as much
 				if m := hi()(t, s); m.answer.Status != 200 {

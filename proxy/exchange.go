@@ -63,7 +63,8 @@ type progress struct {
 	objective string            // what it asks to be ranked by
 	share     owner             // whose one of the requests under way it is
 	shared    bool              // it is counted as such
-	wanted    time.Duration     // by when its client wants the first token, on Now's clock; 0: whenever
+	wanted    time.Duration     // how long its client waits for the first token; 0: as long as it takes
+	slo       SLO               // what its head asks for
 	spending  [2]queue.Spending // of budgets: for the name asked for, and for override
 	fairness  string            // whose the request is by its own word, if that is believed
 	target    string            // the model's name upstream

@@ -171,7 +171,9 @@ func TestRefusalsSayWhyAndWhenToComeAgain(t *testing.T) {
 		{"unknown objective", "fairway_queue_timeout", "rejected-ttl-expired", "queue_timeout", "standard",
 			Queue{Wait: time.Millisecond}, []string{"x-gateway-inference-objective", "no such"}},
 		{"full", "fairway_queue_full", "rejected-saturated", "queue_full", "standard", Queue{Bytes: 1}, nil},
-		{"deadline", "fairway_deadline", "rejected-ttl-expired", "deadline", "standard", Queue{}, []string{"x-slo-ttft-ms", "5"}},
+		{"deadline", "fairway_deadline", "rejected-ttl-expired", "deadline", "standard", Queue{}, []string{"x-envoy-expected-rq-timeout-ms", "5"}},
+		{"SLO", "fairway_slo", "rejected-saturated", "slo", "sheddable", Queue{}, []string{"x-gateway-inference-objective", "batch", "x-slo-ttft-ms", "5"}},
+		{"SLO, newer name", "fairway_slo", "rejected-saturated", "slo", "sheddable", Queue{Off: true}, []string{"x-gateway-inference-objective", "batch", "x-llm-d-slo-ttft-ms", "5"}},
 		{"deadline of the SDK", "fairway_deadline", "rejected-ttl-expired", "deadline", "standard", Queue{}, []string{"x-stainless-read-timeout", "0.01"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

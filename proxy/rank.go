@@ -5,6 +5,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/fairway-proxy/fairway/picker"
 	"github.com/fairway-proxy/fairway/picker/prefix"
 	"github.com/fairway-proxy/fairway/picker/queue"
 	"github.com/fairway-proxy/fairway/proxy/account"
@@ -17,9 +18,10 @@ import (
 // objectiveKey names an Objective in a pool.
 type objectiveKey struct{ pool, name string }
 
-// takeRank takes from a field of the head what it says of the request's rank. Others may
-// read it too. The names are those of the Inference Extension, the newer ones of llm-d,
-// what OpenAI's SDKs say of their time-out, and Envoy of its own.
+// takeRank takes from a field of the head what it says of the request's rank, and of
+// what it should get. Others may read it too. The names are those of the Inference
+// Extension, the newer ones of llm-d, what OpenAI's SDKs say of their time-out, and Envoy
+// of its own.
 func (x *Exchange) takeRank(f message.Field) {
 	if len(f.Name) < len("x-slo-ttft-ms") || f.Name[0]|0x20 != 'x' {
 		return
@@ -27,23 +29,26 @@ func (x *Exchange) takeRank(f message.Field) {
 	switch {
 	case message.EqualFold(f.Name, "x-gateway-inference-objective"), message.EqualFold(f.Name, "x-llm-d-inference-objective"):
 		x.objective = string(f.Value)
-	case message.EqualFold(f.Name, "x-slo-ttft-ms"), message.EqualFold(f.Name, "x-llm-d-slo-ttft-ms"),
-		message.EqualFold(f.Name, "x-envoy-expected-rq-timeout-ms"):
-		x.wantFirst(f.Value, time.Millisecond)
+	case message.EqualFold(f.Name, "x-slo-ttft-ms"), message.EqualFold(f.Name, "x-llm-d-slo-ttft-ms"):
+		x.slo.TTFT = shorter(x.slo.TTFT, f.Value, time.Millisecond)
+	case message.EqualFold(f.Name, "x-slo-tpot-ms"), message.EqualFold(f.Name, "x-llm-d-slo-tpot-ms"):
+		x.slo.TPOT = shorter(x.slo.TPOT, f.Value, time.Millisecond)
+	case message.EqualFold(f.Name, "x-envoy-expected-rq-timeout-ms"):
+		x.wanted = shorter(x.wanted, f.Value, time.Millisecond)
 	case message.EqualFold(f.Name, "x-stainless-timeout"), message.EqualFold(f.Name, "x-stainless-read-timeout"):
-		x.wantFirst(f.Value, time.Second)
+		x.wanted = shorter(x.wanted, f.Value, time.Second)
 	}
 }
 
-// wantFirst keeps how long the client waits for its first token, the shortest of what it
-// says.
-func (x *Exchange) wantFirst(value []byte, unit time.Duration) {
+// shorter is the shorter of a time, 0 for none, and what a field says in units; what is
+// no time, or as good as no limit, says nothing.
+func shorter(d time.Duration, value []byte, unit time.Duration) time.Duration {
+	const most = 24 * time.Hour
 	v, err := strconv.ParseFloat(string(value), 64)
-	const most = 24 * 3600 // seconds: as good as no limit
-	if limit := v * unit.Seconds(); err == nil && limit > 0 && limit < most {
-		at := x.start + time.Duration(limit*float64(time.Second))
-		x.wanted = min(or(x.wanted, at), at)
+	if said := v * float64(unit); err == nil && said >= 1 && said < float64(most) {
+		return min(or(d, time.Duration(said)), time.Duration(said))
 	}
+	return d
 }
 
 // rank says to the queue what the request is worth, whose it is and how long it may
@@ -56,10 +61,11 @@ func (x *Exchange) rank() {
 	x.want.Priority = x.priority()
 	x.want.Flow = x.flowKey()
 	x.want.Held = x.body.taken
-	x.want.Until = cmp.Or(x.wanted, x.until)
-	if x.until > 0 {
-		x.want.Until = min(x.want.Until, x.until)
+	x.want.Until = x.until
+	if x.wanted > 0 {
+		x.want.Until = min(or(x.until, x.start+x.wanted), x.start+x.wanted)
 	}
+	x.want.SLO = x.sought()
 	switch {
 	case x.want.Priority > 0:
 		x.record.Criticality = account.Critical
@@ -68,6 +74,20 @@ func (x *Exchange) rank() {
 	default:
 		x.record.Criticality = account.Sheddable
 	}
+}
+
+// sought is what the request should get: what its head says, or else the pool's own.
+func (x *Exchange) sought() (want picker.SLO) {
+	slo := x.slo
+	if def := x.serving.slo(x.pool.name); def != nil {
+		slo.TTFT, slo.TPOT = or(slo.TTFT, def.TTFT), or(slo.TPOT, def.TPOT)
+	}
+	x.record.WantTTFT, x.record.WantTPOT = slo.TTFT, slo.TPOT
+	if slo.TTFT > 0 {
+		want.FirstToken = x.start + slo.TTFT
+	}
+	want.PerToken = slo.TPOT
+	return want
 }
 
 // priority is that of the model, or of the objective that the head names: anybody
@@ -157,6 +177,8 @@ func (x *Exchange) refusal(r *queue.Refusal) *Error {
 		return errQueueTimeout(x.pool.name, after)
 	case queue.TooLate:
 		return errDeadline(x.pool.name, after)
+	case queue.Unmet:
+		return errSLO(x.pool.name, after)
 	}
 	return errBudget(after)
 }

@@ -37,8 +37,9 @@ func (x *Exchange) noteChoice(l *picker.Lease) {
 	x.record.PredictedTokens, x.record.PredictedHit = l.PromptTokens(), l.HitTokens()
 
 	p, pool := &x.record.Pick, x.pool.picker
+	p.PredictedTTFT, p.PredictedTPOT = l.Predicted()
 	chosen, next, factor := pool.Why(x.weighed, l.Endpoint())
-	p.Weighed, p.Chosen, p.Next, p.PredictedTTFT, p.DecidedBy = len(x.weighed), -1, -1, 0, ""
+	p.Weighed, p.Chosen, p.Next, p.DecidedBy = len(x.weighed), -1, -1, ""
 	p.Candidates, p.Shadow = p.Candidates[:0], account.Shadow{}
 	if chosen < 0 {
 		return
@@ -68,12 +69,9 @@ func (x *Exchange) noteChoice(l *picker.Lease) {
 			p.Next = at
 		}
 		costs := pool.Costs(c)
-		if i == chosen {
-			p.PredictedTTFT = time.Duration(min(costs.FirstToken, 1e6) * float64(time.Second))
-		}
 		p.Candidates[at] = account.Candidate{
 			Endpoint: c.Endpoint.Name(), Score: c.Score,
-			Queue: costs.Queue, Prompt: costs.Prompt, Adapter: costs.Adapter, Inflicted: costs.Inflicted, Pressure: costs.Pressure,
+			Queue: costs.Queue, Prompt: costs.Prompt, Adapter: costs.Adapter, Inflicted: costs.Inflicted, Pressure: costs.Pressure, Price: costs.Price,
 			HitTokens: c.Hit, UncachedTokens: c.Uncached, QueuedTokens: c.Queued, Requests: c.InFlight,
 			KV: c.KV, SecondsPerToken: c.Speed, Home: c.Home,
 		}

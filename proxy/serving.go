@@ -161,16 +161,16 @@ func (s *Server) updatePool(w *Pool, connect, interval time.Duration) *pool {
 	specs := make([]picker.Spec, 0, len(w.Endpoints))
 	named := make(map[Endpoint]bool, len(w.Endpoints))
 	for _, e := range w.Endpoints {
-		ranks, role := min(e.Ranks, MaxRanks), roles[e.Role]
-		e.Ranks, e.Role = 0, "" // they say nothing of how it is reached
-		named[e] = true
-		t := p.transports[e]
+		way := e.way()
+		named[way] = true
+		t := p.transports[way]
 		if t == nil {
-			t = s.transport(e)
-			p.transports[e] = t
+			t = s.transport(way)
+			p.transports[way] = t
 		}
 		t.SetConnectTimeout(connect)
-		spec := picker.Spec{Address: e.Address, UID: e.UID, Role: role, Owner: t}
+		spec := picker.Spec{Address: e.Address, UID: e.UID, Role: roles[e.Role], Owner: t, Cost: e.Cost}
+		ranks := min(e.Ranks, MaxRanks)
 		for rank := range max(ranks, 1) {
 			if ranks > 1 {
 				spec.Engine = strconv.Itoa(rank)
@@ -261,6 +261,17 @@ func (v *serving) route(in string, model []byte, path []byte) (*pool, *servedMod
 		return nil, nil, errNoPool(string(path))
 	}
 	return v.pools[0], nil, nil
+}
+
+// slo is what a pool's requests should get that do not say it themselves; nil: nothing
+// is said.
+func (v *serving) slo(pool string) *SLO {
+	for i := range v.world.SLOs {
+		if s := &v.world.SLOs[i]; s.Pool == "" || s.Pool == pool {
+			return s
+		}
+	}
+	return nil
 }
 
 // plain tells whether what a route or a tunnel has sent to a pool ("": neither has) goes

@@ -24,6 +24,9 @@ type World struct {
 	Models []Model
 	// Objectives are what a request may ask for by name to be ranked by.
 	Objectives []Objective
+	// SLOs are what requests should get that do not say it themselves. The first that is
+	// for a pool counts.
+	SLOs []SLO
 	// RaisePriority says who may ask for more than its model has; empty: RaiseInMesh.
 	RaisePriority RaisePriority
 	// Routes share out the requests that come by the plain listener among the
@@ -173,6 +176,18 @@ type Endpoint struct {
 	Ranks int
 	// Role is what it does of a request, in the words of llm-d; empty: RoleDecode.
 	Role Role
+	// Cost is what a second of it costs, in relation to the others of the pool, up to
+	// MaxCost; 0: 1.
+	Cost float64
+}
+
+// MaxCost is the most that an endpoint may cost.
+const MaxCost = 1e6
+
+// way is the endpoint without what does not matter to how it is reached.
+func (e Endpoint) way() Endpoint {
+	e.Ranks, e.Role, e.Cost = 0, "", 0
+	return e
 }
 
 // Role is what an endpoint does of a request (the label llm-d.ai/role of its pod).
@@ -314,6 +329,17 @@ type Objective struct {
 	// Priority ranks: the higher one first. Below 0 requests are sheddable: they
 	// are refused rather than kept waiting.
 	Priority int
+}
+
+// SLO is what a pool's requests should get (service level objective): the endpoints that
+// are predicted to give it are preferred, the cheapest of them first. Requests ask for it
+// themselves in the headers x-slo-ttft-ms and x-slo-tpot-ms.
+type SLO struct {
+	Pool string // empty: every pool
+	// TTFT is the time from a request's head to its first token; 0: any.
+	TTFT time.Duration
+	// TPOT is the mean time of each token after the first; 0: any.
+	TPOT time.Duration
 }
 
 // RaisePriority says whose header may give a request a higher priority than its

@@ -124,6 +124,9 @@ func (q *Queue) Offer(r *picker.Request, owner func() any, now time.Duration) (p
 	if r.Waited {
 		r.Room, r.Until = picker.Room{}, 0
 		l, err := q.pool.Pick(r, now)
+		if err == picker.ErrSLO {
+			err = q.refusal(r.Priority, Unmet, now)
+		}
 		return l, nil, err
 	}
 	q.note(r.Priority, now)
@@ -136,7 +139,9 @@ func (q *Queue) Offer(r *picker.Request, owner func() any, now time.Duration) (p
 			}
 			return l, nil, nil
 		case picker.ErrTooLate:
-			return l, nil, q.tooLate(r.Priority, now)
+			return l, nil, q.refusal(r.Priority, TooLate, now)
+		case picker.ErrSLO:
+			return l, nil, q.refusal(r.Priority, Unmet, now)
 		case picker.ErrNoRoom:
 		default:
 			return l, nil, err
@@ -201,6 +206,9 @@ func (q *Queue) enter(r *picker.Request, owner func() any, now time.Duration) (*
 	t.until, t.late = now+q.cfg.Wait, TimedOut
 	if r.Priority < 0 {
 		t.until, t.late = now+q.cfg.SheddableWait, Saturated
+		if slo := r.SLO.FirstToken; slo > 0 && slo < t.until {
+			t.until, t.late = slo, Unmet
+		}
 	}
 	if r.Until > 0 && r.Until < t.until {
 		t.until, t.late = r.Until, TooLate
@@ -363,6 +371,9 @@ func (q *Queue) grantOf(b *band, room picker.Room, now time.Duration) *Ticket {
 		case picker.ErrTooLate:
 			q.refuse(t, TooLate, now)
 			return t
+		case picker.ErrSLO:
+			q.refuse(t, Unmet, now)
+			return t
 		case nil:
 			b.grant(t, now)
 			q.granted += t.cost
@@ -374,11 +385,11 @@ func (q *Queue) grantOf(b *band, room picker.Room, now time.Duration) *Ticket {
 	return nil
 }
 
-// tooLate is the refusal of a request whose first token would not be in time although nobody is before it.
-func (q *Queue) tooLate(priority int, now time.Duration) error {
+// refusal is that of a request which no endpoint would serve in time although nobody is before it.
+func (q *Queue) refusal(priority int, why Reason, now time.Duration) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return &Refusal{TooLate, q.band(priority).drain(now, 0)}
+	return &Refusal{why, q.band(priority).drain(now, 0)}
 }
 
 // firstTwo are the highest bands that have tickets; nil for none.

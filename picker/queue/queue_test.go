@@ -726,3 +726,42 @@ func BenchmarkOffer(b *testing.B) {
 		})
 	}
 }
+
+// What no endpoint is predicted to serve in time is refused if its priority is below 0, at once or as soon as that is so; what is worth more
+// is served though it will be late.
+func TestSheddableIsRefusedForItsSLO(t *testing.T) {
+	b := newBench(Config{})
+	hasty := func(priority int, in time.Duration) *picker.Request {
+		r := ask(priority, 0, 1000)
+		r.SLO.FirstToken = b.now + in
+		return r
+	}
+	if _, err := b.offer(hasty(Sheddable, 10*time.Millisecond)); err == nil || reason(t, err) != Unmet {
+		t.Errorf("sheddable: %v", err)
+	}
+	if ticket, err := b.offer(hasty(Standard, 10*time.Millisecond)); ticket != nil || err != nil {
+		t.Errorf("standard: %v %v", ticket, err)
+	}
+	if _, err := b.offer(hasty(Sheddable, time.Second)); err != nil {
+		t.Errorf("with a second to spare: %v", err)
+	}
+	waived := hasty(Sheddable, 10*time.Millisecond)
+	waived.Waited = true // nobody waits here
+	if _, err := b.offer(waived); err == nil || reason(t, err) != Unmet {
+		t.Errorf("without waiting: %v", err)
+	}
+
+	b = newBench(Config{SheddableWait: time.Minute})
+	b.fill(t) // 0.8 s at the speed assumed, and a quarter more for safety
+	ticket := b.mustWait(t, hasty(Sheddable, 1200*time.Millisecond))
+	if all := b.wake(); len(all) != 0 {
+		t.Fatalf("%d are decided at once", len(all))
+	}
+	b.now += 400 * time.Millisecond
+	if all := b.wake(); len(all) != 1 || all[0] != ticket {
+		t.Fatalf("%d are decided when it has become too late", len(all))
+	}
+	if _, err := ticket.Lease(); err == nil || reason(t, err) != Unmet {
+		t.Errorf("while it waits: %v", err)
+	}
+}

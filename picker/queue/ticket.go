@@ -40,9 +40,10 @@ const (
 	TimedOut                 // it has waited for as long as it may
 	TooLate                  // it could not be served by the time its client wants
 	OverBudget               // whose it is has had its tokens
+	Unmet                    // no endpoint would give it what its SLO asks for, and its priority is below 0
 )
 
-var reasons = [...]string{"saturated", "queue_full", "queue_timeout", "deadline", "over_budget"}
+var reasons = [...]string{"saturated", "queue_full", "queue_timeout", "deadline", "over_budget", "slo"}
 
 func (r Reason) String() string { return reasons[r] }
 

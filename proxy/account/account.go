@@ -53,6 +53,8 @@ type Record struct {
 	Start    time.Time
 	Duration time.Duration
 	TTFT     time.Duration // to the first token of a stream; 0: none seen
+	WantTTFT time.Duration // what TTFT should be at most; 0: anything
+	WantTPOT time.Duration // what each token after the first should take at most, in the mean; 0: anything
 	Retries  int
 	Streamed bool
 

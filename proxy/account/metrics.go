@@ -24,6 +24,8 @@ const (
 // Buckets of histograms.
 var (
 	seconds = prometheus.ExponentialBuckets(0.005, 2, 16) // 5 ms to 164 s
+	// of what was seen over what was predicted
+	predictionRatios = []float64{.1, .2, .35, .5, .7, .8, .9, 1, 1.1, 1.2, 1.4, 2, 3, 5, 10}
 
 	// Those that OpenTelemetry advises (semantic conventions for generative AI, metrics of model servers).
 	genAIDuration = []float64{.01, .02, .04, .08, .16, .32, .64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92}
@@ -50,6 +52,8 @@ type metrics struct {
 	tokens    *prometheus.CounterVec
 	predicted *prometheus.CounterVec
 	ttftRatio *prometheus.HistogramVec
+	tpotRatio *prometheus.HistogramVec
+	slo       *prometheus.CounterVec
 	hitError  *prometheus.HistogramVec
 	picks     *prometheus.CounterVec
 	shadows   *prometheus.CounterVec
@@ -93,10 +97,22 @@ type modelSeries struct {
 
 // poolSeries are the children of one pool.
 type poolSeries struct {
-	duration, queued, ttftRatio, hitError prometheus.Observer
-	retries, prefills                     prometheus.Counter
-	shadows                               few[string, *shadowSeries]      // by policy
-	picks                                 few[string, prometheus.Counter] // by what decided
+	duration, queued, ttftRatio, tpotRatio, hitError prometheus.Observer
+	ttftSLO, tpotSLO                                 kept
+	retries, prefills                                prometheus.Counter
+	shadows                                          few[string, *shadowSeries]      // by policy
+	picks                                            few[string, prometheus.Counter] // by what decided
+}
+
+// kept are the children of a pool and an objective.
+type kept struct{ met, missed prometheus.Counter }
+
+func (k *kept) count(met bool) {
+	if met {
+		k.met.Inc()
+	} else {
+		k.missed.Inc()
+	}
 }
 
 // shadowSeries are the children of a pool and a policy that is its shadow.
@@ -171,7 +187,11 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		"Tokens as the picker estimated them: prompt, cached.", "pool", "model", "kind")
 	m.ttftRatio = histogram("fairway_ttft_prediction_ratio",
 		"Time from the choice of an endpoint to the first token, over what the picker predicted for it.",
-		[]float64{.1, .2, .35, .5, .7, .85, 1, 1.2, 1.4, 2, 3, 5, 10}, "pool")
+		predictionRatios, "pool")
+	m.tpotRatio = histogram("fairway_tpot_prediction_ratio",
+		"Mean time between the tokens of a stream after its first, over what the picker predicted for it.", predictionRatios, "pool")
+	m.slo = counter("fairway_slo_requests_total",
+		"Streams that ended with a first token and were to keep a service level objective, of their own or of their pool: by objective (ttft, tpot) and by whether they kept it.", "pool", "objective", "met")
 	m.hitError = histogram("fairway_hit_prediction_error_tokens",
 		"Tokens of a prompt that the picker believed to be cached, less those that the engine found cached.",
 		[]float64{-16384, -4096, -1024, -256, -64, -16, 0, 16, 64, 256, 1024, 4096, 16384}, "pool")
@@ -189,7 +209,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		"Requests whose client left or was cut off before it had its answer, by phase: reading (the request), queued, waiting (for the answer), streaming.", "pool", "phase")
 
 	m.shed = counter("fairway_shed_total",
-		"Requests refused that could have been served at another time, by what they are worth (critical, standard, sheddable: a priority above 0, of 0, below) and why: saturated, queue_full, queue_timeout, deadline, over_budget.", "pool", "criticality", "reason")
+		"Requests refused that could have been served at another time, by what they are worth (critical, standard, sheddable: a priority above 0, of 0, below) and why: saturated, queue_full, queue_timeout, deadline, over_budget, slo.", "pool", "criticality", "reason")
 
 	m.genDuration = histogram("gen_ai_server_request_duration_seconds",
 		"OpenTelemetry's gen_ai.server.request.duration, as seen from the proxy.", genAIDuration, "gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model", "error_type")
@@ -287,12 +307,21 @@ func (s *modelSeries) firstToken(rec *Record) {
 	}
 	if each, ok := perToken(rec); ok {
 		s.perToken.Observe(each.Seconds())
+		if p := &rec.Pick; p.PredictedTPOT > 0 {
+			s.pool.tpotRatio.Observe(float64(each) / float64(p.PredictedTPOT))
+		}
+		if rec.WantTPOT > 0 {
+			s.pool.tpotSLO.count(each <= rec.WantTPOT)
+		}
 		if s.genEach != nil {
 			s.genEach.Observe(each.Seconds())
 		}
 	}
 	if p := &rec.Pick; p.PredictedTTFT > 0 {
 		s.pool.ttftRatio.Observe(float64(rec.TTFT-p.At) / float64(p.PredictedTTFT))
+	}
+	if rec.WantTTFT > 0 {
+		s.pool.ttftSLO.count(rec.TTFT <= rec.WantTTFT)
 	}
 }
 
@@ -386,7 +415,9 @@ func (m *metrics) newSeries(k seriesKey) *modelSeries {
 	if p == nil {
 		p = &poolSeries{
 			duration: m.duration.WithLabelValues(k.pool), queued: m.queued.WithLabelValues(k.pool),
-			ttftRatio: m.ttftRatio.WithLabelValues(k.pool), hitError: m.hitError.WithLabelValues(k.pool),
+			ttftRatio: m.ttftRatio.WithLabelValues(k.pool), tpotRatio: m.tpotRatio.WithLabelValues(k.pool),
+			ttftSLO: kept{m.slo.WithLabelValues(k.pool, "ttft", "true"), m.slo.WithLabelValues(k.pool, "ttft", "false")},
+			tpotSLO: kept{m.slo.WithLabelValues(k.pool, "tpot", "true"), m.slo.WithLabelValues(k.pool, "tpot", "false")}, hitError: m.hitError.WithLabelValues(k.pool),
 			retries: m.retries.WithLabelValues(k.pool), prefills: m.prefills.WithLabelValues(k.pool),
 		}
 		m.pools[k.pool] = p

@@ -29,6 +29,7 @@ type Pick struct {
 	At            time.Duration // since the request's head
 	Queued        time.Duration // how long all choices took: the time in the queue
 	PredictedTTFT time.Duration // after At; 0: not predicted
+	PredictedTPOT time.Duration // of each token after the first, in the mean; 0: not predicted
 	DecidedBy     string        // what the choice turned on, a picker.Factor
 	Weighed       int           // endpoints; Candidates has the best of them
 	Chosen, Next  int           // in Candidates; −1: it is not there
@@ -51,7 +52,7 @@ func (p *Pick) Fail(endpoint string, at time.Duration, why error) {
 	}
 }
 
-// Candidate is an endpoint as the picker saw it. The parts of its score are in seconds: their sum times Pressure is Score.
+// Candidate is an endpoint as the picker saw it. The parts of its score are in seconds: their sum times Pressure times Price is Score.
 type Candidate struct {
 	Endpoint string
 	Score    float64 // the lowest wins
@@ -61,6 +62,7 @@ type Candidate struct {
 	Adapter   float64 // bringing the LoRA adapter to the GPU
 	Inflicted float64 // the delay of the requests already there, as far as it counts
 	Pressure  float64 // by how much it is dearer because the KV cache is filling, 1 or more
+	Price     float64 // and because of what the endpoint costs; 1 if that does not count
 
 	HitTokens       float64 // of the prompt, believed to be cached
 	UncachedTokens  float64 // of the prompt, to be computed
@@ -218,9 +220,11 @@ type Receipt struct {
 	Candidates []CandidateReceipt `json:"candidates,omitempty"`
 }
 
-// Outcome is what was predicted of a request, or what happened. TTFT counts from the choice.
+// Outcome is what was predicted of a request, or what happened. TTFT counts from the choice; TPOT is the mean of each token after
+// the first.
 type Outcome struct {
 	TTFT             *float64 `json:"ttft_s,omitempty"`
+	TPOT             *float64 `json:"tpot_s,omitempty"`
 	PromptTokens     *int     `json:"prompt_tokens,omitempty"`
 	CachedTokens     *int     `json:"cached_tokens,omitempty"`
 	CompletionTokens *int     `json:"completion_tokens,omitempty"`
@@ -250,6 +254,7 @@ type CandidateReceipt struct {
 	Adapter   float64 `json:"adapter_s"`
 	Inflicted float64 `json:"inflicted_s"`
 	Pressure  float64 `json:"kv_pressure"`
+	Price     float64 `json:"price"`
 
 	HitTokens       float64 `json:"hit_tokens"`
 	UncachedTokens  float64 `json:"uncached_tokens"`
@@ -266,7 +271,7 @@ func newReceipt(rec *Record, seq uint64, replica string) Receipt {
 		Receipt: rec.ID + "@" + replica, ID: rec.ID, Replica: replica, Seq: seq, Time: rec.Start,
 		Method: rec.Method, Path: rec.Path, Model: rec.Model, Pool: rec.Pool, Endpoint: rec.Endpoint, Prefill: p.Prefill, Stream: rec.Streamed,
 		Code: rec.Status, Reason: rec.Reason, Criticality: rec.Criticality, Shed: rec.Shed, Retries: rec.Retries, Duration: rec.Duration.Seconds(), Queued: p.Queued.Seconds(),
-		Predicted: Outcome{PromptTokens: known(rec.PredictedTokens), CachedTokens: known(rec.PredictedHit), TTFT: after(p.PredictedTTFT)},
+		Predicted: Outcome{PromptTokens: known(rec.PredictedTokens), CachedTokens: known(rec.PredictedHit), TTFT: after(p.PredictedTTFT), TPOT: after(p.PredictedTPOT)},
 		Actual:    Outcome{PromptTokens: known(rec.PromptTokens), CachedTokens: known(rec.CachedTokens), CompletionTokens: known(rec.CompletionTokens)},
 		DecidedBy: p.DecidedBy, Weighed: p.Weighed,
 	}
@@ -279,6 +284,9 @@ func newReceipt(rec *Record, seq uint64, replica string) Receipt {
 	if rec.TTFT > 0 {
 		r.Actual.TTFT = after(rec.TTFT - p.At)
 	}
+	if each, ok := perToken(rec); ok {
+		r.Actual.TPOT = after(each)
+	}
 	if p.At > 0 {
 		r.Picked = after(p.At)
 	}
@@ -289,7 +297,7 @@ func newReceipt(rec *Record, seq uint64, replica string) Receipt {
 		c := &p.Candidates[i]
 		r.Candidates = append(r.Candidates, CandidateReceipt{
 			Endpoint: c.Endpoint, Chosen: i == p.Chosen, Score: c.Score,
-			Queue: c.Queue, Prompt: c.Prompt, Adapter: c.Adapter, Inflicted: c.Inflicted, Pressure: c.Pressure,
+			Queue: c.Queue, Prompt: c.Prompt, Adapter: c.Adapter, Inflicted: c.Inflicted, Pressure: c.Pressure, Price: c.Price,
 			HitTokens: c.HitTokens, UncachedTokens: c.UncachedTokens, QueuedTokens: c.QueuedTokens, Requests: c.Requests,
 			KV: c.KV, SecondsPerToken: c.SecondsPerToken, Home: c.Home,
 		})

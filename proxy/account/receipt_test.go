@@ -23,7 +23,7 @@ func picked(id string, n int) *Record {
 	rec.Pick.DecidedBy, rec.Pick.Weighed, rec.Pick.Chosen, rec.Pick.Next = "cache", n, min(1, n-1), 0
 	for i := range n {
 		rec.Pick.Candidates = append(rec.Pick.Candidates, Candidate{
-			Endpoint: fmt.Sprintf("10.0.0.%d:8000", i), Score: []float64{.5, .1, .9}[i%3], Queue: .25, Prompt: .125, Adapter: .0625, Inflicted: .03125, Pressure: 1.5,
+			Endpoint: fmt.Sprintf("10.0.0.%d:8000", i), Score: []float64{.5, .1, .9}[i%3], Queue: .25, Prompt: .125, Adapter: .0625, Inflicted: .03125, Pressure: 1.5, Price: 2,
 			HitTokens: 64, UncachedTokens: 36, QueuedTokens: 70, Requests: 2.5, KV: .4, SecondsPerToken: 25e-6, Home: i == 2,
 		})
 	}
@@ -57,7 +57,7 @@ func TestReceiptTellsAll(t *testing.T) {
 		`"code":200,"reason":"the-reason","criticality":"sheddable","shed":"saturated","trace_id":"ab0000000000000000000000000000cd","retries":1,"tried":[{"endpoint":"10.0.0.9:8000","at_s":0.003,"why":"connection refused"}],` +
 		`"duration_s":1.234567,"picked_s":0.008,"queued_s":0.005,` +
 		`"predicted":{"ttft_s":0.08,"prompt_tokens":14,"cached_tokens":15},` +
-		`"actual":{"ttft_s":0.090765,"prompt_tokens":11,"cached_tokens":12,"completion_tokens":13},` +
+		`"actual":{"ttft_s":0.090765,"tpot_s":0.094650166,"prompt_tokens":11,"cached_tokens":12,"completion_tokens":13},` +
 		`"decided_by":"cache","next":"10.0.0.0:8000","margin_s":0.4,"shadow":{"policy":"round-robin","endpoint":"10.0.0.2:8000","regret_s":0.5},"weighed":3,"candidates":[` +
 		`{"endpoint":"10.0.0.1:8000","chosen":true,"score_s":0.1,` + same + `,"home":false},` +
 		`{"endpoint":"10.0.0.0:8000","chosen":false,"score_s":0.5,` + same + `,"home":false},` +
@@ -73,7 +73,7 @@ func TestReceiptTellsAll(t *testing.T) {
 	}
 }
 
-const same = `"queue_s":0.25,"prompt_s":0.125,"adapter_s":0.0625,"inflicted_s":0.03125,"kv_pressure":1.5,` +
+const same = `"queue_s":0.25,"prompt_s":0.125,"adapter_s":0.0625,"inflicted_s":0.03125,"kv_pressure":1.5,"price":2,` +
 	`"hit_tokens":64,"uncached_tokens":36,"queued_tokens":70,"requests":2.5,"kv_usage":0.4,"seconds_per_token":0.000025`
 
 // What is not known is not there, and nothing is something else than not known.
