@@ -50,7 +50,7 @@ func (o *serveOptions) clusterConfig() (*file.Watcher, *file.Config, error) {
 
 // options are what the flags and the configuration say of a cluster.
 func (o *serveOptions) options(c *file.Config) kube.Options {
-	out := kube.Options{Gateway: o.gateway, ClusterDomain: o.clusterDomain, RootNamespace: o.rootNamespace, Providers: []string{}}
+	out := kube.Options{Gateway: o.gateway, ClusterDomain: o.clusterDomain, RootNamespace: o.rootNamespace, CostLabel: c.CostLabel, Providers: []string{}}
 	for _, p := range c.World.Authorizers {
 		out.Providers = append(out.Providers, p.Name)
 	}

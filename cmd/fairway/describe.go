@@ -29,6 +29,7 @@ type configView struct {
 	Pools      []poolView        `json:"pools"`
 	Models     []modelView       `json:"models"`
 	Objectives []objectiveView   `json:"objectives"`
+	SLO        []sloView         `json:"slo"`
 	Raise      string            `json:"raise_priority"`
 	Queue      map[string]any    `json:"queue"`
 	Budgets    []budgetView      `json:"budgets"`
@@ -69,6 +70,7 @@ type budgetView struct {
 type poolView struct {
 	Name      string      `json:"name"`
 	Endpoints []string    `json:"endpoints"`
+	Costs     []float64   `json:"costs,omitempty"`  // of the endpoints, in their order; none: each costs as much
 	Plain     bool        `json:"plain,omitempty"`  // no engines
 	Picker    *pickerView `json:"picker,omitempty"` // nil: the embedded one
 }
@@ -109,6 +111,12 @@ type objectiveView struct {
 	Priority int    `json:"priority"`
 }
 
+type sloView struct {
+	Pool string `json:"pool"` // empty: each
+	TTFT string `json:"ttft"` // 0s: any
+	TPOT string `json:"tpot"`
+}
+
 type targetView struct {
 	Name   string `json:"name"`
 	Weight int    `json:"weight"`
@@ -130,6 +138,7 @@ func describeConfig(c *file.Config) configView {
 			"connections_per_address": int64(w.Limits.ConnectionsByAddress), "requests_per_principal": int64(w.Limits.RequestsByPrincipal),
 		},
 		Objectives: describeObjectives(w.Objectives),
+		SLO:        describeSLOs(w.SLOs),
 		Raise:      cmp.Or(string(w.RaisePriority), string(proxy.RaiseInMesh)),
 		Queue:      describeQueue(w.Queue),
 		Budgets:    describeBudgets(w.Budgets),
@@ -167,6 +176,10 @@ func describePools(w *proxy.World) []poolView {
 		}
 		for _, e := range p.Endpoints {
 			view.Endpoints = append(view.Endpoints, describeEndpoint(&e))
+			view.Costs = append(view.Costs, cmp.Or(e.Cost, 1))
+		}
+		if !slices.ContainsFunc(view.Costs, func(c float64) bool { return c != view.Costs[0] }) {
+			view.Costs = nil
 		}
 		views = append(views, view)
 	}
@@ -203,6 +216,14 @@ func describeModels(models []proxy.Model) []modelView {
 			view.Targets = append(view.Targets, targetView(t))
 		}
 		views = append(views, view)
+	}
+	return views
+}
+
+func describeSLOs(all []proxy.SLO) []sloView {
+	views := []sloView{}
+	for _, s := range all {
+		views = append(views, sloView{s.Pool, s.TTFT.String(), s.TPOT.String()})
 	}
 	return views
 }
@@ -397,6 +418,7 @@ type endpointView struct {
 	KVUsage         float64 `json:"kv_usage"`
 	CapacityTokens  int     `json:"capacity_tokens"`
 	SecondsPerToken float64 `json:"seconds_per_token"`
+	Cost            float64 `json:"cost"`
 	IndexEntries    int     `json:"index_entries"`
 	IndexBytes      int     `json:"index_bytes"`
 	PromptTokens    uint64  `json:"prompt_tokens"`    // of all requests so far, estimated
@@ -422,7 +444,7 @@ func describeEndpoints(s *proxy.Server) []endpointView {
 		v := endpointView{
 			Pool: e.Pool, Address: e.Endpoint.Name(), Role: e.Endpoint.Role().String(), Ejected: e.Endpoint.Ejected(now), Silent: l.Silent,
 			InFlight: l.InFlight, QueuedTokens: l.Queued, Running: scraped(picker.Running), Waiting: scraped(picker.Waiting),
-			KVUsage: l.KV, CapacityTokens: l.Capacity, SecondsPerToken: l.Speed, IndexEntries: l.IndexEntries, IndexBytes: l.IndexBytes,
+			KVUsage: l.KV, CapacityTokens: l.Capacity, SecondsPerToken: l.Speed, Cost: e.Endpoint.Cost(), IndexEntries: l.IndexEntries, IndexBytes: l.IndexBytes,
 			PromptTokens: l.PromptTokens, PredictedHits: l.HitTokens, ReportedCached: l.CachedTokens,
 			Foreign: l.Foreign, Stretch: l.Stretch, Credit: l.Credit,
 			ScrapeAge: -1, ScrapeFailures: l.ScrapeFailures, IdleConnections: e.Transport.Idle(),

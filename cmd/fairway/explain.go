@@ -105,6 +105,8 @@ var decisions = map[string]string{
 	"speed":    "it computes faster",
 	"adapter":  "it has the LoRA adapter on its GPU",
 	"home":     "replicas agree to send this prompt there while nobody has it cached",
+	"cost":     "it costs less",
+	"slo":      "it is predicted to be in time for what the request asks for",
 	"hash":     "the scores are as good as equal; the prompt's hash decides",
 	"policy":   "the configured policy says so",
 }
@@ -126,7 +128,7 @@ func writeReceipt(out io.Writer, r *account.Receipt) error {
 		fmt.Fprintf(out, "It went to %s: %s.\n", r.Endpoint, decisions[r.DecidedBy])
 	default:
 		fmt.Fprintf(out, "It went to %s rather than %s: %s", r.Endpoint, r.Next, decisions[r.DecidedBy])
-		if r.Margin != nil && r.DecidedBy != "policy" {
+		if r.Margin != nil && *r.Margin > 0 && r.DecidedBy != "policy" {
 			fmt.Fprintf(out, " (by %s)", milliseconds(*r.Margin))
 		}
 		fmt.Fprintln(out, ".")
@@ -147,6 +149,9 @@ func writeReceipt(out io.Writer, r *account.Receipt) error {
 	fmt.Fprintln(w, "\n\tPREDICTED\tHAPPENED")
 	fmt.Fprintf(w, "first token after\t%s\t%s\n", optional(r.Predicted.TTFT, milliseconds), optional(r.Actual.TTFT, milliseconds))
 	count := func(n int) string { return fmt.Sprint(n) }
+	if r.Predicted.TPOT != nil {
+		fmt.Fprintf(w, "each further token\t%s\t%s\n", optional(r.Predicted.TPOT, milliseconds), optional(r.Actual.TPOT, milliseconds))
+	}
 	fmt.Fprintf(w, "prompt tokens\t%s\t%s\n", optional(r.Predicted.PromptTokens, count), optional(r.Actual.PromptTokens, count))
 	fmt.Fprintf(w, "of these cached\t%s\t%s\n", optional(r.Predicted.CachedTokens, count), optional(r.Actual.CachedTokens, count))
 	fmt.Fprintf(w, "completion tokens\t\t%s\n", optional(r.Actual.CompletionTokens, count))
@@ -160,7 +165,7 @@ func writeReceipt(out io.Writer, r *account.Receipt) error {
 	fmt.Fprintf(w, "queued for\t\t%s\n", milliseconds(r.Queued))
 	fmt.Fprintf(w, "in all\t\t%s\n", milliseconds(r.Duration))
 	if len(r.Candidates) > 0 {
-		fmt.Fprintln(w, "\nENDPOINT\tSCORE\t= (QUEUE\t+ PROMPT\t+ ADAPTER\t+ INFLICTED)\t× KV\tCACHED\tUNCACHED\tREQUESTS")
+		fmt.Fprintln(w, "\nENDPOINT\tSCORE\t= (QUEUE\t+ PROMPT\t+ ADAPTER\t+ INFLICTED)\t× KV\t× COST\tCACHED\tUNCACHED\tREQUESTS")
 	}
 	for _, c := range r.Candidates {
 		mark := " "
@@ -170,8 +175,8 @@ func writeReceipt(out io.Writer, r *account.Receipt) error {
 		case c.Home:
 			mark = "⌂"
 		}
-		fmt.Fprintf(w, "%s %s\t%s\t%s\t%s\t%s\t%s\t%.2f\t%.0f\t%.0f\t%.1f\n", mark, c.Endpoint, milliseconds(c.Score),
-			milliseconds(c.Queue), milliseconds(c.Prompt), milliseconds(c.Adapter), milliseconds(c.Inflicted), c.Pressure,
+		fmt.Fprintf(w, "%s %s\t%s\t%s\t%s\t%s\t%s\t%.2f\t%.2f\t%.0f\t%.0f\t%.1f\n", mark, c.Endpoint, milliseconds(c.Score),
+			milliseconds(c.Queue), milliseconds(c.Prompt), milliseconds(c.Adapter), milliseconds(c.Inflicted), c.Pressure, c.Price,
 			c.HitTokens, c.UncachedTokens, c.Requests)
 	}
 	if more := r.Weighed - len(r.Candidates); more > 0 && len(r.Candidates) > 0 {

@@ -63,7 +63,7 @@ func TestExplain(t *testing.T) {
 		t.Errorf("%s", out)
 	}
 	sum := func(c account.CandidateReceipt) float64 {
-		return (c.Queue + c.Prompt + c.Adapter + c.Inflicted) * c.Pressure
+		return (c.Queue + c.Prompt + c.Adapter + c.Inflicted) * c.Pressure * c.Price
 	}
 	for _, c := range r.Candidates {
 		if d := sum(c) - c.Score; d > 1e-9 || d < -1e-9 {

@@ -42,6 +42,9 @@ type Config struct {
 	// Keys is the file of API keys, empty for none. It is not read: the World has
 	// no key of it.
 	Keys string
+	// CostLabel is the label of pods that says what a second of them costs; empty: none
+	// does. It is for what comes from a cluster.
+	CostLabel string
 
 	cluster bool // what is served comes from a cluster
 }

@@ -78,12 +78,14 @@ listen: {http: "127.0.0.1:1", metrics: "", admin: "[::1]:3"}
 pools:
   - &p {name: a, endpoints: &e ["http://One.example", {url: "http://[2001:DB8::0:1]:8000/", ranks: 4, role: prefill}]}
   - {name: b, endpoints: *e}
+  - {name: d, endpoints: [{url: "http://10.0.0.1:8000", cost: 2.5}, {url: "http://10.0.0.2:8000", cost: 1}]}
   - {name: c, endpoints: ["http://10.0.0.1:8000"], picker: {address: "Picker.example:9002", failure_mode: FailOpen, timeout: 5s, body_mode: BUFFERED, answers: body, secure_serving: false}}
 models:
   - {name: m, pool: a, targets: [{name: x}, {name: y, weight: 0}]}
   - {name: "n/7", pool: b, criticality: Sheddable}
 objectives: [{name: o, pool: a, priority: -3}, {name: o, pool: b}]
 raise_priority: anyone
+slo: [{pool: a, ttft: 500ms, tpot: 50ms}, {tpot: 100ms}]
 timeouts: {connect: 1ms, first_byte: 2m, stream_idle: 1h30m, request: 4s, drain: 0}
 limits: {body: 5, buffers: 6KiB, headers: "7 MB", connections: 8}
 scrape: {interval: 1s, timeout: 2s, path: "/m?x=y"}
@@ -99,7 +101,7 @@ model_names: served
 		Tracing: Tracing{Protocol: OTLPGRPC, Sampling: DefaultSampling},
 		Listen:  Listen{HTTP: "127.0.0.1:1", Admin: "[::1]:3"},
 		World: &proxy.World{
-			Pools: []proxy.Pool{{Name: "a", Endpoints: endpoints}, {Name: "b", Endpoints: endpoints}, {Name: "c", Endpoints: []proxy.Endpoint{{Address: "10.0.0.1:8000"}}, Picker: &proxy.Picker{
+			Pools: []proxy.Pool{{Name: "a", Endpoints: endpoints}, {Name: "b", Endpoints: endpoints}, {Name: "d", Endpoints: []proxy.Endpoint{{Address: "10.0.0.1:8000", Cost: 2.5}, {Address: "10.0.0.2:8000", Cost: 1}}}, {Name: "c", Endpoints: []proxy.Endpoint{{Address: "10.0.0.1:8000"}}, Picker: &proxy.Picker{
 				Address: "Picker.example:9002", FailureMode: proxy.FailOpen, Timeout: 5 * time.Second, Body: proxy.BodyBuffered, Answers: proxy.AnswersBody, Plain: true,
 			}}},
 			Models: []proxy.Model{
@@ -107,6 +109,7 @@ model_names: served
 				{Name: "n/7", Pool: "b", Criticality: proxy.Sheddable},
 			},
 			Objectives:    []proxy.Objective{{Name: "o", Pool: "a", Priority: -3}, {Name: "o", Pool: "b"}},
+			SLOs:          []proxy.SLO{{Pool: "a", TTFT: 500 * time.Millisecond, TPOT: 50 * time.Millisecond}, {TPOT: 100 * time.Millisecond}},
 			RaisePriority: proxy.RaiseAnyone,
 			Timeouts: proxy.Timeouts{
 				Connect: time.Millisecond, FirstByte: 2 * time.Minute, StreamIdle: 90 * time.Minute, Request: 4 * time.Second,
@@ -162,11 +165,11 @@ func TestErrorsNameLinePathAndRemedy(t *testing.T) {
 	tests := map[string]struct{ file, want string }{
 		"nothing":           {"", `f:1: pools: missing: want at least one pool with the endpoints to serve from`},
 		"only comments":     {"# pools:\n---\n", `f:1: pools: missing: want at least one pool with the endpoints to serve from`},
-		"not a mapping":     {"- a", `f:1: a list: want a mapping of keys (auth, budgets, cache_salt, explain, extension_providers, limits, listen, log, model_names, models, normalization, objectives, pickers, policies, pools, queue, raise_priority, remote_prefill, routes, scrape, services, shadow, timeouts, tls, tracing, trusted_proxies, usage, waypoint_for)`},
+		"not a mapping":     {"- a", `f:1: a list: want a mapping of keys (auth, budgets, cache_salt, cost_label, explain, extension_providers, limits, listen, log, model_names, models, normalization, objectives, pickers, policies, pools, queue, raise_priority, remote_prefill, routes, scrape, services, shadow, slo, timeouts, tls, tracing, trusted_proxies, usage, waypoint_for)`},
 		"not YAML":          {"pools:\n  - name: a\n endpoints: []\n", `f:2: not YAML: did not find expected key`},
 		"two documents":     {minimal + "---\n" + minimal, `f:2: a second YAML document: want one in a file`},
 		"unknown anchor":    {"pools: *p", `f: not YAML: unknown anchor 'p' referenced`},
-		"unknown key":       {minimal + "timeout: {}", `f:2: timeout: unknown key: did you mean "timeouts"? (keys: auth, budgets, cache_salt, explain, extension_providers, limits, listen, log, model_names, models, normalization, objectives, pickers, policies, pools, queue, raise_priority, remote_prefill, routes, scrape, services, shadow, timeouts, tls, tracing, trusted_proxies, usage, waypoint_for)`},
+		"unknown key":       {minimal + "timeout: {}", `f:2: timeout: unknown key: did you mean "timeouts"? (keys: auth, budgets, cache_salt, cost_label, explain, extension_providers, limits, listen, log, model_names, models, normalization, objectives, pickers, policies, pools, queue, raise_priority, remote_prefill, routes, scrape, services, shadow, slo, timeouts, tls, tracing, trusted_proxies, usage, waypoint_for)`},
 		"no collector":      {minimal + "tracing: {endpoint: \"collector:4317\"}", `f:2: tracing.endpoint: "collector:4317": want the URL of a collector, such as http://collector:4317, or https:// for TLS`},
 		"more than all":     {minimal + "tracing: {sampling: 1.5}", `f:2: tracing.sampling: "1.5": want a share from 0 to 1`},
 		"no level":          {minimal + "log: {level: loud}", `f:2: log.level: "loud": want debug, info, warn or error`},
@@ -211,6 +214,11 @@ func TestErrorsNameLinePathAndRemedy(t *testing.T) {
 		"target twice":       {minimal + "models: [{name: m, pool: llama, targets: [{name: x}, {name: x}]}]", `f:2: models[0].targets[1].name: "x" is the name of targets[0] as well`},
 
 		"objective twice":   {minimal + "objectives: [{name: o, pool: llama}, {name: o, pool: llama}]", `f:2: objectives[1].name: "o" is the name of objectives[0] as well`},
+		"cost":              {`pools: [{name: a, endpoints: [{url: "http://a:1", cost: 0}]}]`, `f:1: pools[0].endpoints[0].cost: "0": want a number above 0, up to 1e+06`},
+		"cost of a cluster": {minimal + "cost_label: gpu-cost", `f:2: cost_label: labels are a cluster's: say at each endpoint what it costs, or serve with --kubernetes`},
+		"SLO of nothing":    {minimal + "slo: [{pool: llama}]", `f:2: slo[0]: it asks for nothing: want ttft, tpot or both`},
+		"SLO's pool":        {minimal + "slo: [{pool: lama, ttft: 1s}]", `f:2: slo[0].pool: no pool is named "lama": did you mean "llama"? (pools: llama)`},
+		"SLO without unit":  {minimal + "slo: [{ttft: 500}]", `f:2: slo[0].ttft: "500" has no unit: want a duration such as 100ms, 2s or 5m`},
 		"objective's pool":  {minimal + "objectives: [{name: o, pool: lama}]", `f:2: objectives[0].pool: no pool is named "lama": did you mean "llama"? (pools: llama)`},
 		"priority":          {minimal + "objectives: [{name: o, pool: llama, priority: high}]", `f:2: objectives[0].priority: "high": want a whole number from -2147483647 to 2147483647`},
 		"raise":             {minimal + "raise_priority: meshes", `f:2: raise_priority: "meshes": did you mean "mesh"?: want mesh, anyone or nobody`},

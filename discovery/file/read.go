@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/fairway-proxy/fairway/proxy"
 )
 
 // problem is one thing wrong with a Config. Its path is written as in
@@ -316,6 +318,22 @@ func (r *reader) share(into *float64) field {
 		f, err := strconv.ParseFloat(n.Value, 64)
 		if err != nil || !(f >= 0 && f <= 1) {
 			r.problem(path, "%s: want a share from 0 to 1", show(n.Value))
+			return
+		}
+		*into = f
+	}
+}
+
+// cost is the field of what an endpoint costs.
+func (r *reader) cost(into *float64) field {
+	return func(n *yaml.Node, path string) {
+		n = r.scalar(n, path, "a number such as 2.5")
+		if n == nil {
+			return
+		}
+		f, err := strconv.ParseFloat(n.Value, 64)
+		if err != nil || !(f > 0 && f <= proxy.MaxCost) {
+			r.problem(path, "%s: want a number above 0, up to %v", show(n.Value), proxy.MaxCost)
 			return
 		}
 		*into = f

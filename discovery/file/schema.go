@@ -64,6 +64,10 @@ func (r *reader) config(n *yaml.Node, c *Config) {
 		"objectives": r.list(func(_ int, n *yaml.Node, path string) {
 			w.Objectives = append(w.Objectives, r.objective(n, path))
 		}),
+		"slo": r.list(func(_ int, n *yaml.Node, path string) {
+			w.SLOs = append(w.SLOs, r.slo(n, path))
+		}),
+		"cost_label": textInto(r, &c.CostLabel, "the name of a label"),
 		"queue": r.section(map[string]field{
 			"off":            r.yesNo(&w.Queue.Off),
 			"requests":       r.numberFrom(1, &w.Queue.Requests, maxConnections),
@@ -174,8 +178,18 @@ func (r *reader) endpoint(n *yaml.Node, path string) (e proxy.Endpoint) {
 		"roots":    r.roots(&e.Roots),
 		"ranks":    r.numberFrom(1, &e.Ranks, proxy.MaxRanks),
 		"role":     textInto(r, &e.Role, oneOf(roles)),
+		"cost":     r.cost(&e.Cost),
 	})
 	return e
+}
+
+func (r *reader) slo(n *yaml.Node, path string) (s proxy.SLO) {
+	r.mapping(n, path, map[string]field{
+		"pool": textInto(r, &s.Pool, "the name of a pool"),
+		"ttft": r.duration(&s.TTFT, minInterval),
+		"tpot": r.duration(&s.TPOT, minInterval),
+	})
+	return s
 }
 
 func (r *reader) model(n *yaml.Node, path string) (m proxy.Model) {

@@ -26,6 +26,9 @@ func TestSettings(t *testing.T) {
 	if c.Listen.HTTP != "" || c.Listen.HBONE != ":15008" || c.TLS == nil || c.World.Timeouts.Request != 4*time.Second {
 		t.Errorf("%+v %+v", c.Listen, c.World.Timeouts)
 	}
+	if c, err = load(tls + "cost_label: gpu-cost\nslo: [{pool: default/llama, ttft: 1s}]"); err != nil || c.CostLabel != "gpu-cost" || c.World.SLOs[0].Pool != "default/llama" {
+		t.Errorf("%v", err)
+	}
 	if c, err = load(`listen: {http: ":1", hbone: ""}`); err != nil || c.Listen.HTTP != ":1" || c.Listen.HBONE != "" {
 		t.Errorf("%v", err)
 	}

@@ -52,12 +52,21 @@ func (c *Config) check() []problem {
 		pools := k.pools(c.World)
 		k.models(c.World, pools)
 		k.objectives(c.World.Objectives, slices.Sorted(maps.Keys(pools)))
+		for i, s := range c.World.SLOs {
+			if s.Pool != "" {
+				k.pool(fmt.Sprintf("slo[%d].pool", i), s.Pool, slices.Sorted(maps.Keys(pools)))
+			}
+		}
+		if c.CostLabel != "" {
+			k.problem("cost_label", "labels are a cluster's: say at each endpoint what it costs, or serve with --kubernetes")
+		}
 		k.routes("routes", c.World.Routes, slices.Sorted(maps.Keys(pools)))
 		k.mesh(c, pools)
 	}
 	k.timeouts(c.World.Timeouts)
 	k.limits(c.World.Limits)
 	k.queue(c.World)
+	k.slos(c.World.SLOs)
 	k.scrape(c.World.Scrape)
 	if c.World.RemotePrefill < 0 {
 		k.problem("remote_prefill", "%d: want 1 or more", c.World.RemotePrefill)
@@ -160,6 +169,9 @@ func (k *checker) pools(w *proxy.World) map[string]int {
 				continue
 			}
 			seen[pod{e.Address, e.UID}] = j
+			if !(e.Cost >= 0 && e.Cost <= proxy.MaxCost) {
+				k.problem(at+".cost", "%v: want a number above 0, up to %v", e.Cost, proxy.MaxCost)
+			}
 		}
 		k.roles(path, &p)
 		k.picker(path+".picker", &p)
@@ -284,6 +296,18 @@ func (k *checker) objectives(all []proxy.Objective, pools []string) {
 		k.pool(path+".pool", o.Pool, pools)
 		if o.Priority < -maxPriority || o.Priority > maxPriority {
 			k.problem(path+".priority", "%d: want a whole number from %d to %d", o.Priority, -maxPriority, maxPriority)
+		}
+	}
+}
+
+// slos checks what requests should get.
+func (k *checker) slos(all []proxy.SLO) {
+	for i, s := range all {
+		path := fmt.Sprintf("slo[%d]", i)
+		k.notNegative(path+".ttft", s.TTFT)
+		k.notNegative(path+".tpot", s.TPOT)
+		if s.TTFT == 0 && s.TPOT == 0 {
+			k.problem(path, "it asks for nothing: want ttft, tpot or both")
 		}
 	}
 }

@@ -65,6 +65,9 @@ type Options struct {
 	// Providers are the names of the external authorizers that there are; nil: they are
 	// not known.
 	Providers []string
+	// CostLabel is the label of engines' pods that says what a second of them costs;
+	// empty: none does.
+	CostLabel string
 	// Closed are the protocols of listeners that this process has not open.
 	Closed []gatewayv1.ProtocolType
 }

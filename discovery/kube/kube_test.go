@@ -273,6 +273,36 @@ func TestOneGateway(t *testing.T) {
 	}
 }
 
+// A label says what a second of a pod costs, if the options name it; what is no cost is told, and counts for nothing.
+func TestCostLabel(t *testing.T) {
+	const pool = "apiVersion: inference.networking.k8s.io/v1\nkind: InferencePool\nmetadata: {name: p, namespace: ns}\n" +
+		"spec: {selector: {matchLabels: {app: vllm}}, targetPorts: [{number: 8000}]}\n"
+	manifests := pool
+	for i, cost := range []string{`"2.5"`, `cheap`, `"0"`, `"-1"`, `"NaN"`, ``} {
+		label := ""
+		if cost != "" {
+			label = ", gpu-cost: " + cost
+		}
+		manifests += fmt.Sprintf("---\napiVersion: v1\nkind: Pod\nmetadata: {name: pod-%d, namespace: ns, labels: {app: vllm%s}}\n"+
+			"status: {podIP: 10.0.0.%d, conditions: [{type: Ready, status: \"True\"}]}\n", i, label, i+1)
+	}
+	var m Manifests
+	m.Add("f.yaml", []byte(manifests))
+	for label, want := range map[string]struct {
+		cost     float64 // of the first pod
+		findings int
+	}{"gpu-cost": {2.5, 4}, "": {}, "other": {}} {
+		got := Translate(&m.Objects, Options{CostLabel: label})
+		var costs []float64
+		for _, e := range got.World.Pools[0].Endpoints {
+			costs = append(costs, e.Cost)
+		}
+		if !slices.Equal(costs, []float64{want.cost, 0, 0, 0, 0, 0}) || len(got.Findings) != want.findings {
+			t.Errorf("label %q: costs %v, findings %v", label, costs, got.Findings)
+		}
+	}
+}
+
 func TestIsManifest(t *testing.T) {
 	for text, want := range map[string]bool{
 		"apiVersion: v1\nkind: Pod\n":            true,

@@ -196,9 +196,11 @@ func (t *translator) inferencePool(about object, selector map[string]string, sel
 			continue
 		}
 		ranks := t.ranks(pod)
+		cost := t.cost(pod)
 		for _, port := range ports {
 			e := proxy.Endpoint{Address: net.JoinHostPort(pod.Status.PodIP, strconv.Itoa(int(port))), UID: string(pod.UID), Scheme: scheme, Ranks: ranks, Role: role}
 			t.tunnel(&e, pod)
+			e.Cost = cost
 			pool.Endpoints = append(pool.Endpoints, e)
 		}
 	}
@@ -241,6 +243,21 @@ func (t *translator) role(p *corev1.Pod) (role proxy.Role, ok bool) {
 		t.find(object{"Pod", &p.ObjectMeta}.finding("metadata.labels["+labelRole+"]", "", "%q: want prefill, decode, prefill-decode (or both), or one of llm-d's with encode: it gets no requests", said))
 		return "", false
 	}
+}
+
+// cost is what a label of a pod says that a second of it costs; 0: it says nothing.
+func (t *translator) cost(p *corev1.Pod) float64 {
+	text, labelled := p.Labels[t.options.CostLabel]
+	if !labelled || t.options.CostLabel == "" {
+		return 0
+	}
+	cost, err := strconv.ParseFloat(text, 64)
+	if err != nil || !(cost > 0 && cost <= proxy.MaxCost) {
+		about := object{"Pod", &p.ObjectMeta}
+		t.warn(about.finding("metadata.labels", "", "%s: %q: want a number above 0, up to %v; it counts as 1", t.options.CostLabel, text, proxy.MaxCost))
+		return 0
+	}
+	return cost
 }
 
 // annotationRedirection says whether a ztunnel takes in a pod's traffic.
