@@ -41,6 +41,17 @@ func (c *Cost) of(w *work) time.Duration {
 		time.Duration(w.adapterLoads)*c.AdapterLoad
 }
 
+// Of is by how much longer a sequence that has ended has made the steps it took part in: its share of what they computed, without what
+// every step takes, and without what was computed again after it lost its place.
+func (c *Cost) Of(s *Sequence) time.Duration {
+	prefill, decodes := s.PromptTokens-s.Cached, max(s.Generated-1, 0)
+	return c.of(&work{
+		prefill: prefill, pairs: prefill*s.Cached + prefill*prefill/2,
+		decodes: decodes, context: decodes*s.PromptTokens + decodes*(decodes+1)/2,
+		adapterLoads: s.AdapterLoads,
+	}) - c.Step
+}
+
 // A Profile is a model on a GPU (or a CPU), with vLLM's defaults for it.
 type Profile struct {
 	Name        string

@@ -94,6 +94,9 @@ func New(cfg Config) *Engine {
 // Config returns the engine's configuration, defaults filled in.
 func (e *Engine) Config() Config { return e.cfg }
 
+// SetCost changes what steps take from the next one on: the hardware below has become another.
+func (e *Engine) SetCost(c Cost) { e.cfg.Cost = c }
+
 // MaxTokens is the longest sequence, prompt and output together, that can run at all.
 func (e *Engine) MaxTokens() int { return (e.cfg.Blocks - 1) * BlockSize }
 

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,15 +22,13 @@ type SLO struct {
 	TPOT time.Duration // at most, in the mean; 0: 100 ms
 }
 
+func (s SLO) withDefaults() SLO {
+	return SLO{TTFT: cmp.Or(s.TTFT, time.Second), TPOT: cmp.Or(s.TPOT, 100*time.Millisecond)}
+}
+
 func (s SLO) met(r *Record) bool {
-	ttft, tpot := s.TTFT, s.TPOT
-	if ttft == 0 {
-		ttft = time.Second
-	}
-	if tpot == 0 {
-		tpot = 100 * time.Millisecond
-	}
-	return r.TTFT <= ttft && r.TPOT <= tpot
+	s = s.withDefaults()
+	return r.TTFT <= s.TTFT && r.TPOT <= s.TPOT
 }
 
 // Comparison plays a workload through several policies, with the same seeds for each.
@@ -44,7 +43,8 @@ type Comparison struct {
 	Burst         int                // as in workload.Params
 	Groups        int                // likewise
 	SLO           SLO
-	ByCriticality bool // a row for each criticality instead of one for all
+	Costs         []float64 // what a second of each pod costs, in turn; Fairway is told of that and of the SLO. nil: of neither
+	ByCriticality bool      // a row for each criticality instead of one for all
 
 	// As in Config; 0: as the workload needs.
 	Scrape, Warmup, Measure, Churn time.Duration
@@ -83,6 +83,10 @@ type Row struct {
 	TokensPerS  float64   `json:"tokens_per_s"`            // generated
 	Loads       float64   `json:"adapter_loads,omitempty"` // LoRA adapters brought to a GPU, a request
 	Remote      float64   `json:"remote,omitempty"`        // requests whose prompt another pod computed, as a share
+	Met         float64   `json:"slo_met"`                 // share of the requests, those refused included, that met the SLO
+	Cost        float64   `json:"cost"`                    // of a request: by how many seconds it made its engine's steps longer, times what a second there costs
+	TTFTError   float64   `json:"ttft_error,omitempty"`    // median of how far the time to first token, as predicted at the pick, was off, as a share of it
+	TPOTError   float64   `json:"tpot_error,omitempty"`    // likewise of the time of each token after the first
 }
 
 // RequestRate is how many requests a second the comparison offers.
@@ -118,6 +122,7 @@ func (c *Comparison) config(policy string, seed uint64) (Config, error) {
 		Warmup: scene.warmup, Measure: scene.measure, Scrape: c.Scrape, Churn: c.Churn,
 		NonStreaming: c.NonStreaming, NoCacheReport: c.NoCacheReport, Without: c.Without, NoQueue: c.NoQueue,
 		Prefill: c.Prefill, RemotePrefill: c.RemotePrefill, Transfer: c.Transfer,
+		SLO: c.SLO.withDefaults(), Costs: c.Costs, Asked: len(c.Costs) > 0,
 	}
 	for i := range cfg.Fleet {
 		if c.CacheTokens > 0 {
@@ -259,7 +264,8 @@ func (c *Comparison) row(policy, class string, results []*Result) (Row, bool) {
 			row.TTFTP90s = append(row.TTFTP90s, math.Inf(1))
 			continue
 		}
-		var ttft, tpot, gap, e2e []float64
+		var ttft, tpot, gap, e2e, firstOff, eachOff []float64
+		cost := 0.0
 		var prompt, cached, output, good, loads, remote int
 		for i := range res.Records {
 			r := &res.Records[i]
@@ -269,8 +275,15 @@ func (c *Comparison) row(policy, class string, results []*Result) (Row, bool) {
 			ttft, tpot, e2e = append(ttft, r.TTFT.Seconds()), append(tpot, r.TPOT.Seconds()), append(e2e, r.E2E.Seconds())
 			gap = append(gap, r.Gap.Seconds())
 			loads += r.AdapterLoads
+			cost += r.Cost
 			if r.Remote {
 				remote++
+			}
+			if r.Took > 0 {
+				firstOff = append(firstOff, math.Abs(float64(r.Predicted-r.Took))/float64(r.Took))
+			}
+			if r.Each > 0 && r.TPOT > 0 {
+				eachOff = append(eachOff, math.Abs(float64(r.Each-r.TPOT))/float64(r.TPOT))
 			}
 			prompt, cached, output = prompt+r.PromptTokens, cached+r.CachedTokens, output+r.OutputTokens
 			if c.SLO.met(r) {
@@ -303,6 +316,14 @@ func (c *Comparison) row(policy, class string, results []*Result) (Row, bool) {
 		row.E2EP90 += quantile(e2e, 0.9)
 		row.Remote += float64(remote) / float64(len(ttft))
 		row.Loads += float64(loads) / float64(len(ttft))
+		row.Cost += cost / float64(len(ttft))
+		row.Met += float64(good) / float64(len(ttft)+refused)
+		if len(firstOff) > 0 {
+			row.TTFTError += quantile(firstOff, 0.5)
+		}
+		if len(eachOff) > 0 {
+			row.TPOTError += quantile(eachOff, 0.5)
+		}
 		row.HitRate += float64(cached) / float64(prompt)
 		row.Goodput += float64(good) / res.Window.Seconds()
 		// The window's answers, over the time in which they were given: longer than the window where the fleet does not keep up.
@@ -313,7 +334,7 @@ func (c *Comparison) row(policy, class string, results []*Result) (Row, bool) {
 	if row.Seeds == 0 {
 		return row, len(row.TTFTP90s) > 0
 	}
-	for _, v := range []*float64{&row.TTFTP50, &row.TPOTP90, &row.GapP90, &row.E2EP90, &row.Remote, &row.HitRate, &row.Loads, &row.Goodput, &row.TokensPerS} {
+	for _, v := range []*float64{&row.TTFTP50, &row.TPOTP90, &row.GapP90, &row.E2EP90, &row.Remote, &row.HitRate, &row.Loads, &row.Goodput, &row.TokensPerS, &row.Met, &row.Cost, &row.TTFTError, &row.TPOTError} {
 		*v /= float64(row.Seeds)
 	}
 	row.TTFTP90, row.TTFTP90SD = meanAndDeviation(p90s)

@@ -40,7 +40,7 @@ func newLeastRequest(s *simulation, _ *rand.Rand) router { return newShipped(s, 
 func (f *shipped) setPods(live []int) {
 	specs := make([]picker.Spec, len(live))
 	for i, p := range live {
-		specs[i] = picker.Spec{Address: podName(p), Owner: p}
+		specs[i] = picker.Spec{Address: podName(p), Owner: p, Cost: f.sim.costOf(p)}
 		if f.sim.pods[p].prefill {
 			specs[i].Role = picker.Prefill
 		}
@@ -57,6 +57,10 @@ func (f *shipped) pick(r *request, now time.Duration) int {
 	r.asked = picker.Request{
 		Chain: r.chain, Hash: r.digest, Bytes: r.bytes, Model: r.model, MaxTokens: r.limit, Stream: r.stream,
 		Priority: priorities[r.criticality], Flow: r.flow, RemotePrefill: f.sim.cfg.RemotePrefill,
+	}
+	if slo := f.sim.cfg.SLO; f.sim.cfg.Asked {
+		slo = slo.withDefaults()
+		r.asked.SLO = picker.SLO{FirstToken: r.intended + slo.TTFT, PerToken: slo.TPOT}
 	}
 	if f.queue == nil {
 		l, err := f.pool.Pick(&r.asked, now)
@@ -80,7 +84,7 @@ func (f *shipped) chosen(r *request, l picker.Lease, err error) int {
 	} else if err != nil {
 		panic(err) // there is always a pod in service
 	}
-	r.lease = l
+	r.lease, r.picked = l, f.sim.now
 	if e := l.Prefill(); e != nil {
 		r.prefillPod = int32(e.Owner().(int))
 	}

@@ -14,6 +14,7 @@ const (
 	scrapeDue                       // a replica reads an engine's gauges
 	podLeaves                       // the oldest pod is taken out of service
 	queueDue                        // a replica's queue has to be looked after
+	costsChange                     // the engines become what the fleet says
 	podJoins                        // a new pod takes its place
 )
 

@@ -47,6 +47,7 @@ var policies = []policy{
 	{"p2c", "of two pods drawn by lot the one with fewer requests in flight", 0, newP2C},
 	{"round-robin", "package picker taking pods in turn", 0, newRoundRobin},
 	{"random", "by lot", 0, newRandom},
+	{"cheapest", "of the pods that meet the SLO by the engines' true state, the cheapest", 0, newCheapest},
 	{"oracle", "Fairway's score on the engines' true state", 0, newOracle},
 }
 

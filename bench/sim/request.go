@@ -23,7 +23,8 @@ type request struct {
 	// A router's own notes.
 	asked   picker.Request
 	lease   picker.Lease
-	tokens  float64 // by which the prompt counts as load
+	picked  time.Duration // when its pod was chosen
+	tokens  float64       // by which the prompt counts as load
 	replica int32
 	pod     int32
 

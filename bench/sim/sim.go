@@ -57,6 +57,16 @@ type Config struct {
 	Without picker.Term // what Fairway leaves out
 	NoQueue bool        // Fairway sends every request at once
 
+	SLO   SLO       // what requests should get
+	Asked bool      // Fairway is told of the SLO
+	Costs []float64 // what a second of each pod costs, in turn; nil: each costs 1
+	Share float64   // of what a pod computes because another has it cached, what counts for the cheapest oracle's prices
+	Slack float64   // by how many times the cheapest oracle may exceed the SLO by its own reckoning; 0: 1
+
+	// Before is what the steps of the Fleet's engines take until Change: what was learned of them is wrong then. nil: as they are.
+	Before []engine.Cost
+	Change time.Duration
+
 	tolerated int // first tokens that may come later than sustainedTTFT before the run is given up; 0: any number
 }
 
@@ -75,7 +85,12 @@ type Record struct {
 	CachedTokens int // where the prompt was computed
 	OutputTokens int
 	AdapterLoads int // for it
-	Pod          int // index in the order in which pods came
+
+	Cost      float64       // by how many seconds it made its engine's steps longer, times what a second there costs
+	Took      time.Duration // from the pick to the first token; 0: it did not stream, or the policy is not of package picker
+	Predicted time.Duration // as that predicted it
+	Each      time.Duration // what it predicted for each token after the first; 0: nothing
+	Pod       int           // index in the order in which pods came
 }
 
 // Result is what a run has measured.
@@ -87,6 +102,7 @@ type Result struct {
 	Window   time.Duration // in which the records were due
 	End      time.Duration // when the last request ended
 	Engines  []engine.Stats
+	Speeds   []float64 // what a policy of package picker had learned of the pods in service by the end of the window, in seconds a prompt token
 
 	givenUp bool
 }
@@ -97,8 +113,9 @@ type pod struct {
 	stepping bool
 	prefill  bool // it computes prompts for others
 	started  time.Duration
-	queued   int // true uncached tokens on their way to it or in it, whose first token has not come; see simulation.truth
-	requests int // on their way to it or in it
+	free     time.Duration // when its present step ends
+	queued   int           // true uncached tokens on their way to it or in it, whose first token has not come; see simulation.truth
+	requests int           // on their way to it or in it
 }
 
 type simulation struct {
@@ -157,6 +174,12 @@ func Run(ctx context.Context, cfg Config) (*Result, error) {
 	for _, e := range cfg.Fleet {
 		s.join(e)
 	}
+	for i, c := range cfg.Before {
+		s.pods[i].engine.SetCost(c)
+	}
+	if len(cfg.Before) > 0 {
+		s.agenda.add(event{at: cfg.Change, kind: costsChange})
+	}
 	if cfg.Churn > 0 {
 		s.agenda.add(event{at: cfg.Churn, kind: podLeaves})
 	}
@@ -181,8 +204,11 @@ func (s *simulation) loop() error {
 			return s.ctx.Err()
 		}
 		e := s.agenda.next()
-		if e.at >= s.end() && s.under == 0 {
-			return nil
+		if e.at >= s.end() {
+			s.noteSpeeds()
+			if s.under == 0 {
+				return nil
+			}
 		}
 		s.now = e.at
 		switch e.kind {
@@ -205,6 +231,10 @@ func (s *simulation) loop() error {
 			s.scrape(e)
 		case queueDue:
 			s.routers[e.replica].(*shipped).freed()
+		case costsChange:
+			for i, e := range s.cfg.Fleet {
+				s.pods[i].engine.SetCost(e.Cost)
+			}
 		case podLeaves:
 			s.leave()
 		case podJoins:
@@ -213,6 +243,17 @@ func (s *simulation) loop() error {
 		}
 	}
 	return nil
+}
+
+// noteSpeeds keeps, once, what was learned of the pods.
+func (s *simulation) noteSpeeds() {
+	f, ok := s.routers[0].(*shipped)
+	if !ok || s.result.Speeds != nil {
+		return
+	}
+	for _, e := range f.pool.Endpoints() {
+		s.result.Speeds = append(s.result.Speeds, e.Load(s.now).Speed)
+	}
 }
 
 // nextSession enters the next conversation, if it begins in time.
@@ -289,7 +330,8 @@ func (s *simulation) plan(pod int) {
 	took, ok := p.engine.Plan(s.now)
 	p.stepping = ok
 	if ok {
-		s.agenda.add(event{at: s.now + took, kind: stepEnds, pod: int32(pod)})
+		p.free = s.now + took
+		s.agenda.add(event{at: p.free, kind: stepEnds, pod: int32(pod)})
 	}
 }
 
@@ -336,11 +378,17 @@ func (s *simulation) commit(pod int) {
 func (s *simulation) finish(r *request) {
 	seq := &r.seq
 	if r.measured {
+		cost := s.pods[r.pod].engine.Config().Cost
 		rec := Record{
 			Criticality: r.criticality, Pod: int(r.pod),
 			TTFT: seq.FirstToken - r.intended, E2E: seq.Ended - r.intended,
 			Gap: r.gap, Remote: r.prefillPod >= 0,
 			PromptTokens: seq.PromptTokens, CachedTokens: seq.Cached, OutputTokens: seq.Generated, AdapterLoads: seq.AdapterLoads,
+			Cost: s.costOf(int(r.pod)) * cost.Of(seq).Seconds(),
+		}
+		if r.stream && r.lease.Endpoint() != nil {
+			rec.Predicted, rec.Each = r.lease.Predicted()
+			rec.Took = seq.FirstToken - r.picked
 		}
 		if rec.Remote {
 			rec.CachedTokens = r.prompt.Cached
@@ -358,6 +406,14 @@ func (s *simulation) finish(r *request) {
 			s.agenda.add(event{at: due, kind: requestDue, request: s.newRequest(r.conv, next, due)})
 		}
 	}
+}
+
+// costOf is what a second of a pod costs.
+func (s *simulation) costOf(pod int) float64 {
+	if len(s.cfg.Costs) == 0 {
+		return 1
+	}
+	return s.cfg.Costs[pod%len(s.cfg.Costs)]
 }
 
 // scrape shows a pod's gauges to a replica.

@@ -57,6 +57,7 @@ func newCompare() *cobra.Command {
 	f.DurationVar(&o.Churn, "churn", 0, "so often a pod leaves, and half of that later a new one joins; 0: never")
 	f.IntVar(&o.Burst, "burst", 0, "conversations that begin at the same moment, in the mean; 0: each by itself")
 	f.IntVar(&o.Groups, "groups", 0, "system prompts, of \"adapters\" adapters (default: as the workload has)")
+	f.Float64SliceVar(&o.Costs, "costs", nil, "what a second of each pod costs, in turn, as 2.5,1; Fairway is told of that and of --slo")
 	f.BoolVar(&o.NonStreaming, "non-streaming", false, "answers come whole, and their first token counts when they do")
 	f.IntVar(&o.CacheTokens, "cache-tokens", 0, "tokens that the KV cache of each pod holds (default: as its GPU has room for)")
 	f.BoolVar(&o.NoCacheReport, "no-cache-report", false, "engines do not report cached tokens in their answers")
@@ -96,6 +97,11 @@ func (o *compareOptions) complete() error {
 	}
 	if o.always {
 		o.Without |= picker.PrefillWorth
+	}
+	for _, c := range o.Costs {
+		if !(c > 0) {
+			return errors.New("--costs must be above zero")
+		}
 	}
 	for _, p := range o.Policies {
 		if sim.AboutPolicy(p) == "" {
@@ -180,16 +186,24 @@ func (o *compareOptions) writeRows(w io.Writer, rows []sim.Row, interrupted bool
 	}
 	fmt.Fprint(w, "\n\n")
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(t, "policy\tcriticality\tseeds\trequests\trefused\tTTFT p50 ms\tp90 ms\t± sd\tTPOT p90 ms\tgap p90 ms\tE2E p90 s\thits %\tremote %\tgoodput/s\ttokens/s\t")
+	fmt.Fprintln(t, "policy\tcriticality\tseeds\trequests\trefused\tTTFT p50 ms\tp90 ms\t± sd\tTPOT p90 ms\tgap p90 ms\tE2E p90 s\thits %\tremote %\tgoodput/s\ttokens/s\tSLO met %\tcost ms\tTTFT off %\tTPOT off %\t")
 	for _, r := range rows {
 		class := r.Criticality
 		if class == "" {
 			class = "all"
 		}
-		fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%d\t%.0f\t%.0f\t%.0f\t%.1f\t%.0f\t%.2f\t%.1f\t%.0f\t%.1f\t%.0f\t\n", r.Policy, class, r.Seeds, r.Requests, r.Refused,
-			1e3*r.TTFTP50, 1e3*r.TTFTP90, 1e3*r.TTFTP90SD, 1e3*r.TPOTP90, 1e3*r.GapP90, r.E2EP90, 100*r.HitRate, 100*r.Remote, r.Goodput, r.TokensPerS)
+		fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%d\t%.0f\t%.0f\t%.0f\t%.1f\t%.0f\t%.2f\t%.1f\t%.0f\t%.1f\t%.0f\t%.1f\t%.1f\t%s\t%s\t\n", r.Policy, class, r.Seeds, r.Requests, r.Refused,
+			1e3*r.TTFTP50, 1e3*r.TTFTP90, 1e3*r.TTFTP90SD, 1e3*r.TPOTP90, 1e3*r.GapP90, r.E2EP90, 100*r.HitRate, 100*r.Remote, r.Goodput, r.TokensPerS, 100*r.Met, 1e3*r.Cost, share(r.TTFTError), share(r.TPOTError))
 	}
 	return t.Flush()
+}
+
+// share is one in percent, if there is one.
+func share(v float64) string {
+	if v == 0 {
+		return "–"
+	}
+	return fmt.Sprintf("%.1f", 100*v)
 }
 
 // readTrace reads a workload from a file.

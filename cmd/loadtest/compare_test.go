@@ -28,7 +28,7 @@ func TestCompareJSON(t *testing.T) {
 		t.Fatalf("%d rows for two policies and three criticalities", len(rows))
 	}
 	keys := strings.Fields(`workload policy load replicas seeds criticality requests refused ttft_p50_s ttft_p90_s ttft_p90_sd tpot_p90_s
-		gap_p90_s e2e_p90_s hit_rate goodput tokens_per_s`)
+		gap_p90_s e2e_p90_s hit_rate goodput tokens_per_s slo_met cost ttft_error tpot_error`)
 	for _, row := range rows {
 		for _, k := range keys {
 			if _, ok := row[k]; !ok {
@@ -105,6 +105,7 @@ func TestCompareMisuse(t *testing.T) {
 		"--policies best":       "epp-default",
 		"--measure -1s":         "--measure",
 		"--slo tps=1":           "ttft",
+		"--costs 1,0":           "--costs",
 		"--workload " + bad:     "bad.jsonl:1",
 		"--workload chat extra": "extra",
 	} {
