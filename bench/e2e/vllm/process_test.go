@@ -129,8 +129,15 @@ type engine struct {
 // adapters are the LoRA adapters an engine starts with; adapter-3 is left to be loaded.
 var adapters = []string{"adapter-1", "adapter-2"}
 
-// startEngine starts vLLM, with flags besides those that all engines have; it takes a minute until it is up.
+// startEngine starts vLLM, with flags besides those that all engines have; it takes a minute until it is up. It has one thread: a tiny
+// model gets slower with more.
 func startEngine(t *testing.T, name, address string, flags ...string) *engine {
+	t.Helper()
+	return startEngineOf(t, name, address, 1, flags...)
+}
+
+// startEngineOf starts vLLM with so many threads.
+func startEngineOf(t *testing.T, name, address string, threads int, flags ...string) *engine {
 	t.Helper()
 	models := os.Getenv("E2E_MODELS")
 	host, port, err := net.SplitHostPort(address)
@@ -153,8 +160,7 @@ func startEngine(t *testing.T, name, address string, flags ...string) *engine {
 		"VLLM_ALLOW_RUNTIME_LORA_UPDATING=1",
 		"TORCHDYNAMO_DISABLE=1",    // or the first request for logprobs compiles C++, and ends an engine without g++
 		"VLLM_CPU_KVCACHE_SPACE=1", // GiB
-		// One thread: a tiny model gets slower with more.
-		"VLLM_CPU_OMP_THREADS_BIND=nobind", "OMP_NUM_THREADS=1",
+		"VLLM_CPU_OMP_THREADS_BIND=nobind", fmt.Sprintf("OMP_NUM_THREADS=%d", threads),
 		"VLLM_HOST_IP=127.0.0.1", "VLLM_LOOPBACK_IP=127.0.0.1", "GLOO_SOCKET_IFNAME=lo",
 	}
 	return &engine{start(t, name, env, argv...), address}
@@ -206,7 +212,7 @@ func (e *engine) core(t *testing.T) int {
 // fairway is the proxy in front of some engines.
 type fairway struct {
 	*process
-	origin, ops string
+	origin, ops, admin string
 }
 
 func startFairway(t *testing.T, name string, engines ...*engine) *fairway {
@@ -216,7 +222,7 @@ func startFairway(t *testing.T, name string, engines ...*engine) *fairway {
 	for _, e := range engines {
 		argv = append(argv, "--endpoint", e.url())
 	}
-	f := &fairway{start(t, name, nil, argv...), "http://" + listen, "http://" + metrics}
+	f := &fairway{start(t, name, nil, argv...), "http://" + listen, "http://" + metrics, "http://" + admin}
 	f.await(t, time.Minute, f.ops+"/healthz/ready")
 	return f
 }
