@@ -117,7 +117,7 @@ e2e-observe: ## a running demo as Prometheus, a collector of spans, a browser an
 soak: ## half an hour of faults at 70 % load: engines that die, freeze, stall, lie; a full disk; restarts; too little memory. SOAK=10m for less
 	bench/e2e/soak/e2e.sh -soak $(or $(SOAK),30m) -every 10s
 
-soak-short: ## the same in three minutes
+soak-short: ## the same in some four minutes
 	bench/e2e/soak/e2e.sh
 
 clean: ## remove what was built
