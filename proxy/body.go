@@ -151,7 +151,8 @@ func (b *body) received(total int64, err error) error {
 
 // grow makes room for more, keeping what is there: four times as much, and from
 // wholeSize on at least eight times that, so that growing copies little and a
-// client that sends slowly holds little; but not more than the body can be.
+// client that sends slowly holds little, however much it says that it will send; but
+// not more than the body can be.
 func (b *body) grow() error {
 	size := max(4*smallestBuffer, 4*len(b.bytes))
 	if len(b.bytes) >= wholeSize {
@@ -160,7 +161,7 @@ func (b *body) grow() error {
 	most := b.limit + 1
 	if b.length != message.Unknown {
 		most = b.length
-		if most <= wholeSize {
+		if most <= wholeSize && len(b.bytes) > 0 { // once as much has come as is taken for a promise
 			size = int(most)
 		}
 	}

@@ -21,3 +21,24 @@ func TestBufferClassesFitAndWasteLittle(t *testing.T) {
 		t.Errorf("the largest is of class %d of %d", class, len(buffers))
 	}
 }
+
+// A body that was announced and does not come holds little of what all bodies share.
+func TestAnnouncedBodyHoldsLittle(t *testing.T) {
+	var shared budget
+	shared.limit.Store(DefaultBufferLimit)
+	for _, length := range []int64{100, 20_000, wholeSize, DefaultBodyLimit} {
+		m := post("/", "{")
+		m.head.ContentLength = length
+		var b body
+		if err := b.begin(m, DefaultBodyLimit, &shared); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.more(m); err != nil {
+			t.Fatal(err)
+		}
+		if most := min(int64(bufferSize(int(length))), 4*smallestBuffer); shared.used.Load() > most {
+			t.Errorf("of %d bytes one has come: %d are held, want %d at most", length, shared.used.Load(), most)
+		}
+		b.release()
+	}
+}
