@@ -344,7 +344,7 @@ func startTarget(t *testing.T, binary string) *target {
 	cert, key := issue(t, a, a.ID("default", "waypoint"), dir)
 	roots, config := filepath.Join(dir, "roots.pem"), filepath.Join(dir, "fairway.yaml")
 	writeFile(t, roots, string(a.PEM()))
-	writeFile(t, config, fmt.Sprintf("listen: {http: %q, hbone: %q, metrics: %q, admin: \"\"}\ntls: {files: {certificate: %q, key: %q, roots: %q}}\nscrape: {interval: 1h}\ntimeouts: {drain: 1s}\nqueue: {off: true}\n%s",
+	writeFile(t, config, fmt.Sprintf("listen: {http: %q, hbone: %q, metrics: %q, admin: \"\"}\ntls: {files: {certificate: %q, key: %q, roots: %q}}\nscrape: {interval: 1h}\ntimeouts: {drain: 1m}\nqueue: {off: true}\n%s",
 		at[0], at[1], at[2], cert, key, roots, llamaService("http", engine.URL)))
 	target := &target{http: at[0], hbone: at[1], metrics: "http://" + at[2],
 		tls:    a.Client(certificate(t, a, a.ID("default", "client")), a.ID("default", "waypoint")),
