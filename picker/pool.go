@@ -362,7 +362,10 @@ func (p *Pool) candidates(c []Candidate, m *measure) ([]Candidate, error) {
 				e.weigh(&c[len(c)-1], m)
 			}
 		}
-		return c, nil
+		if len(c) > at {
+			return c, nil
+		}
+		return p.candidates(c, m) // somebody has ejected them in this very moment
 	}
 	if refuge == nil {
 		return c, ErrExcluded
