@@ -65,6 +65,7 @@ func (c *Call) run() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.failLocked(context.Canceled) // the reader may still hold it
+	c.conn.server.held.Add(-int64(len(c.heard) + len(c.in)))
 	if cap(c.heard) <= keptMemory && cap(c.in) <= keptMemory {
 		c.memory.heard, c.memory.in = c.heard, c.in
 		memory.Put(c.memory)
@@ -129,6 +130,7 @@ func (c *Call) Receive() ([]byte, error) {
 
 // take takes the whole messages that were received. Guarded by mu.
 func (c *Call) take() {
+	c.conn.server.held.Add(-int64(len(c.heard)))
 	whole, rest := c.in[:c.complete], c.in[c.complete:]
 	c.in = append(c.heard[:0], rest...)
 	c.heard, c.given, c.complete = whole, 0, 0
@@ -142,7 +144,7 @@ func (c *Call) replenish() int {
 		want = max(want, prefixSize+int(binary.BigEndian.Uint32(c.in[1:])))
 	}
 	more := want - c.granted - len(c.in)
-	if more < streamWindow/2 && want == streamWindow || more <= 0 || c.ended {
+	if more < streamWindow/2 && !c.short() || more <= 0 || c.ended {
 		return 0
 	}
 	c.granted += more
@@ -171,6 +173,11 @@ func (c *Call) add(p []byte) error {
 	if c.err != nil {
 		return nil
 	}
+	if s := c.conn.server; s.held.Add(int64(len(p))) > s.bufferLimit() {
+		s.held.Add(-int64(len(p)))
+		c.failLocked(status.Error(codes.ResourceExhausted, "too much is held of what was sent"))
+		return nil
+	}
 	c.in = append(c.in, p...)
 	for rest := c.in[c.complete:]; len(rest) >= prefixSize; rest = c.in[c.complete:] {
 		length := binary.BigEndian.Uint32(rest[1:])
@@ -187,16 +194,16 @@ func (c *Call) add(p []byte) error {
 		}
 		c.complete += prefixSize + int(length)
 	}
-	if c.complete > 0 || c.wants() {
+	if c.complete > 0 || c.short() {
 		c.awake()
 	}
 	return nil
 }
 
-// wants tells whether whoever waits has to let the client send more of a long message.
+// short tells whether the client has to be let send more for the message that has begun.
 // Guarded by mu.
-func (c *Call) wants() bool {
-	return c.waiting && len(c.in) >= prefixSize && prefixSize+int(binary.BigEndian.Uint32(c.in[1:])) > c.granted+len(c.in)
+func (c *Call) short() bool {
+	return len(c.in) >= prefixSize && prefixSize+int(binary.BigEndian.Uint32(c.in[1:])) > c.granted+len(c.in)
 }
 
 // endInput notes that the client says no more.

@@ -32,6 +32,7 @@ const (
 	maxPeerFrame  = 64 << 10 // and the largest that is sent, if the client takes it
 	maxHeaderList = 64 << 10
 	readBuffer    = 64 << 10
+	maxSettings   = 100 // of one frame: each may concern every call
 	// maxUnsent is what may wait to be written before whoever adds to it waits too. A
 	// buffer is kept for the next write up to keptBuffer, which is enough for that.
 	maxUnsent  = 256 << 10
@@ -250,6 +251,9 @@ func (c *conn) readSettings(f *http2.SettingsFrame) error {
 	if f.IsAck() {
 		return nil
 	}
+	if f.NumSettings() > maxSettings {
+		return http2.ConnectionError(http2.ErrCodeEnhanceYourCalm)
+	}
 	err := f.ForeachSetting(func(s http2.Setting) error {
 		if err := s.Valid(); err != nil {
 			return err
@@ -314,6 +318,12 @@ func (c *conn) readHead(f *http2.MetaHeadersFrame) error {
 	}
 	c.lastID = id
 	c.mu.Lock()
+	if len(c.out) > maxUnsent { // calls that end at once add to it, and are not counted any more
+		if err := c.push(); err != nil {
+			c.mu.Unlock()
+			return err
+		}
+	}
 	refused := id > c.accepted
 	full := len(c.calls) >= maxStreams
 	c.mu.Unlock()

@@ -2,17 +2,23 @@ package rpc
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"strconv"
+	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 // peer is a client that writes its frames one by one.
@@ -110,6 +116,7 @@ func TestViolations(t *testing.T) {
 		{"a stream's window too large", func(p *peer) { p.open(1, false); p.WriteWindowUpdate(1, maxWindow) }, reset(http2.ErrCodeFlowControl)},
 		{"a window of nothing", func(p *peer) { p.WriteWindowUpdate(0, 0) }, goAway(http2.ErrCodeProtocol)},
 		{"a setting that cannot be", func(p *peer) { p.WriteSettings(http2.Setting{ID: http2.SettingMaxFrameSize, Val: 1}) }, goAway(http2.ErrCodeProtocol)},
+		{"a flood of settings", func(p *peer) { p.WriteSettings(make([]http2.Setting, maxSettings+1)...) }, goAway(http2.ErrCodeEnhanceYourCalm)},
 		{"a frame too large", func(p *peer) { p.WriteRawFrame(http2.FramePing, 0, 0, make([]byte, ownFrame+1)) }, goAway(http2.ErrCodeFrameSize)},
 		{"padding alone", func(p *peer) { p.open(1, false); p.WriteRawFrame(http2.FrameData, http2.FlagDataPadded, 1, nil) }, goAway(http2.ErrCodeFrameSize)},
 		{"more padding than data", func(p *peer) {
@@ -287,6 +294,36 @@ func TestPieces(t *testing.T) {
 	}
 }
 
+// A message that fits a window, but not what is left of it, is let come.
+func TestRestOfWindow(t *testing.T) {
+	p := dial(t, &Server{Handler: func(c *Call) error {
+		for {
+			if _, err := c.Receive(); err != nil {
+				return nil
+			}
+		}
+	}})
+	p.open(1, false)
+	window := streamWindow
+	for i, size := range []int{streamWindow/2 - 100, streamWindow - 100, streamWindow - prefixSize, streamWindow} {
+		for rest := framed(string(make([]byte, size))); len(rest) > 0; {
+			n := min(len(rest), window, ownFrame)
+			if n > 0 {
+				p.WriteData(1, false, rest[:n])
+				rest, window = rest[n:], window-n
+				continue
+			}
+			f, err := p.ReadFrame()
+			if err != nil {
+				t.Fatalf("%d bytes of message %d were never let come: %v", len(rest), i, err)
+			}
+			if f, ok := f.(*http2.WindowUpdateFrame); ok && f.StreamID == 1 {
+				window += int(f.Increment)
+			}
+		}
+	}
+}
+
 // A message that is received and answered costs no memory.
 func TestMessageAllocs(t *testing.T) {
 	p := dial(t, &Server{Handler: func(c *Call) error {
@@ -386,4 +423,89 @@ func FuzzConn(f *testing.F) {
 		reading.Wait()
 		s.Close()
 	})
+}
+
+// silentPeer begins a connection of s over a pipe that takes nothing but what is read of it, and reads what the server greets with.
+func silentPeer(t *testing.T, s *Server) *peer {
+	near, far := net.Pipe()
+	s.ready()
+	s.begin(near)
+	p := &peer{Framer: http2.NewFramer(far, far), t: t, conn: far}
+	p.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+	var greeting sync.WaitGroup
+	greeting.Go(func() {
+		io.WriteString(far, http2.ClientPreface)
+		p.WriteSettings()
+	})
+	for range 3 {
+		if _, err := p.ReadFrame(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	greeting.Wait()
+	return p
+}
+
+// What is owed to a client that does not read is bounded, however many calls end for it.
+func TestAnswersNotRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &Server{Handler: func(*Call) error { return status.Error(codes.Unavailable, strings.Repeat("x", maxMessage)) }}
+		p := silentPeer(t, s)
+		const calls = 4 * maxStreams
+		go func() {
+			for i := range uint32(calls) {
+				p.open(2*i+1, true)
+			}
+		}()
+		synctest.Wait()
+		for c := range s.conns {
+			c.mu.Lock()
+			if n, most := len(c.out), maxUnsent+maxStreams*(maxMessage+100); n > most {
+				t.Errorf("%d bytes wait to be read, want at most %d", n, most)
+			}
+			c.mu.Unlock()
+		}
+		for range calls {
+			if f, ok := p.next().(*http2.MetaHeadersFrame); !ok || !f.StreamEnded() {
+				t.Fatalf("in the place of an answer: %v", f)
+			}
+		}
+		p.conn.Close()
+		s.Close()
+	})
+}
+
+// A client that does not read does not hold up the end.
+func TestShutdownOfOneWhoDoesNotRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &Server{Handler: silent}
+		p := silentPeer(t, s)
+		defer p.conn.Close()
+		synctest.Wait() // for the greeting to have been written
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		began := time.Now()
+		s.Shutdown(ctx)
+		if took := time.Since(began); took > time.Second {
+			t.Errorf("it took %v", took)
+		}
+	})
+}
+
+// What all calls together have received and not read is bounded, and none of it is counted once they have ended.
+func TestBufferLimit(t *testing.T) {
+	s := &Server{Handler: silent, BufferLimit: 100 << 10}
+	p := dial(t, s)
+	for _, id := range []uint32{1, 3} {
+		p.open(id, false)
+		p.WriteData(id, false, make([]byte, 60<<10))
+	}
+	f, ok := p.next().(*http2.MetaHeadersFrame)
+	if !ok || f.StreamID != 3 || f.RegularFields()[1].Value != strconv.Itoa(int(codes.ResourceExhausted)) {
+		t.Errorf("call 3 was answered %v", f)
+	}
+	s.Close()
+	if n := s.held.Load(); n != 0 {
+		t.Errorf("%d bytes are counted still", n)
+	}
 }

@@ -17,6 +17,9 @@ type Server struct {
 	Handler func(*Call) error
 	// MessageLimit bounds one message that is received, in bytes. Zero: 4 MiB.
 	MessageLimit int
+	// BufferLimit bounds what all calls hold of what they have received, in bytes; the
+	// one whose turn it is then ends with RESOURCE_EXHAUSTED. Zero: 1 GiB.
+	BufferLimit int64
 
 	mu        sync.Mutex
 	listeners map[net.Listener]struct{} // guarded by mu
@@ -24,6 +27,7 @@ type Server struct {
 	ending    bool                      // Shutdown or Close was called; guarded by mu
 	ended     chan struct{}             // closed with the last connection when ending; guarded by mu
 
+	held    atomic.Int64 // bytes that BufferLimit bounds
 	once    sync.Once
 	idle    chan *Call // to workers that wait for a call
 	waiting atomic.Int32
@@ -33,6 +37,7 @@ type Server struct {
 
 const (
 	defaultMessageLimit = 4 << 20
+	defaultBufferLimit  = 1 << 30
 	// maxIdleWorkers keep their stacks from one call to the next. Calls beyond so many
 	// at once get a goroutine each.
 	maxIdleWorkers = 256
@@ -56,6 +61,13 @@ func (s *Server) limit() int {
 		return defaultMessageLimit
 	}
 	return s.MessageLimit
+}
+
+func (s *Server) bufferLimit() int64 {
+	if s.BufferLimit == 0 {
+		return defaultBufferLimit
+	}
+	return s.BufferLimit
 }
 
 // Serve serves the connections that l gives, until l fails or the server ends: then it
@@ -151,7 +163,7 @@ func (s *Server) close() []*conn {
 // broken off.
 func (s *Server) Shutdown(ctx context.Context) {
 	for _, c := range s.close() {
-		c.drain()
+		go c.drain() // which a client may hold up that does not read
 	}
 	select {
 	case <-s.ended:
