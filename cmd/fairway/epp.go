@@ -128,6 +128,7 @@ func (o *eppOptions) run(cmd *cobra.Command) error {
 	service := &extproc.Server{
 		Handler:      func(s *extproc.Stream) { a.server.Handle(s) },
 		MessageLimit: messageLimit(config),
+		BufferLimit:  a.boundedBuffers(config.World.Limits.Buffers),
 		Log:          log,
 	}
 	serve := func(flag string, to func(net.Listener) error, l net.Listener) {

@@ -34,6 +34,8 @@ type Server struct {
 	// MessageLimit bounds one message in bytes: at least the largest body that is
 	// taken in the mode BUFFERED. Zero: 4 MiB.
 	MessageLimit int
+	// BufferLimit bounds what is held of all messages, in bytes. Zero: 1 GiB.
+	BufferLimit int64
 	// Log is told of proxies that are set up wrongly; nil: slog.Default.
 	Log *slog.Logger
 
@@ -44,7 +46,7 @@ type Server struct {
 
 func (s *Server) ready() {
 	s.once.Do(func() {
-		s.calls.Handler, s.calls.MessageLimit = s.serve, s.MessageLimit
+		s.calls.Handler, s.calls.MessageLimit, s.calls.BufferLimit = s.serve, s.MessageLimit, s.BufferLimit
 		s.checks.Handler = s.health.Serve
 		s.health.Set(true, Liveness)
 		s.health.Set(false, wanting...)
