@@ -29,6 +29,7 @@ const (
 	lengthField      = "content-length"
 	maxMutation      = 62_000 // bytes of body in one message: Envoy takes at most 64 KiB
 	maxSubset        = 4096   // endpoints of a subset hint that are read
+	maxFields        = 4096   // of one head: on the wire a field takes two bytes, in memory a hundred
 )
 
 // A Stream is one request that another proxy holds. It is used by one goroutine.
@@ -175,7 +176,11 @@ func (s *Stream) begin() error {
 // takeFields appends the header fields, in memory of the stream's, and tells of those that
 // are not among a message's Fields. Last says that no body follows.
 func (s *Stream) takeFields(fields []message.Field, special func(name string, value []byte)) (_ []message.Field, last bool, err error) {
+	n := 0
 	last, err = s.in.headers(func(name, value []byte) {
+		if n++; n > maxFields {
+			return
+		}
 		at := len(s.memory)
 		s.memory = append(append(s.memory, name...), value...)
 		name, value = s.memory[at:at+len(name):at+len(name)], s.memory[at+len(name):len(s.memory):len(s.memory)]
@@ -185,6 +190,9 @@ func (s *Stream) takeFields(fields []message.Field, special func(name string, va
 		}
 		fields = append(fields, message.Field{Name: name, Value: value})
 	})
+	if err == nil && n > maxFields {
+		err = fmt.Errorf("a head has %d fields, which is more than %d", n, maxFields)
+	}
 	return fields, last, err
 }
 
@@ -204,6 +212,9 @@ func (s *Stream) takeSubset() error {
 		return nil
 	}
 	for e := range strings.SplitSeq(texts[0], ",") {
+		if len(s.subset) == maxSubset {
+			break
+		}
 		s.subset = append(s.subset, strings.TrimSpace(e))
 	}
 	return nil

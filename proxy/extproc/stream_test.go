@@ -481,6 +481,7 @@ func TestSubset(t *testing.T) {
 		{list(), "[] true"},
 		{list("10.0.0.1:8000", "10.0.0.2:8000"), "[10.0.0.1:8000 10.0.0.2:8000] true"},
 		{structpb.NewStringValue("10.0.0.1:8000, 10.0.0.2:8000"), "[10.0.0.1:8000 10.0.0.2:8000] true"},
+		{structpb.NewStringValue(strings.Repeat("x,", 5000)), "[" + strings.Repeat("x ", 4095) + "x] true"},
 	} {
 		r := requestHead(duplex, duplex, true)
 		if tt.hint != nil {
@@ -574,6 +575,7 @@ func TestMisconfigured(t *testing.T) {
 		{requestHead(none, duplex, false), "request_body_mode"},
 		{requestHead(streamed, duplex, false), "request_body_mode"},
 		{observing, "observability_mode"},
+		{requestHead(duplex, duplex, true, make([]string, 10000)...), "5004 fields"},
 	} {
 		p := open(t, c)
 		p.say(tt.first)
