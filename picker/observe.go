@@ -14,7 +14,7 @@ const auditTokens = 65536
 // A view is what the last scrape has told, and where our own counts stood then. It never changes.
 type view struct {
 	at             time.Duration
-	moved          time.Duration // of the last scrape at which nothing ran, or more had been computed than at the one before
+	moved          time.Duration // of the last scrape at which nothing ran, or the engine had got on since the one before
 	scraped        bool          // there was a scrape
 	sample         Sample        // counters and constants are kept from earlier scrapes
 	hasKV          bool          // this scrape told KVUsage
@@ -67,7 +67,7 @@ func (e *Endpoint) Observe(s Sample, now time.Duration) {
 	running, known := s.Get(Running)
 	waiting, _ := s.Get(Waiting)
 	v.moved = now
-	if running > 0 && v.hasClock && old.hasClock && s.values[PromptComputed] == old.sample.values[PromptComputed] && s.values[Generated] == old.sample.values[Generated] {
+	if running > 0 && v.hasClock && old.hasClock && stands(&old.sample, &s) {
 		v.moved = old.moved
 	}
 	v.foreign = max(running+waiting-float64(v.inflight), 0)
@@ -105,13 +105,24 @@ func (e *Endpoint) ObserveAnswer(kv, waiting float64, now time.Duration) {
 	defer e.mu.Unlock()
 	v := *e.view.Load()
 	if !v.fresh(now, e.pool.cfg.StaleAfter) {
-		v.at, v.scraped, v.hasClock, v.foreign = now, true, false, 0
+		v.at, v.moved, v.scraped, v.hasClock, v.foreign = now, now, true, false, 0
 	}
 	v.kv, v.hasKV = kv, true
 	e.stand(&v)
 	v.foreignWaiting = max(waiting-float64(e.awaiting.Load()), 0)
 	v.foreign = max(v.foreign, v.foreignWaiting)
 	e.view.Store(&v)
+}
+
+// stands says whether an engine has got nowhere between two samples. A prompt is counted when all of it is computed, which may take
+// half a minute; until then the KV cache fills with every step.
+func stands(old, s *Sample) bool {
+	for _, m := range [...]Metric{KVUsage, PromptComputed, Generated} {
+		if s.values[m] != old.values[m] {
+			return false
+		}
+	}
+	return true
 }
 
 // stand notes where our own counts stand.

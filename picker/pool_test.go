@@ -354,6 +354,55 @@ func TestStandstill(t *testing.T) {
 	}
 }
 
+// A pod that computes one long prompt is not passed over: its counters stand still until all of it is computed, but its cache fills.
+func TestLongPrompt(t *testing.T) {
+	e := newTestPool(2, Config{}).Endpoints()[0]
+	var s Sample
+	s.Set(Running, 1)
+	s.Set(PromptComputed, 1000)
+	s.Set(Generated, 50)
+	for at := time.Duration(0); at < time.Minute; at += 100 * time.Millisecond {
+		s.Set(KVUsage, float64(at/time.Second)/100) // a step takes a second
+		if e.Observe(s, at); e.Silent(at) {
+			t.Fatalf("passed over after %v", at)
+		}
+	}
+}
+
+// An answer that reports its pod's load says nothing of how long the pod has stood still.
+func TestReportIsNoStandstill(t *testing.T) {
+	e := newTestPool(1, Config{}).Endpoints()[0]
+	if e.ObserveAnswer(0.5, 0, time.Minute); e.Silent(time.Minute) {
+		t.Error("passed over for what an answer reports")
+	}
+}
+
+// The last endpoint that is not ejected may be silent, and be ejected while it is looked at.
+func TestEjectedInTheLastMoment(t *testing.T) {
+	p := newTestPool(1, Config{})
+	e, now := p.Endpoints()[0], time.Minute
+	e.Asked(time.Second)
+	done := make(chan struct{})
+	var other sync.WaitGroup
+	other.Go(func() {
+		for {
+			select {
+			case <-done:
+				return
+			default:
+				e.Eject(now)
+				e.Readmit()
+			}
+		}
+	})
+	for range 50000 {
+		l := pick(t, p, prompt("x"), now)
+		l.End(now, NeverSent)
+	}
+	close(done)
+	other.Wait()
+}
+
 func TestEjectionDoubles(t *testing.T) {
 	p := newTestPool(1, Config{})
 	e := p.Endpoints()[0]
