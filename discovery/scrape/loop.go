@@ -17,9 +17,9 @@ import (
 const (
 	// maxPage bounds a metrics page: one of vLLM has 50 to 100 KB.
 	maxPage = 4 << 20
-	// slowest is how seldom an endpoint that fails is asked, and how long it
-	// may take to notice that one has been ejected, unless the interval is
-	// longer still.
+	// slowest is how seldom an endpoint that fails is asked, unless the interval is
+	// longer still, or that answers nothing, and how long it may take to notice that
+	// one has been ejected.
 	slowest = time.Second
 	// doubtAfter is how long metrics may take until the engine's health is asked for
 	// too: before the picker takes it for silent.
@@ -128,7 +128,11 @@ func (l *loop) turn(ctx context.Context) time.Duration {
 	} else {
 		l.failures = 0
 	}
-	wait := rest(backoff(settings.Interval, l.failures), time.Since(start))
+	interval := settings.Interval
+	if l.mute { // the picker passes it over until it answers
+		interval = min(interval, slowest)
+	}
+	wait := rest(backoff(interval, l.failures), time.Since(start))
 	l.due = time.Now().Add(wait)
 	return min(wait, slowest)
 }

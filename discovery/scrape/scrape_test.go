@@ -445,6 +445,31 @@ func TestSilence(t *testing.T) {
 	}
 }
 
+// An engine that was out of reach for a moment is not passed over for an interval, however long that is.
+func TestSilenceEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		origin := time.Now()
+		now := func() time.Duration { return time.Since(origin) }
+		e, ep := newEngine(), endpoints(1)[0]
+		e.answers(func(ctx context.Context, _ string) (int, string, error) {
+			<-ctx.Done()
+			return 0, "", fmt.Errorf("GET: %w", context.Cause(ctx))
+		})
+		s := New(Config{Settings: Settings{Interval: time.Hour, Timeout: time.Second}, Now: now, Log: slog.New(slog.DiscardHandler)})
+		defer s.Close()
+		s.Sync([]Target{{[]*picker.Endpoint{ep}, e.get}})
+		pass(3 * time.Second)
+		if !ep.Silent(now()) {
+			t.Fatal("not silent though it answers nothing")
+		}
+		e.answers(nil)
+		pass(3 * time.Second)
+		if ep.Silent(now()) {
+			t.Error("silent though it would answer")
+		}
+	})
+}
+
 // healthy has an engine answer for its health whatever else it does.
 func healthy(answer func(context.Context, string) (int, string, error)) func(context.Context, string) (int, string, error) {
 	return func(ctx context.Context, path string) (int, string, error) {
