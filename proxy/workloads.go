@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"net/netip"
+	"strings"
 
 	"github.com/fairway-proxy/fairway/proxy/account"
 )
@@ -24,7 +25,8 @@ func (x *Exchange) noteWorkloads() {
 	x.record.GRPC = x.call != nil
 	if pods := x.server.pods.Load(); pods != nil {
 		x.record.Source = (*pods)[x.peer.Forwarded.Addr()]
-		if a, err := netip.ParseAddrPort(x.record.Endpoint); err == nil {
+		address, _, _ := strings.Cut(x.record.Endpoint, "@") // behind it: which of its engines
+		if a, err := netip.ParseAddrPort(address); err == nil {
 			x.record.Destination = (*pods)[a.Addr().Unmap()]
 		}
 	}

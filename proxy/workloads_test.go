@@ -16,7 +16,9 @@ import (
 // What came through a tunnel is told with the workloads at both ends, and with the code
 // and the flags that the client's side knows from Istio.
 func TestRequestsOfTheMeshAreCountedAsIstioDoes(t *testing.T) {
-	p := startPod(t, "", quick)
+	ranked := quick
+	ranked.DataParallel = 2
+	p := startPod(t, "", ranked)
 	reg := prometheus.NewRegistry()
 	s := New(Config{Account: account.New(reg, account.Config{}), Log: slog.New(slog.DiscardHandler)})
 	t.Cleanup(func() { s.Shutdown(t.Context()) })
@@ -24,7 +26,7 @@ func TestRequestsOfTheMeshAreCountedAsIstioDoes(t *testing.T) {
 		return ServicePort{Port: n, Protocol: PortHTTP, Pool: pool}
 	}
 	s.SetWorld(&World{
-		Pools: []Pool{{Name: "pool", Endpoints: []Endpoint{{Address: p.address}}}, {Name: "none"}},
+		Pools: []Pool{{Name: "pool", Endpoints: []Endpoint{{Address: p.address, Ranks: 2}}}, {Name: "none"}},
 		Services: []Service{{Host: "llm.prod.svc.cluster.local", VIPs: []netip.Addr{netip.MustParseAddr("10.96.0.7")},
 			Ports: []ServicePort{port(80, "pool"), port(81, "none")}}},
 	})
