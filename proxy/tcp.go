@@ -247,6 +247,9 @@ func (s *Server) dialTCP(client *sock.Conn, rec *account.Record, d *destination)
 			}
 			return nil, nil, err
 		}
+		if rec.Endpoint != "" {
+			rec.Retries++
+		}
 		rec.Endpoint = e.Address()
 		var nc net.Conn
 		nc, err = e.Owner().(*upstream.Transport).DialRaw(context.Background())
@@ -262,7 +265,6 @@ func (s *Server) dialTCP(client *sock.Conn, rec *account.Record, d *destination)
 		if e.Eject(Now()) {
 			s.log.Warn("endpoint does not take connections", "pool", rec.Pool, "endpoint", rec.Endpoint, "error", err)
 		}
-		rec.Retries++
 	}
 }
 

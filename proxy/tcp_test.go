@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"bytes"
+	"log/slog"
 	"net"
 	"strings"
 	"sync"
@@ -9,6 +10,7 @@ import (
 	"testing/synctest"
 
 	"github.com/fairway-proxy/fairway/picker"
+	"github.com/fairway-proxy/fairway/proxy/account"
 	"github.com/fairway-proxy/fairway/proxy/h1"
 	"github.com/fairway-proxy/fairway/proxy/sock"
 )
@@ -111,5 +113,26 @@ func TestLeastConnections(t *testing.T) {
 	}
 	if e := n.least(all, nil, "c:1"); e != all[2] {
 		t.Error("another one than the one that is meant")
+	}
+}
+
+// A connection whose only endpoint takes none was tried once; one that had another to turn to, twice.
+func TestConnectionsTriedAgainAreCounted(t *testing.T) {
+	pool := Pool{Name: "pool"}
+	for retries := range 2 {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.Close()
+		pool.Endpoints = append(pool.Endpoints, Endpoint{Address: l.Addr().String()})
+		s := New(Config{Log: slog.New(slog.DiscardHandler)})
+		s.SetWorld(&World{Pools: []Pool{pool}})
+		var rec account.Record
+		_, _, err = s.dialTCP(nil, &rec, &destination{pool: s.serving.Load().byName["pool"]})
+		if err == nil || rec.Retries != retries {
+			t.Errorf("%d endpoints: tried again %d times (%v)", len(pool.Endpoints), rec.Retries, err)
+		}
+		s.Shutdown(t.Context())
 	}
 }
