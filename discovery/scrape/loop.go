@@ -204,7 +204,7 @@ func (l *loop) scrape(ctx context.Context, settings *Settings) error {
 	}
 	now = l.scraper.now()
 	for i, e := range l.Engines {
-		if i < engines {
+		if e.Engine() == "" || l.samples[i] != (picker.Sample{}) {
 			e.Observe(l.samples[i], now)
 		} else {
 			e.ScrapeFailed(now)

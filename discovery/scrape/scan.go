@@ -2,6 +2,7 @@ package scrape
 
 import (
 	"bytes"
+	"cmp"
 	"slices"
 	"strconv"
 
@@ -117,8 +118,8 @@ func Scan(page []byte, s *picker.Sample) (engine bool) {
 const maxEngines = 256
 
 // ScanEngines is Scan for a page on which vLLM shows several engines, its
-// data-parallel ranks, by the label engine: a sample for each, in the order of
-// their numbers, which begin with that of the server's first rank. What has no such label,
+// data-parallel ranks, by the label engine: a sample for each, by its rank there,
+// which is its number less the lowest on the page. What has no such label,
 // such as the process's start time, is said of all. It returns how many there
 // are, which may be more or fewer than there is room for; samples of engines
 // that are not there know nothing.
@@ -147,9 +148,16 @@ func ScanEngines(page []byte, samples []picker.Sample) (engines int) {
 		}
 		all[i].take(&p)
 	})
-	slices.SortFunc(all, func(a, b numbered) int { return a.number - b.number })
 	clear(samples)
-	for i := range samples[:min(len(samples), len(all))] {
+	if len(all) == 0 {
+		return 0
+	}
+	first := slices.MinFunc(all, func(a, b numbered) int { return cmp.Compare(a.number, b.number) }).number
+	for i := range all {
+		rank := uint(all[i].number) - uint(first)
+		if rank >= uint(len(samples)) {
+			continue
+		}
 		t := &all[i].totals
 		for from := range shared.slots {
 			if t.slots[from].n == 0 {
@@ -157,7 +165,7 @@ func ScanEngines(page []byte, samples []picker.Sample) (engines int) {
 			}
 		}
 		t.maxLoras, t.running = shared.maxLoras, shared.running
-		t.sample(&samples[i])
+		t.sample(&samples[rank])
 	}
 	return len(all)
 }

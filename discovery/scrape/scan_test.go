@@ -392,6 +392,7 @@ func TestScanEngines(t *testing.T) {
 		{[]int{0, 1, 2}, 2, []float64{1, 2}},
 		{[]int{8, 9, 10}, 3, []float64{1, 2, 3}}, // of a server whose first rank is 8
 		{[]int{11, 10, 9}, 3, []float64{3, 2, 1}},
+		{[]int{4, 6, 7}, 4, []float64{1, 0, 2, 3}}, // one says nothing of itself
 	} {
 		samples := make([]picker.Sample, c.room)
 		samples[0].Set(picker.Running, 7) // from before
