@@ -193,7 +193,8 @@ func (e *Endpoint) weigh(c *Candidate, m *measure) {
 	c.Hit = m.cached(c.Depth) * e.belief.credit()
 	c.Uncached = m.tokens - c.Hit
 	c.Again = m.again * c.Uncached
-	if m.prefill.Endpoint != nil && m.prefill.Endpoint != e && c.Uncached >= float64(m.request.RemotePrefill) {
+	// The sidecar that asks for a prompt passes on which engine is meant: it has to be the like one.
+	if o := m.prefill.Endpoint; o != nil && o != e && o.spec.Engine == e.spec.Engine && c.Uncached >= float64(m.request.RemotePrefill) {
 		c.prefill = m.prefill.Score
 	}
 	m.best = max(m.best, c.Hit)

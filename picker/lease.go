@@ -122,11 +122,7 @@ func (l *Lease) End(now time.Duration, o Outcome) {
 		e.sent.Add(-l.work)
 	}
 	if l.prefill != nil {
-		if o == Failed {
-			l.prefill.End(now, ClientGone) // which of the two has failed is not known
-		} else {
-			l.prefill.End(now, o)
-		}
+		l.prefill.End(now, o) // which of the two has failed is not known: the one that has not succeeds with others
 	}
 	switch o {
 	case Done, Refused:

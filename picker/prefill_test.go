@@ -191,3 +191,72 @@ func TestCostsOfAPromptComputedElsewhere(t *testing.T) {
 		t.Errorf("decided by %v", f)
 	}
 }
+
+// One that computes prompts for others and fails them all is ejected: those that it fails them for are not, whose other requests succeed.
+func TestPrefillEndpointThatFailsIsEjected(t *testing.T) {
+	p := rolePool(3, 1)
+	broken := p.All()[3]
+	others := decoding(t, p, 16)
+	for i := range 3 * maxStrikes {
+		now := time.Duration(i) * time.Millisecond
+		l := pick(t, p, long(i), now)
+		if l.Prefill() == nil {
+			l.End(now, Done)
+		} else {
+			l.End(now, Failed)
+		}
+		short := pick(t, p, prompt(fmt.Sprint("short", i)), now)
+		short.End(now, Done)
+	}
+	now := 3 * maxStrikes * time.Millisecond
+	if !broken.Ejected(now) {
+		t.Error("it computes prompts still")
+	}
+	for _, e := range p.Endpoints() {
+		if e.Ejected(now) {
+			t.Errorf("%s is ejected", e.Name())
+		}
+	}
+	for i := range others {
+		others[i].End(now, Done)
+	}
+	idle(t, p.All(), now)
+}
+
+// The sidecar that asks for a prompt passes on which engine is meant where it decodes: another would be asked for one that it has not.
+func TestPromptIsComputedByTheLikeEngine(t *testing.T) {
+	for _, c := range []struct {
+		serve, prefill []string
+		remote         bool
+	}{
+		{[]string{"0", "1"}, []string{"0", "1"}, true},
+		{[]string{"0", "1"}, []string{"2", "3"}, false},
+		{[]string{"0", "1"}, []string{""}, false},
+		{[]string{""}, []string{"0", "1"}, false},
+	} {
+		var all []Spec
+		for _, e := range c.serve {
+			all = append(all, Spec{Address: "10.0.0.1:8000", Engine: e})
+		}
+		for _, e := range c.prefill {
+			all = append(all, Spec{Address: "10.0.0.2:8000", Engine: e, Role: Prefill})
+		}
+		p := NewPool(Config{})
+		p.SetEndpoints(all)
+		decoding(t, p, 16)
+		remote := false
+		for i := range 20 {
+			l := pick(t, p, long(i), 0)
+			if l.Prefill() == nil {
+				continue
+			}
+			remote = true
+			if l.Prefill().Engine() != l.Endpoint().Engine() {
+				t.Errorf("%q of %q: the prompt of %s is computed by %s", c.serve, c.prefill, l.Endpoint().Name(), l.Prefill().Name())
+			}
+		}
+		if remote != c.remote {
+			t.Errorf("%q, %q: computed elsewhere: %v", c.serve, c.prefill, remote)
+		}
+	}
+}

@@ -87,8 +87,10 @@ func (g *generation) askPrefiller(ctx context.Context, address string) bool {
 	}
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("X-Request-Id", g.x.req.Header.Get("X-Request-Id"))
-	if key := g.x.req.Header.Get("Authorization"); key != "" {
-		req.Header.Set("Authorization", key)
+	for _, name := range []string{"Authorization", "X-Data-Parallel-Rank"} { // of those that it passes on, which are all
+		if value := g.x.req.Header.Get(name); value != "" {
+			req.Header.Set(name, value)
+		}
 	}
 	resp, err := g.x.s.prefiller.Do(req)
 	if err != nil {
