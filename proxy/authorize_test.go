@@ -182,7 +182,7 @@ func TestWhatIsJudgedIsSent(t *testing.T) {
 	p := startPod(t, "", quick)
 	reached := seen(p)
 	fields := []string{"X-Forwarded-For", "203.0.113.9", "X-Forwarded-Proto", "https", "Forwarded", "for=a", "X-Real-Ip", "203.0.113.9", "X-Gateway-Model-Name", "other",
-		"x_gateway_model_name", "other", "X_Forwarded_For", "a", "X-Fairway-Anything", "1", "X-Kept", "1"}
+		"x_gateway_model_name", "other", "X_Forwarded_For", "a", "X-Fairway-Anything", "1", "X-Prefiller-Host-Port", "192.0.2.9:1", "x-Encoder-Hosts-Ports", "a", "X-Kept", "1"}
 	for _, trusted := range []bool{false, true} {
 		w := World{Access: authz.Config{Policies: []authz.Policy{policy(authz.Deny, authz.Rule{To: []authz.Operation{{Paths: []string{"/tokenize"}}}})}}}
 		kept := []string{"X-Kept"}

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/fairway-proxy/fairway/picker"
+	"github.com/fairway-proxy/fairway/proxy/authz"
+	"github.com/fairway-proxy/fairway/proxy/message"
 )
 
 // director is a Stream both of whose ends another proxy holds: that proxy forwards
@@ -44,7 +46,7 @@ func (x *Exchange) direct(d director) error {
 	outcome := picker.Failed
 	defer func() { lease.End(Now(), outcome) }()
 	x.noteChoice(&lease)
-	x.prefilled = true // by the client's word, perhaps: fields have not been judged
+	x.head.Fields = slices.DeleteFunc(x.head.Fields, func(f message.Field) bool { return authz.Steers(f.Name) }) // they have not been judged
 	x.steer(&lease)
 	d.Direct(inOrder(lease.Endpoint(), x.weighed, 1+x.server.config.Fallbacks))
 	x.begun = true

@@ -188,9 +188,7 @@ func TestPickerOfAnotherProxyKnowsRolesAndRanks(t *testing.T) {
 	f := startFleetWith(t, func(c *file.Config) {
 		withRoles(1, 512)(c)
 		for i := range c.World.Pools[0].Endpoints {
-			if e := &c.World.Pools[0].Endpoints[i]; e.Role != proxy.RolePrefill {
-				e.Ranks = 2
-			}
+			c.World.Pools[0].Endpoints[i].Ranks = 2
 		}
 		c.World.Access.Elsewhere = true
 	}, pods...)
@@ -220,15 +218,19 @@ func TestPickerOfAnotherProxyKnowsRolesAndRanks(t *testing.T) {
 		r, err := client.Ask(t.Context(), &extproc.Question{
 			Head: &heads.Request{Method: []byte("POST"), Target: []byte("/v1/chat/completions"), Authority: []byte("m"), ContentLength: int64(body.Len()),
 				Fields: []heads.Field{{Name: []byte("content-type"), Value: []byte("application/json")}, {Name: []byte("x-data-parallel-rank"), Value: []byte("7")},
-					{Name: []byte("x-prefiller-host-port"), Value: []byte("10.9.9.9:1")}}},
+					{Name: []byte("x-prefiller-host-port"), Value: []byte("10.9.9.9:1")}, {Name: []byte("X-Encoder-Hosts-Ports"), Value: []byte("10.9.9.9:1")},
+					{Name: []byte("x-data-parallel-host-port"), Value: []byte("10.9.9.9:1")}, {Name: []byte("x-kv-cache-source-host-port"), Value: []byte("10.9.9.9:1")}}},
 			Body: [][]byte{body.Bytes()}, Timeout: time.Minute, Wait: true,
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
 		open = append(open, r) // none of them ends: the engines fill up
-		rank, prefiller := "", "10.9.9.9:1"
+		rank, prefiller, removed := "", "10.9.9.9:1", 0
 		for _, c := range r.Fields {
+			if c.Value == nil {
+				removed++
+			}
 			switch string(c.Name) {
 			case "x-data-parallel-rank":
 				rank = string(c.Value)
@@ -240,6 +242,9 @@ func TestPickerOfAnotherProxyKnowsRolesAndRanks(t *testing.T) {
 			if e != pods[1].address && e != pods[2].address {
 				t.Fatalf("request %d is to go to %s", i, e)
 			}
+		}
+		if removed < 3 {
+			t.Errorf("request %d: of what the client says of other hosts only %d fields are removed", i, removed)
 		}
 		if prefiller != "" {
 			if remote++; prefiller != pods[0].address || i%2 == 0 {

@@ -121,14 +121,17 @@ func (g *Guard) Required() bool { return g.required && (g.hasKeys || len(g.token
 func (g *Guard) Trusts(a netip.Addr) bool { return len(g.trusted) > 0 && inPrefixes(g.trusted, a) }
 
 // Drops tells of a field that must not be passed on: one that speaks of the request's
-// way and comes from somebody who is not believed, or one with an underscore in its
-// name, which a server may take for a hyphen.
+// way and comes from somebody who is not believed, one that steers, or one with an
+// underscore in its name, which a server may take for a hyphen.
 func Drops(name []byte, trusted bool) bool {
 	if bytes.IndexByte(name, '_') >= 0 {
 		return true
 	}
-	if trusted || len(name) == 0 {
+	if len(name) == 0 {
 		return false
+	}
+	if trusted {
+		return Steers(name) // whom trusted proxies pass it on for is not known
 	}
 	switch name[0] | 0x20 {
 	case 'f':
