@@ -88,6 +88,7 @@ var rules = map[string]rule{
 	"mtls":  {may: []string{"watch"}},
 	"watch": {},
 
+	"bench/e2e/process": {},
 	"bench/e2e/ztunnel": {},
 	"bench/engine":      {never: noOutside},
 	"bench/load":        {may: []string{"bench/workload"}},

@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/fairway-proxy/fairway/bench/e2e/process"
 )
 
 // record is one request as a server behind Fairway saw it: Path is what it takes the target's path for, Forbidden what it
@@ -26,8 +28,7 @@ type server struct {
 	address string
 	records string         // the file of them
 	end     syscall.Signal // has it finish what it serves, and end
-	cmd     *exec.Cmd
-	printed bytes.Buffer
+	*process.Process
 }
 
 // program finds what e2e.sh names in an environment variable, or else what stands in the PATH.
@@ -46,11 +47,11 @@ func program(t *testing.T, variable, name string) string {
 // startUvicorn starts uvicorn with one of its HTTP parsers.
 func startUvicorn(t *testing.T, parser string) *server {
 	t.Helper()
-	s := &server{address: freeAddress(t), records: filepath.Join(t.TempDir(), "record"), end: syscall.SIGTERM}
+	s := &server{address: process.FreeAddress(), records: filepath.Join(t.TempDir(), "record"), end: syscall.SIGTERM}
 	host, port, _ := net.SplitHostPort(s.address)
-	s.cmd = exec.Command(program(t, "E2E_UVICORN", "uvicorn"), "--http", parser, "--host", host, "--port", port, "--no-access-log", "app:app")
-	s.cmd.Env = append(os.Environ(), "RECORD="+s.records)
-	s.start(t)
+	cmd := exec.Command(program(t, "E2E_UVICORN", "uvicorn"), "--http", parser, "--host", host, "--port", port, "--no-access-log", "app:app")
+	cmd.Env = append(os.Environ(), "RECORD="+s.records)
+	s.start(t, cmd)
 	return s
 }
 
@@ -65,7 +66,7 @@ func startNginx(t *testing.T) *server {
 	if err := os.Chmod(dir, 0o755); err != nil { // its worker is another user
 		t.Fatal(err)
 	}
-	s := &server{address: freeAddress(t), records: filepath.Join(dir, "record"), end: syscall.SIGQUIT}
+	s := &server{address: process.FreeAddress(), records: filepath.Join(dir, "record"), end: syscall.SIGQUIT}
 	config, err := os.ReadFile("nginx.conf")
 	if err != nil {
 		t.Fatal(err)
@@ -74,40 +75,21 @@ func startNginx(t *testing.T) *server {
 	if err := os.WriteFile(filepath.Join(dir, "nginx.conf"), []byte(filled), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	s.cmd = exec.Command(path, "-p", dir, "-c", filepath.Join(dir, "nginx.conf"), "-e", "stderr")
-	s.start(t)
+	s.start(t, exec.Command(path, "-p", dir, "-c", filepath.Join(dir, "nginx.conf"), "-e", "stderr"))
 	return s
 }
 
 // start returns when the server takes connections.
-func (s *server) start(t *testing.T) {
+func (s *server) start(t *testing.T, cmd *exec.Cmd) {
 	t.Helper()
-	s.cmd.Stdout, s.cmd.Stderr = &s.printed, &s.printed
-	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := s.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		syscall.Kill(-s.cmd.Process.Pid, syscall.SIGKILL)
-		s.cmd.Wait()
-	})
-	for deadline := time.Now().Add(5 * time.Minute); ; time.Sleep(50 * time.Millisecond) {
-		c, err := net.Dial("tcp", s.address)
-		if err == nil {
-			c.Close()
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%s is not up: %v", s.cmd.Path, err)
-		}
-	}
+	s.Process = process.Start(t, cmd)
+	s.Await(t, 5*time.Minute, process.Listens(s.address))
 }
 
 // stop ends the server and gives what it has seen.
 func (s *server) stop(t *testing.T) []record {
 	t.Helper()
-	s.cmd.Process.Signal(s.end)
-	s.cmd.Wait()
+	s.End(s.end)
 	text, err := os.ReadFile(s.records)
 	if err != nil {
 		t.Fatal(err)
@@ -140,15 +122,4 @@ func narrow(s string) string {
 		p = append(p, byte(r))
 	}
 	return string(p)
-}
-
-// freeAddress is a loopback address whose port was free just now.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }

@@ -58,8 +58,8 @@ func TestSmuggling(t *testing.T) {
 			for id, a := range j.accessed {
 				t.Errorf("Fairway counted a request that no client got an answer to: %s %s %d (id %q)", a.Method, a.Path, a.Status, id)
 			}
-			if strings.Contains(s.printed.String(), "Invalid HTTP request") {
-				t.Errorf("the server was sent what it does not take for HTTP:\n%s", s.printed.String())
+			if strings.Contains(s.Output(), "Invalid HTTP request") {
+				t.Errorf("the server was sent what it does not take for HTTP:\n%s", s.Output())
 			}
 		})
 	}
