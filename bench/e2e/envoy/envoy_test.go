@@ -21,6 +21,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+
+	"github.com/fairway-proxy/fairway/bench/e2e/process"
 )
 
 type message struct {
@@ -101,7 +103,7 @@ func TestConversation(t *testing.T) {
 					t.Errorf("the picker counted %v %s tokens, the engines %v", got, kind, want)
 				}
 			}
-			await(t, "no request is counted as in flight", func() bool {
+			process.Await(t, patience, "no request is counted as in flight", func() bool {
 				return metric(t, "http://"+p.metrics+"/metrics", "fairway_endpoint_requests_in_flight") == 0
 			})
 		})
@@ -205,7 +207,7 @@ func TestSubset(t *testing.T) {
 			t.Fatalf("status %d from %s: %s", r.StatusCode, r.Header.Get("X-Fairway-Endpoint"), answer)
 		}
 	}
-	url, _ = startEnvoy(t, setup{subset: freeAddress(t)}, addressesOf(engines), p)
+	url, _ = startEnvoy(t, setup{subset: process.FreeAddress()}, addressesOf(engines), p)
 	r := chat(t, url, false, 1, message{"user", "x"})
 	if answer := text(t, r); r.StatusCode != 503 || !strings.Contains(answer, "fairway_no_endpoint") {
 		t.Errorf("status %d: %s", r.StatusCode, answer)
@@ -226,7 +228,7 @@ func TestFallback(t *testing.T) {
 	}
 	for _, e := range engines {
 		if e.address == where {
-			e.end(syscall.SIGKILL)
+			e.End(syscall.SIGKILL)
 		}
 	}
 	// From the first moment on, while the picker cannot know yet.
@@ -248,8 +250,8 @@ func TestClientLeaves(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.Body.Close()
-	await(t, "the engine has stopped", func() bool { return engines[0].gauge(t, "vllm:num_requests_running") == 0 })
-	await(t, "the picker has let go", func() bool {
+	process.Await(t, patience, "the engine has stopped", func() bool { return engines[0].gauge(t, "vllm:num_requests_running") == 0 })
+	process.Await(t, patience, "the picker has let go", func() bool {
 		return metric(t, "http://"+p.metrics+"/metrics", "fairway_endpoint_requests_in_flight") == 0
 	})
 }
@@ -293,14 +295,14 @@ func TestBothEnds(t *testing.T) {
 	engines := startEngines(t, 3)
 	p := startPicker(t, "", addressesOf(engines), "--secure-serving")
 	for _, mode := range []string{"FULL_DUPLEX_STREAMED", "BUFFERED"} {
-		listen, metrics := freeAddress(t), freeAddress(t)
+		listen, metrics := process.FreeAddress(), process.FreeAddress()
 		config := filepath.Join(t.TempDir(), "fairway.yaml")
 		var endpoints []string
 		for _, e := range engines {
 			endpoints = append(endpoints, "http://"+e.address)
 		}
 		yaml := fmt.Sprintf("listen: {http: %q, metrics: %q, admin: %q}\npools:\n  - name: llama\n    endpoints: [%s]\n    picker: {address: %q, body_mode: %s, answers: body, timeout: 30s}\n",
-			listen, metrics, freeAddress(t), strings.Join(endpoints, ", "), p.address, mode)
+			listen, metrics, process.FreeAddress(), strings.Join(endpoints, ", "), p.address, mode)
 		if err := os.WriteFile(config, []byte(yaml), 0o644); err != nil {
 			t.Fatal(err)
 		}
@@ -325,7 +327,7 @@ func TestBothEnds(t *testing.T) {
 			t.Errorf("%s: the picker named an endpoint for %v requests of 6", mode, n)
 		}
 	}
-	await(t, "the picker counts no request as in flight", func() bool {
+	process.Await(t, patience, "the picker counts no request as in flight", func() bool {
 		return metric(t, "http://"+p.metrics+"/metrics", "fairway_endpoint_requests_in_flight") == 0
 	})
 	if metric(t, "http://"+p.metrics+"/metrics", "fairway_tokens_total") == 0 {
@@ -359,10 +361,10 @@ func TestRestart(t *testing.T) {
 	for range 3 {
 		for i, p := range pickers {
 			before := whole.Load()
-			await(t, "requests flow", func() bool { return whole.Load() > before+100 })
-			p.end(syscall.SIGTERM)
+			process.Await(t, patience, "requests flow", func() bool { return whole.Load() > before+100 })
+			p.End(syscall.SIGTERM)
 			before = whole.Load()
-			await(t, "requests flow past the picker that is gone", func() bool { return whole.Load() > before+100 })
+			process.Await(t, patience, "requests flow past the picker that is gone", func() bool { return whole.Load() > before+100 })
 			pickers[i] = startPicker(t, p.address, addressesOf(engines), "--replicas", "2")
 			healthy(len(pickers))
 		}

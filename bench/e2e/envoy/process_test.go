@@ -3,7 +3,6 @@
 package envoy_test
 
 import (
-	"bytes"
 	"fmt"
 	"io"
 	"net"
@@ -13,110 +12,33 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
-	"syscall"
 	"testing"
 	"time"
+
+	"github.com/fairway-proxy/fairway/bench/e2e/process"
 )
 
-// process is a program that this suite started, and ends.
-type process struct {
-	cmd     *exec.Cmd
-	printed output
-	ended   chan struct{} // closed when it has
-}
-
-// output keeps what a program printed.
-type output struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.text.Write(p)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.text.String()
-}
+// patience is for a machine that does other things too.
+const patience = time.Minute
 
 // start returns when url answers 200.
-func start(t *testing.T, url string, name string, args ...string) *process {
+func start(t *testing.T, url string, name string, args ...string) *process.Process {
 	t.Helper()
-	p := &process{cmd: exec.Command(name, args...), ended: make(chan struct{})}
-	p.cmd.Stdout, p.cmd.Stderr = &p.printed, &p.printed
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := p.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	go func() {
-		p.cmd.Wait()
-		close(p.ended)
-	}()
-	t.Cleanup(func() {
-		p.end(syscall.SIGKILL)
-		if t.Failed() {
-			text := p.printed.String()
-			t.Logf("%s printed, at the end:\n%s", filepath.Base(name), text[max(0, len(text)-4000):])
-		}
-	})
-	await(t, filepath.Base(name)+" is up", func() bool {
-		select {
-		case <-p.ended:
-			t.Fatalf("%s ended at once", name)
-		default:
-		}
-		r, err := http.Get(url)
-		if err != nil {
-			return false
-		}
-		r.Body.Close()
-		return r.StatusCode == http.StatusOK
-	})
+	p := process.Start(t, exec.Command(name, args...))
+	p.Await(t, patience, process.Answers(url))
 	return p
-}
-
-// end sends a signal and waits for the process.
-func (p *process) end(s syscall.Signal) {
-	p.cmd.Process.Signal(s)
-	<-p.ended
-}
-
-// await polls until cond holds: a minute is for a machine that does other things too.
-func await(t *testing.T, what string, cond func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(time.Minute); !cond(); time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("never came about: %s", what)
-		}
-	}
-}
-
-// freeAddress is a loopback address whose port was free just now.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 // engine is a mock engine.
 type engine struct {
-	*process
+	*process.Process
 	address string
 }
 
 func startEngine(t *testing.T, address string) *engine {
 	t.Helper()
 	if address == "" {
-		address = freeAddress(t)
+		address = process.FreeAddress()
 	}
 	return &engine{start(t, "http://"+address+"/health", filepath.Join(os.Getenv("E2E_BIN"), "mockvllm"), "--listen", address, "--model", "m", "--speed", "20"), address}
 }
@@ -170,21 +92,21 @@ func metric(t *testing.T, url, name string) float64 {
 
 // picker is a running `fairway epp`.
 type picker struct {
-	*process
+	*process.Process
 	address, metrics string
 }
 
 func startPicker(t *testing.T, address string, endpoints []string, args ...string) *picker {
 	t.Helper()
 	if address == "" {
-		address = freeAddress(t)
+		address = process.FreeAddress()
 	}
-	p := &picker{address: address, metrics: freeAddress(t)}
-	args = append([]string{"epp", "--listen", address, "--secure-serving=false", "--metrics", p.metrics, "--admin", freeAddress(t)}, args...)
+	p := &picker{address: address, metrics: process.FreeAddress()}
+	args = append([]string{"epp", "--listen", address, "--secure-serving=false", "--metrics", p.metrics, "--admin", process.FreeAddress()}, args...)
 	for _, e := range endpoints {
 		args = append(args, "--endpoint", "http://"+e)
 	}
-	p.process = start(t, "http://"+p.metrics+"/healthz/ready", filepath.Join(os.Getenv("E2E_BIN"), "fairway"), args...)
+	p.Process = start(t, "http://"+p.metrics+"/healthz/ready", filepath.Join(os.Getenv("E2E_BIN"), "fairway"), args...)
 	return p
 }
 
@@ -213,7 +135,7 @@ func startEnvoy(t *testing.T, s setup, engines []string, pickers ...*picker) (ur
 	if s.override {
 		cluster = "override"
 	}
-	listen, admin := freeAddress(t), freeAddress(t)
+	listen, admin := process.FreeAddress(), process.FreeAddress()
 	hint := "nobody.reads.this"
 	if s.subset != "" {
 		hint = "envoy.lb.subset_hint"
@@ -244,7 +166,7 @@ func startEnvoy(t *testing.T, s setup, engines []string, pickers ...*picker) (ur
 	start(t, "http://"+admin+"/ready", os.Getenv("E2E_ENVOY"), "-c", path, "-l", "warning", "--concurrency", "2", "--use-dynamic-base-id")
 	healthy = func(n int) {
 		t.Helper()
-		await(t, "Envoy holds its pickers for healthy", func() bool {
+		process.Await(t, patience, "Envoy holds its pickers for healthy", func() bool {
 			return metric(t, "http://"+admin+"/stats/prometheus", `envoy_cluster_membership_healthy{envoy_cluster_name="picker"}`) == float64(n)
 		})
 	}
