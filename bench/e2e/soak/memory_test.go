@@ -17,6 +17,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/fairway-proxy/fairway/bench/e2e/process"
 )
 
 // cgroup is a fresh cgroup that may use so much memory, or says why there can be none. enter is the file that takes in a process.
@@ -59,7 +61,7 @@ func cgroup(t *testing.T, bytes int) (enter string, err error) {
 func TestMemoryLimit(t *testing.T) {
 	const allowed = 256 << 20
 	engine := slowEngine(t)
-	f := &fairway{http: freeAddress(t), metrics: freeAddress(t), admin: freeAddress(t), config: filepath.Join(t.TempDir(), "fairway.yaml")}
+	f := &fairway{http: process.FreeAddress(), metrics: process.FreeAddress(), admin: process.FreeAddress(), config: filepath.Join(t.TempDir(), "fairway.yaml")}
 	f.write(t, fmt.Sprintf("pools: [{name: main, endpoints: [http://%s]}]\nqueue: {off: true}\ntimeouts: {connect: 1m}\n", engine))
 	log := logFile(t, filepath.Join(t.TempDir(), "fairway.log"))
 	args := []string{"serve", "--config", f.config, "--listen", f.http, "--metrics", f.metrics, "--admin", f.admin}
@@ -67,10 +69,10 @@ func TestMemoryLimit(t *testing.T) {
 	by := "a cgroup"
 	enter, err := cgroup(t, allowed)
 	if err == nil {
-		f.process = start(t, log, ready, "sh", append([]string{"-c", `echo $$ >"$0" && exec "$@"`, enter, program("fairway")}, args...)...)
+		f.Process = start(t, log, ready, "sh", append([]string{"-c", `echo $$ >"$0" && exec "$@"`, enter, program("fairway")}, args...)...)
 	} else {
 		by = fmt.Sprintf("GOMEMLIMIT, as no cgroup can be made here: %v", err)
-		f.process = start(t, log, ready, "env", append([]string{fmt.Sprintf("GOMEMLIMIT=%d", allowed/10*9), program("fairway")}, args...)...)
+		f.Process = start(t, log, ready, "env", append([]string{fmt.Sprintf("GOMEMLIMIT=%d", allowed/10*9), program("fairway")}, args...)...)
 	}
 
 	body := []byte(`{"model":"m","max_tokens":1,"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"data:image/png;base64,` +
@@ -105,13 +107,13 @@ func TestMemoryLimit(t *testing.T) {
 	}
 	wg.Wait()
 	select {
-	case <-f.ended:
-		t.Fatalf("Fairway has died of it: %v", f.cmd.ProcessState)
+	case <-f.Ended:
+		t.Fatalf("Fairway has died of it: %v", f.Cmd.ProcessState)
 	default:
 	}
-	peak := resident(f.cmd.Process.Pid, "VmHWM")
-	if !answers(ready) {
-		t.Error("not ready any more")
+	peak := resident(f.Cmd.Process.Pid, "VmHWM")
+	if err := process.Answers(ready)(); err != nil {
+		t.Error("not ready any more:", err)
 	}
 	report(t, fmt.Sprintf("%d MiB by %s, 300 clients with 4 MB each: %d served, %d told to come again (503 `fairway_buffers_spent`), %.0f MiB resident at most.\n", allowed>>20, by, served.Load(), shed.Load(), peak))
 	if served.Load() == 0 || shed.Load() == 0 {
@@ -120,7 +122,7 @@ func TestMemoryLimit(t *testing.T) {
 	if peak > allowed>>20 {
 		t.Errorf("%.0f MiB resident", peak)
 	}
-	f.end(syscall.SIGTERM)
+	f.End(syscall.SIGTERM)
 }
 
 // slowEngine answers every request after half a second.

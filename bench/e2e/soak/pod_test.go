@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+
+	"github.com/fairway-proxy/fairway/bench/e2e/process"
 )
 
 // A pod is a mock engine in a process of its own, with a relay before it.
@@ -19,7 +21,7 @@ type pod struct {
 	args    []string
 	space   *netns // the network namespace it is in; nil: that of all
 	log     *os.File
-	process atomic.Pointer[process]
+	process atomic.Pointer[process.Process]
 }
 
 // pace is that of the mock engines: a quarter of an H100's, so that a few of them load two cores
@@ -28,7 +30,7 @@ var pace = []string{"--speed", "0.25", "--num-gpu-blocks", "6000", "--max-model-
 
 func startPod(t *testing.T, number int, j *journal, space *netns) *pod {
 	t.Helper()
-	engine := freeAddress(t)
+	engine := process.FreeAddress()
 	if space != nil {
 		_, port, _ := net.SplitHostPort(engine)
 		engine = net.JoinHostPort(space.inside, port)
@@ -42,7 +44,7 @@ func startPod(t *testing.T, number int, j *journal, space *netns) *pod {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { p.stop() })
-	await(t, "an engine is up", p.up)
+	p.awaitUp(t)
 	return p
 }
 
@@ -54,7 +56,10 @@ func startPods(t *testing.T, n int, j *journal) []*pod {
 	return pods
 }
 
-func (p *pod) up() bool { return answers("http://" + p.engine + "/health") }
+func (p *pod) awaitUp(t *testing.T) {
+	t.Helper()
+	p.process.Load().Await(t, patience, process.Answers("http://"+p.engine+"/health"))
+}
 
 // run starts the engine.
 func (p *pod) run() error {
@@ -66,7 +71,7 @@ func (p *pod) run() error {
 }
 
 // stop ends the engine as SIGKILL does.
-func (p *pod) stop() { p.process.Load().end(syscall.SIGKILL) }
+func (p *pod) stop() { p.process.Load().End(syscall.SIGKILL) }
 
 // kill has the engine die: connections break, and nobody takes new ones.
 func (p *pod) kill() {
@@ -80,14 +85,14 @@ func (p *pod) revive(t *testing.T) {
 		t.Error(err)
 		return
 	}
-	await(t, "an engine is back", p.up)
+	p.awaitUp(t)
 	if err := p.open(); err != nil {
 		t.Error(err)
 	}
 }
 
-func (p *pod) freeze() { p.process.Load().signal(syscall.SIGSTOP) }
-func (p *pod) thaw()   { p.process.Load().signal(syscall.SIGCONT) }
+func (p *pod) freeze() { p.process.Load().Signal(syscall.SIGSTOP) }
+func (p *pod) thaw()   { p.process.Load().Signal(syscall.SIGCONT) }
 
 func addresses(pods []*pod) string {
 	var all []string

@@ -6,7 +6,6 @@ import (
 	"cmp"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -16,60 +15,32 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/fairway-proxy/fairway/bench/e2e/process"
 )
 
-// process is a program that this suite started, and ends.
-type process struct {
-	cmd   *exec.Cmd
-	ended chan struct{} // closed when it has
-}
+// patience is for a machine that does other things too.
+const patience = time.Minute
 
 // program is where e2e.sh has built a command.
 func program(name string) string { return filepath.Join(cmp.Or(os.Getenv("E2E_BIN"), "."), name) }
 
-// launch starts a program; what it says goes to log. It ends with the test process,
-// whatever becomes of that.
-func launch(log io.Writer, name string, args ...string) (*process, error) {
-	p := &process{cmd: exec.Command(name, args...), ended: make(chan struct{})}
-	p.cmd.Stdout, p.cmd.Stderr = log, log
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := p.cmd.Start(); err != nil {
-		return nil, err
-	}
-	go func() {
-		p.cmd.Wait()
-		close(p.ended)
-	}()
-	return p, nil
-}
-
-func (p *process) signal(s syscall.Signal) { p.cmd.Process.Signal(s) }
-
-// end sends a signal and waits for the process.
-func (p *process) end(s syscall.Signal) {
-	p.signal(s)
-	<-p.ended
+// launch starts a program; what it says goes to log.
+func launch(log *os.File, name string, args ...string) (*process.Process, error) {
+	cmd := exec.Command(name, args...)
+	cmd.Stdout = log
+	return process.Run(cmd)
 }
 
 // start launches a program that ends with the test, and returns when url answers 200.
-func start(t *testing.T, log io.Writer, url, name string, args ...string) *process {
+func start(t *testing.T, log *os.File, url, name string, args ...string) *process.Process {
 	t.Helper()
 	p, err := launch(log, name, args...)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		p.signal(syscall.SIGCONT)
-		p.end(syscall.SIGKILL)
-	})
-	await(t, filepath.Base(name)+" is up", func() bool {
-		select {
-		case <-p.ended:
-			t.Fatalf("%s %s ended at once", name, strings.Join(args, " "))
-		default:
-		}
-		return answers(url)
-	})
+	t.Cleanup(p.Kill)
+	p.Await(t, patience, process.Answers(url))
 	return p
 }
 
@@ -99,37 +70,6 @@ func logFile(t *testing.T, path string) *os.File {
 
 // asking gives up, so that whoever polls does not hang on a program that is frozen.
 var asking = &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
-
-func answers(url string) bool {
-	r, err := asking.Get(url)
-	if err != nil {
-		return false
-	}
-	io.Copy(io.Discard, r.Body)
-	r.Body.Close()
-	return r.StatusCode == http.StatusOK
-}
-
-// await polls until cond holds: a minute is for a machine that does other things too.
-func await(t *testing.T, what string, cond func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(time.Minute); !cond(); time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("never came about: %s", what)
-		}
-	}
-}
-
-// freeAddress is a loopback address whose port was free just now.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
 
 // metric is the sum over a metric's samples on a page, of those whose labels contain with.
 func metric(url, name, with string) (float64, error) {
@@ -169,23 +109,23 @@ func sum(page, name, with string) (float64, error) {
 
 // fairway is a running `fairway serve`.
 type fairway struct {
-	*process
+	*process.Process
 	http, metrics, admin string
 	config               string
 }
 
 // startFairway runs a proxy with a configuration that says all but where it listens.
-func startFairway(t *testing.T, log io.Writer, config string) *fairway {
+func startFairway(t *testing.T, log *os.File, config string) *fairway {
 	t.Helper()
-	f := &fairway{http: freeAddress(t), metrics: freeAddress(t), admin: freeAddress(t), config: filepath.Join(t.TempDir(), "fairway.yaml")}
+	f := &fairway{http: process.FreeAddress(), metrics: process.FreeAddress(), admin: process.FreeAddress(), config: filepath.Join(t.TempDir(), "fairway.yaml")}
 	f.write(t, config)
 	f.start(t, log)
 	return f
 }
 
-func (f *fairway) start(t *testing.T, log io.Writer) {
+func (f *fairway) start(t *testing.T, log *os.File) {
 	t.Helper()
-	f.process = start(t, log, "http://"+f.metrics+"/healthz/ready", program("fairway"), "serve", "--config", f.config,
+	f.Process = start(t, log, "http://"+f.metrics+"/healthz/ready", program("fairway"), "serve", "--config", f.config,
 		"--listen", f.http, "--metrics", f.metrics, "--admin", f.admin)
 }
 
@@ -202,8 +142,8 @@ func (f *fairway) reload(t *testing.T, config string) {
 	page := "http://" + f.metrics + "/metrics"
 	before, _ := metric(page, "fairway_world_version", "")
 	f.write(t, config)
-	f.signal(syscall.SIGHUP)
-	await(t, "the configuration is in force", func() bool {
+	f.Signal(syscall.SIGHUP)
+	process.Await(t, patience, "the configuration is in force", func() bool {
 		now, err := metric(page, "fairway_world_version", "")
 		return err == nil && now > before
 	})

@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/fairway-proxy/fairway/bench/e2e/process"
 )
 
 // A relay stands before an engine and passes on what comes, byte for byte, as the fault in force
@@ -53,7 +55,7 @@ type pair struct {
 
 func startRelay(t *testing.T, pod int, engine string, j *journal) *relay {
 	t.Helper()
-	r := &relay{address: freeAddress(t), engine: engine, pod: pod, journal: j, pairs: map[*pair]bool{}, changed: make(chan struct{})}
+	r := &relay{address: process.FreeAddress(), engine: engine, pod: pod, journal: j, pairs: map[*pair]bool{}, changed: make(chan struct{})}
 	if err := r.open(); err != nil {
 		t.Fatal(err)
 	}

@@ -22,7 +22,7 @@ type usage struct {
 
 // used looks at a fairway; ok is false while it does not answer.
 func used(f *fairway) (u usage, ok bool) {
-	pid := f.cmd.Process.Pid
+	pid := f.Cmd.Process.Pid
 	files, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
 	if err != nil {
 		return u, false

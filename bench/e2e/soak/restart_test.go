@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/fairway-proxy/fairway/bench/e2e/process"
 )
 
 // balance starts haproxy, which passes connections on to replicas that are ready, and gives its address.
@@ -25,7 +27,7 @@ func balance(t *testing.T, replicas []*fairway) string {
 	if err != nil {
 		t.Skip("the balancer is haproxy, which is not installed")
 	}
-	address, stats := freeAddress(t), freeAddress(t)
+	address, stats := process.FreeAddress(), process.FreeAddress()
 	var servers strings.Builder
 	for i, f := range replicas {
 		fmt.Fprintf(&servers, "  server s%d %s check port %s inter 200ms fall 1 rise 1\n", i, f.http, f.metrics[strings.LastIndexByte(f.metrics, ':')+1:])
@@ -95,7 +97,7 @@ func TestRollingRestart(t *testing.T) {
 	log := logFile(t, filepath.Join(t.TempDir(), "fairway.log"))
 	replicas := []*fairway{startFairway(t, log, config), startFairway(t, log, config)}
 	c := newClient("http://" + balance(t, replicas))
-	await(t, "both replicas are served from", func() bool {
+	process.Await(t, patience, "both replicas are served from", func() bool {
 		c.http.CloseIdleConnections()
 		c.ask(t.Context(), &questions[0], "mock", true, 0)
 		return replicas[0].tokens().prompt > 0 && replicas[1].tokens().prompt > 0
@@ -115,14 +117,14 @@ func TestRollingRestart(t *testing.T) {
 	for i, f := range replicas {
 		l.begin(fmt.Sprintf("replica %d restarts", i), -1)
 		asked := time.Now()
-		f.signal(syscall.SIGTERM)
+		f.Signal(syscall.SIGTERM)
 		select {
-		case <-f.ended:
+		case <-f.Ended:
 		case <-time.After(60 * time.Second):
 			t.Fatal("a replica did not end within its grace period")
 		}
 		drained := time.Since(asked)
-		if code := f.cmd.ProcessState.ExitCode(); code != 0 {
+		if code := f.Cmd.ProcessState.ExitCode(); code != 0 {
 			t.Errorf("a drained replica ended with %d", code)
 		}
 		f.start(t, log)

@@ -21,6 +21,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/fairway-proxy/fairway/bench/e2e/process"
 )
 
 var (
@@ -49,9 +51,9 @@ type stage struct {
 	t      *testing.T
 	pods   []*pod
 	fair   *fairway
-	picker *process
-	launch func() *process // the picker, again
-	disk   string          // a small file system that the access log is on; empty: there is none
+	picker *process.Process
+	launch func() *process.Process // the picker, again
+	disk   string                  // a small file system that the access log is on; empty: there is none
 	ledger *ledger
 }
 
@@ -127,7 +129,7 @@ var trials = []trial{
 		}
 	}},
 	{"picker gone", false, func(s *stage, _ *pod, d time.Duration) {
-		s.picker.end(syscall.SIGKILL)
+		s.picker.End(syscall.SIGKILL)
 		time.Sleep(d)
 		s.picker = s.launch()
 	}},
@@ -185,14 +187,14 @@ func TestSoak(t *testing.T) {
 	}
 
 	// The picker of the second pool.
-	pickerAddress = freeAddress(t)
-	pickerMetrics := freeAddress(t)
-	args := []string{"epp", "--listen", pickerAddress, "--secure-serving=false", "--metrics", pickerMetrics, "--admin", freeAddress(t)}
+	pickerAddress = process.FreeAddress()
+	pickerMetrics := process.FreeAddress()
+	args := []string{"epp", "--listen", pickerAddress, "--secure-serving=false", "--metrics", pickerMetrics, "--admin", process.FreeAddress()}
 	for _, p := range s.pods {
 		args = append(args, "--endpoint", "http://"+p.address)
 	}
 	pickerLog := logFile(t, filepath.Join(t.TempDir(), "picker.log"))
-	s.launch = func() *process {
+	s.launch = func() *process.Process {
 		return start(t, pickerLog, "http://"+pickerMetrics+"/healthz/ready", program("fairway"), args...)
 	}
 	s.picker = s.launch()
@@ -267,7 +269,7 @@ func quiet(t *testing.T, f *fairway, c *client) {
 	t.Helper()
 	c.http.CloseIdleConnections()
 	page := "http://" + f.metrics + "/metrics"
-	await(t, "nothing is live and nothing is buffered", func() bool {
+	process.Await(t, patience, "nothing is live and nothing is buffered", func() bool {
 		live, err := metric(page, "fairway_requests_live", "")
 		buffered, err2 := metric(page, "fairway_request_bodies_bytes", "")
 		return err == nil && err2 == nil && live == 0 && buffered == 0

@@ -18,6 +18,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/fairway-proxy/fairway/bench/e2e/process"
 )
 
 // A question is a prompt of which it is known what the engines answer: mock engines of one seed give
@@ -54,10 +56,10 @@ func ask(t *testing.T) []question {
 	if known != nil {
 		return known
 	}
-	address := freeAddress(t)
+	address := process.FreeAddress()
 	log := logFile(t, t.TempDir()+"/reference.log")
 	engine := start(t, log, "http://"+address+"/health", program("mockvllm"), "--listen", address, "--speed", "500")
-	defer engine.end(9)
+	defer engine.End(9)
 	random := rand.New(rand.NewPCG(13, 1))
 	questions := make([]question, groups*perGroup)
 	for g := range groups {
