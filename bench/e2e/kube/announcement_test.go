@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+
+	"github.com/fairway-proxy/fairway/bench/e2e/process"
 )
 
 // The announcement's objects, as they are in deploy/kubernetes, split conversations that share a system prompt 80 to 20,
@@ -33,7 +35,7 @@ func TestAnnouncement(t *testing.T) {
 	startPod(t, &pod{namespace: "ai-workloads", name: "other", labels: "{app: llama-server, version: v2}", args: []string{"--model", "other"}})
 
 	f := startFairway(t, "")
-	await(t, "three endpoints", func() bool { return f.endpoints() == 3 })
+	process.Await(t, patience, "three endpoints", func() bool { return f.endpoints() == 3 })
 	client, url := plainClient(t), "http://"+f.http+"/v1/chat/completions"
 	system := strings.Repeat("You help the customers of a company with their orders. ", 40)
 

@@ -34,6 +34,8 @@ import (
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/rest"
+
+	"github.com/fairway-proxy/fairway/bench/e2e/process"
 )
 
 // cluster is a Kubernetes API server with its etcd. There is nothing else of a cluster: no scheduler, no kubelets, no
@@ -41,7 +43,7 @@ import (
 type cluster struct {
 	dir          string
 	address      string // of the API server
-	etcd, server *process
+	etcd, server *process.Process
 	serverArgs   []string
 	config       *rest.Config // of an administrator
 	client       dynamic.Interface
@@ -76,11 +78,11 @@ func startCluster() (*cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &cluster{dir: dir, address: freeAddress(), etcd: new(process), server: new(process)}
-	etcd := freeAddress()
-	peers := "http://" + freeAddress()
-	if err := c.etcd.run("etcd", "--data-dir", filepath.Join(dir, "etcd"), "--listen-client-urls", "http://"+etcd, "--advertise-client-urls", "http://"+etcd,
-		"--listen-peer-urls", peers, "--initial-advertise-peer-urls", peers, "--initial-cluster", "default="+peers, "--log-level", "error"); err != nil {
+	c := &cluster{dir: dir, address: process.FreeAddress()}
+	etcd := process.FreeAddress()
+	peers := "http://" + process.FreeAddress()
+	if c.etcd, err = process.Run(exec.Command("etcd", "--data-dir", filepath.Join(dir, "etcd"), "--listen-client-urls", "http://"+etcd, "--advertise-client-urls", "http://"+etcd,
+		"--listen-peer-urls", peers, "--initial-advertise-peer-urls", peers, "--initial-cluster", "default="+peers, "--log-level", "error")); err != nil {
 		return c, err
 	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -121,19 +123,19 @@ func startCluster() (*cluster, error) {
 }
 
 // startServer begins the API server, again after stopServer.
-func (c *cluster) startServer() error {
-	c.server = new(process)
-	return c.server.run(filepath.Join(os.Getenv("E2E_KUBERNETES"), "kube-apiserver"), c.serverArgs...)
+func (c *cluster) startServer() (err error) {
+	c.server, err = process.Run(exec.Command(filepath.Join(os.Getenv("E2E_KUBERNETES"), "kube-apiserver"), c.serverArgs...))
+	return err
 }
 
-func (c *cluster) stopServer() { c.server.end(syscall.SIGKILL) }
+func (c *cluster) stopServer() { c.server.End(syscall.SIGKILL) }
 
 func (c *cluster) untilReady() error {
 	var client *http.Client
 	for deadline := time.Now().Add(3 * time.Minute); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
 		select {
-		case <-c.server.ended:
-			return fmt.Errorf("the API server ended at once:\n%s", c.server.output())
+		case <-c.server.Ended:
+			return fmt.Errorf("the API server ended at once:\n%s", c.server.Output())
 		default:
 		}
 		if client == nil { // until it has made its certificate
@@ -153,9 +155,9 @@ func (c *cluster) untilReady() error {
 }
 
 func (c *cluster) close() {
-	for _, p := range []*process{c.server, c.etcd} {
-		if p.ended != nil {
-			p.end(syscall.SIGKILL)
+	for _, p := range []*process.Process{c.server, c.etcd} {
+		if p != nil {
+			p.Kill()
 		}
 	}
 	os.RemoveAll(c.dir)

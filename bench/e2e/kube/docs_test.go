@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fairway-proxy/fairway/bench/e2e/process"
 	"github.com/fairway-proxy/fairway/bench/e2e/ztunnel"
 )
 
@@ -80,7 +81,7 @@ func TestDocumentedCommands(t *testing.T) {
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
-			await(t, line, func() bool {
+			process.Await(t, patience, line, func() bool {
 				status, page := get("http://127.0.0.1:15000/endpoints")
 				return status == 200 && strings.Contains(page, `"pool": "ai-workloads/llama-pool"`)
 			})

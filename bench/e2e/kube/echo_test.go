@@ -14,6 +14,8 @@ import (
 	"net/url"
 	"sync"
 	"testing"
+
+	"github.com/fairway-proxy/fairway/bench/e2e/process"
 )
 
 // witness stands before a pod's engine and counts which models it is asked for.
@@ -27,7 +29,7 @@ type witness struct {
 // startWitness has one listen at the address of a pod whose engine listens elsewhere.
 func startWitness(t *testing.T, p *pod) *witness {
 	t.Helper()
-	p.ip, p.listen = podIP(), freeAddress()
+	p.ip, p.listen = podIP(), process.FreeAddress()
 	transport := &http.Transport{MaxIdleConnsPerHost: 64}
 	w := &witness{engine: httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: p.listen}), asked: make(map[string]int)}
 	w.engine.Transport = transport

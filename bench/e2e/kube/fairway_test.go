@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -20,6 +21,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fairway-proxy/fairway/bench/e2e/process"
 	"github.com/fairway-proxy/fairway/bench/e2e/ztunnel"
 )
 
@@ -28,7 +30,7 @@ const trustDomain = "cluster.local"
 
 // fairway is a running `fairway serve --kubernetes`, with the rights that the chart gives it.
 type fairway struct {
-	*process
+	*process.Process
 	ca                           *ztunnel.Authority
 	id                           string // in the mesh
 	http, hbone, metrics, admins string
@@ -74,13 +76,14 @@ func startFairwayAs(t *testing.T, namespace, account, rest string) *fairway {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &fairway{process: new(process), ca: ca, id: ca.ID(namespace, account), http: freeAddress(), hbone: freeAddress(), metrics: freeAddress(), admins: freeAddress()}
+	f := &fairway{ca: ca, id: ca.ID(namespace, account), http: process.FreeAddress(), hbone: process.FreeAddress(), metrics: process.FreeAddress(), admins: process.FreeAddress()}
 	f.moved = sync.NewCond(&f.mu)
-	f.line = f.read
 	config := write("fairway.yaml", fmt.Appendf(nil, "listen: {http: %q, hbone: %q, metrics: %q, admin: %q}\ntls: {files: {certificate: %q, key: %q, roots: %q}}\n%s",
 		f.http, f.hbone, f.metrics, f.admins, write("tls.crt", crt), write("tls.key", key), write("roots.pem", ca.PEM()), rest))
-	start(t, f.process, "http://"+f.metrics+"/healthz/ready", filepath.Join(os.Getenv("E2E_BIN"), "fairway"), "serve", "--kubernetes",
+	cmd := exec.Command(filepath.Join(os.Getenv("E2E_BIN"), "fairway"), "serve", "--kubernetes",
 		"--kubeconfig", theCluster.kubeconfig(t, namespace, account), "--config", config, "--trust-domain", trustDomain, "--json", "--no-access-log")
+	cmd.Stdout = &lines{line: f.read}
+	f.Process = start(t, "http://"+f.metrics+"/healthz/ready", cmd)
 	return f
 }
 
@@ -188,7 +191,7 @@ type pod struct {
 	captured        bool   // by a ztunnel
 	args            []string
 	listen          string // of the engine, if something stands before it
-	engine          *process
+	engine          *process.Process
 }
 
 // startPod runs an engine and declares its pod, which is ready.
@@ -207,11 +210,10 @@ func (p *pod) address() string { return netip.AddrPortFrom(p.ip, 8000).String() 
 func (p *pod) startEngine(t *testing.T) {
 	t.Helper()
 	at := cmp.Or(p.listen, p.address())
-	p.engine = new(process)
-	start(t, p.engine, "http://"+at+"/health", filepath.Join(os.Getenv("E2E_BIN"), "mockvllm"), append([]string{"--listen", at}, p.args...)...)
+	p.engine = start(t, "http://"+at+"/health", exec.Command(filepath.Join(os.Getenv("E2E_BIN"), "mockvllm"), append([]string{"--listen", at}, p.args...)...))
 }
 
-func (p *pod) stopEngine() { p.engine.end(syscall.SIGTERM) }
+func (p *pod) stopEngine() { p.engine.End(syscall.SIGTERM) }
 
 // yaml is the pod as a kubelet has it.
 func (p *pod) yaml(ready string) string {

@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"github.com/fairway-proxy/fairway/bench/e2e/process"
 )
 
 const (
@@ -104,7 +106,7 @@ func TestInferenceConformance(t *testing.T) {
 	}
 	answers := func(t *testing.T, host, path string, status int, pool string) {
 		t.Helper()
-		await(t, fmt.Sprintf("%s%s: %d by %q", host, path, status, pool), func() bool {
+		process.Await(t, patience, fmt.Sprintf("%s%s: %d by %q", host, path, status, pool), func() bool {
 			gotStatus, gotPool := ask(host, path)
 			return gotStatus == status && gotPool == pool
 		})
@@ -116,7 +118,7 @@ func TestInferenceConformance(t *testing.T) {
 			apiVersion = "inference.networking.k8s.io/v1"
 		}
 		var got string
-		await(t, fmt.Sprintf("%s %s says of %s: %v", kind, name, parent, conditions), func() bool {
+		process.Await(t, patience, fmt.Sprintf("%s %s says of %s: %v", kind, name, parent, conditions), func() bool {
 			got = parentConditions(c.object(t, apiVersion, kind, inferenceBackend, name))[parent]
 			for _, want := range conditions {
 				if !strings.Contains(got, want+" ") {

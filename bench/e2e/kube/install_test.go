@@ -10,6 +10,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/fairway-proxy/fairway/bench/e2e/process"
 )
 
 // The commands of docs/install.md, but for those that want nodes, a mesh or the internet, do what the page says: the
@@ -71,12 +73,12 @@ func TestDocumentedInstall(t *testing.T) {
 	}
 	startPod(t, &pod{namespace: "ai-workloads", name: "llama-server-0", labels: "{app: llama-server, version: v1}", args: args})
 	f := startFairwayAs(t, "ai-workloads", "waypoint", "")
-	await(t, "the engine is an endpoint", func() bool { return f.endpoints() > 0 })
+	process.Await(t, patience, "the engine is an endpoint", func() bool { return f.endpoints() > 0 })
 	m := regexp.MustCompile(`curl -sS http://(\S+?)(/\S+) .* -d '(.*)'`).FindStringSubmatch(string(page))
 	service := c.object(t, "v1", "Service", "ai-workloads", m[1])
 	vip := service.Object["spec"].(map[string]any)["clusterIP"].(string)
 	client := through(t, f.client(t, "ai-workloads", "default"), net.JoinHostPort(vip, "80"))
-	await(t, "the waypoint takes the Service", func() bool {
+	process.Await(t, patience, "the waypoint takes the Service", func() bool {
 		a, err := post(client, "http://"+m[1]+m[2], m[3])
 		return err == nil && a.status == 200
 	})

@@ -153,7 +153,7 @@ func (c *cluster) dryRun(t *testing.T, o *unstructured.Unstructured) {
 // What the chart lets Fairway do is enough to see everything that it asks for, and not more than it needs.
 func TestRights(t *testing.T) {
 	f := startFairway(t, "")
-	if text := f.output(); strings.Contains(text, "does not let us see") {
+	if text := f.Output(); strings.Contains(text, "does not let us see") {
 		t.Errorf("something is hidden:\n%s", text)
 	}
 	config := theCluster.kubeconfig(t, systemNamespace, "fairway")

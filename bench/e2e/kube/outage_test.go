@@ -7,6 +7,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/fairway-proxy/fairway/bench/e2e/process"
 )
 
 // While the API server is away, what was last known serves; when it is back, changes come through again.
@@ -23,7 +25,7 @@ spec: {selector: {matchLabels: {app: outage}}, targetPorts: [{number: 8000}], en
 	one := startPod(t, &pod{namespace: "outage", name: "one", labels: "{app: outage}", args: []string{"--speed", "200"}})
 	two := startPod(t, &pod{namespace: "outage", name: "two", labels: "{app: outage}", args: []string{"--speed", "200"}})
 	f := startFairway(t, "")
-	await(t, "two endpoints", func() bool { return f.endpoints() == 2 })
+	process.Await(t, patience, "two endpoints", func() bool { return f.endpoints() == 2 })
 	client, url := plainClient(t), "http://"+f.http+"/v1/chat/completions"
 
 	var asked, failed atomic.Int64

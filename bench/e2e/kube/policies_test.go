@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
+	"github.com/fairway-proxy/fairway/bench/e2e/process"
 	"github.com/fairway-proxy/fairway/bench/e2e/ztunnel"
 )
 
@@ -38,7 +39,7 @@ spec: {selector: {matchLabels: {app: llama}}, targetPorts: [{number: 8000}], end
 `, "NS", namespace))
 	startPod(t, &pod{namespace: namespace, name: "llama", labels: "{app: llama}", args: []string{"--speed", "1000"}})
 	f := startFairway(t, "")
-	await(t, "an endpoint", func() bool { return f.endpoints() == 1 })
+	process.Await(t, patience, "an endpoint", func() bool { return f.endpoints() == 1 })
 	return f
 }
 
@@ -149,19 +150,19 @@ func TestPolicyUnderLoad(t *testing.T) {
 		a, err := post(through(t, client, vip+":80"), "http://llm/v1/chat/completions", chat("mock", "s", "u"))
 		return err == nil && a.status == 200
 	}
-	await(t, "an answer", opens)
+	process.Await(t, patience, "an answer", opens)
 	var took []time.Duration
 	for range 3 { // a busy machine may be late
 		took = nil
 		for range rounds {
 			calls := startCallers(t, client, vip+":80", 4)
-			await(t, "an answer", func() bool { return calls.has(200) })
+			process.Await(t, patience, "an answer", func() bool { return calls.has(200) })
 			policy := mustParse(t, denies(namespace, "llm", "[{}]"))
 			if err := theCluster.put(policy); err != nil {
 				t.Fatal(err)
 			}
 			created := time.Now()
-			await(t, "a refusal", func() bool { return calls.has(403) })
+			process.Await(t, patience, "a refusal", func() bool { return calls.has(403) })
 			time.Sleep(20 * time.Millisecond) // some more of them
 			theCluster.remove(t, policy)
 			events := calls.end()
@@ -177,7 +178,7 @@ func TestPolicyUnderLoad(t *testing.T) {
 				}
 			}
 			took = append(took, last.Sub(created))
-			await(t, "an answer again", opens)
+			process.Await(t, patience, "an answer again", opens)
 		}
 		if slices.Sort(took); took[rounds*9/10] <= within {
 			break
@@ -208,7 +209,7 @@ func TestNoRequestBetweenAServiceAndItsPolicy(t *testing.T) {
 		for _, o := range objects {
 			theCluster.apply(t, o)
 		}
-		await(t, "a refusal", func() bool { return calls.has(403) })
+		process.Await(t, patience, "a refusal", func() bool { return calls.has(403) })
 		time.Sleep(10 * time.Millisecond) // some more of them
 		var firstRefused time.Time
 		for _, e := range calls.end() {
@@ -254,16 +255,16 @@ func TestPolicyThatDoesNotParse(t *testing.T) {
 		return a.status
 	}
 	for _, rules := range []string{`[{form: [{source: {namespaces: [default]}}]}]`, `"all"`, `[{when: [{key: source.ip, values: 5}]}]`} {
-		await(t, "answers", func() bool { return ask("10.96.10.1") == 200 && ask("10.96.10.2") == 200 })
+		process.Await(t, patience, "answers", func() bool { return ask("10.96.10.1") == 200 && ask("10.96.10.2") == 200 })
 		policy := mustParse(t, strings.Replace(denies(namespace, "llm", rules), "DENY", "ALLOW", 1))
 		if err := theCluster.put(policy); err != nil {
 			t.Fatal(err)
 		}
-		await(t, "a refusal", func() bool { return ask("10.96.10.1") == 403 })
+		process.Await(t, patience, "a refusal", func() bool { return ask("10.96.10.1") == 403 })
 		if status := ask("10.96.10.2"); status != 200 {
 			t.Errorf("%s: the other Service answers %d", rules, status)
 		}
-		await(t, "a line that says why", func() bool { return strings.Contains(f.output(), "cannot be read") })
+		process.Await(t, patience, "a line that says why", func() bool { return strings.Contains(f.Output(), "cannot be read") })
 		theCluster.remove(t, policy)
 	}
 }
@@ -297,7 +298,7 @@ func laxPolicies(t *testing.T) {
 	t.Cleanup(func() {
 		replace(func(o *unstructured.Unstructured) { o.Object["spec"] = original.Object["spec"] })
 	})
-	await(t, "the API server takes what it did not", func() bool {
+	process.Await(t, patience, "the API server takes what it did not", func() bool {
 		theCluster.put(namespaceNamed("policies-broken"))
 		return theCluster.put(mustParse(t, denies("policies-broken", "probe", `"all"`))) == nil
 	})

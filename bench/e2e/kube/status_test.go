@@ -16,6 +16,8 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"github.com/fairway-proxy/fairway/bench/e2e/process"
 )
 
 var fight = flag.Duration("fight", 15*time.Second, "how long TestStatusFight lasts")
@@ -95,14 +97,14 @@ spec:
 `)
 	const gateways, inference = "gateway.networking.k8s.io/v1", "inference.networking.k8s.io/v1"
 	one, two := startFairway(t, ""), startFairway(t, "")
-	await(t, "an address", func() bool { return addressOf(c.object(t, gateways, "Gateway", "status", "waypoint")) != "" })
+	process.Await(t, patience, "an address", func() bool { return addressOf(c.object(t, gateways, "Gateway", "status", "waypoint")) != "" })
 	if got := addressOf(c.object(t, gateways, "Gateway", "status", "waypoint")); got != "waypoint.status.svc.cluster.local" {
 		t.Errorf("the address is %q", got)
 	}
-	await(t, "the route's status", func() bool {
+	process.Await(t, patience, "the route's status", func() bool {
 		return parentsBy(c.object(t, gateways, "HTTPRoute", "status", "route"), ourController) != ""
 	})
-	await(t, "the pool's status", func() bool {
+	process.Await(t, patience, "the pool's status", func() bool {
 		return parentsBy(c.object(t, inference, "InferencePool", "status", "pool"), ourController) != ""
 	})
 	for apiVersion, kind := range map[string]string{gateways: "HTTPRoute", inference: "InferencePool"} {
@@ -167,11 +169,11 @@ spec:
 		})
 	}
 	time.Sleep(*fight / 3)
-	one.end(syscall.SIGTERM)
+	one.End(syscall.SIGTERM)
 	time.Sleep(*fight / 6)
 	one = startFairway(t, "")
 	time.Sleep(*fight / 6)
-	two.end(syscall.SIGKILL)
+	two.End(syscall.SIGKILL)
 	time.Sleep(*fight / 3)
 	cancel()
 	running.Wait()
@@ -180,7 +182,7 @@ spec:
 	if changes.Load()+missing.Load()+lost.Load()+bare.Load() > 0 || foreignWrites.Load() < 10 {
 		t.Error("that is not as it should be")
 	}
-	one.end(syscall.SIGKILL)
+	one.End(syscall.SIGKILL)
 	if addressOf(c.object(t, gateways, "Gateway", "status", "waypoint")) == "" {
 		t.Error("without a process the Gateway has no address")
 	}

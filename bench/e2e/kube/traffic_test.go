@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"github.com/fairway-proxy/fairway/bench/e2e/process"
 )
 
 // podChanges is how often TestTrafficWhileObjectsChange changes a pod.
@@ -139,13 +141,13 @@ spec: {selector: {matchLabels: {group: %s}}, targetPorts: [{number: 8000}], endp
 		c.apply(t, p.yaml("True"))
 		total += endpointsOf(p)
 	}
-	await(t, "all endpoints", func() bool { return f.endpoints() == total })
+	process.Await(t, patience, "all endpoints", func() bool { return f.endpoints() == total })
 
 	l := &load{stop: make(chan struct{})}
 	url := "/v1/chat/completions"
 	l.add(plainClient(t), "http://"+f.http+url, "plain", 4)
 	l.add(through(t, f.client(t, "default", "client"), "10.96.7.7:80"), "http://llm.traffic"+url, "mesh", 4)
-	await(t, "a warm start", func() bool { return l.asked.Load() > 400 })
+	process.Await(t, patience, "a warm start", func() bool { return l.asked.Load() > 400 })
 	cached, all := hits(t, stable)
 	warm := cached / all
 
@@ -312,7 +314,7 @@ spec:
 `)
 	seen := map[string]*echo{"big": startEcho(t, "weighted", "big", "{app: big}"), "small": startEcho(t, "weighted", "small", "{app: small}")}
 	f := startFairway(t, "")
-	await(t, "two endpoints", func() bool { return f.endpoints() == 2 })
+	process.Await(t, patience, "two endpoints", func() bool { return f.endpoints() == 2 })
 	client := plainClient(t)
 	const n = 400
 	ask := func() map[int]int {
