@@ -15,6 +15,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/fairway-proxy/fairway/bench/e2e/process"
 )
 
 // demo is a running `fairway demo`.
@@ -22,9 +24,9 @@ type demo struct{ origin, metrics, admin string }
 
 func startDemo(t *testing.T) demo {
 	t.Helper()
-	d := demo{freeAddress(t), freeAddress(t), freeAddress(t)}
-	start(t, "demo", os.Getenv("E2E_FAIRWAY"), "demo", "--pods", "3", "--listen", d.origin, "--metrics", d.metrics, "--admin", d.admin)
-	await(t, "http://"+d.metrics+"/healthz/ready")
+	d := demo{process.FreeAddress(), process.FreeAddress(), process.FreeAddress()}
+	p := start(t, "demo", os.Getenv("E2E_FAIRWAY"), "demo", "--pods", "3", "--listen", d.origin, "--metrics", d.metrics, "--admin", d.admin)
+	p.Await(t, patience, process.Answers("http://"+d.metrics+"/healthz/ready"))
 	return d
 }
 
@@ -37,7 +39,7 @@ func (d demo) page(t *testing.T) []byte {
 // settle waits until the demo's traffic is over.
 func (d demo) settle(t *testing.T) {
 	t.Helper()
-	eventually(t, func() error {
+	process.Eventually(t, patience, func() error {
 		page := d.page(t)
 		if n := sum(t, page, "fairway_requests_total{"); n < 200 || sum(t, page, "fairway_requests_live ") > 0 {
 			return fmt.Errorf("%v requests have ended, and some are under way", n)
@@ -48,20 +50,20 @@ func (d demo) settle(t *testing.T) {
 
 func TestObserve(t *testing.T) {
 	d := startDemo(t)
-	engine, lone := freeAddress(t), freeAddress(t)
+	engine, lone := process.FreeAddress(), process.FreeAddress()
 	mock := start(t, "engine", os.Getenv("E2E_MOCKVLLM"), "--listen", engine, "--model", "m")
-	await(t, "http://"+engine+"/health")
+	mock.Await(t, patience, process.Answers("http://"+engine+"/health"))
 	config := filepath.Join(t.TempDir(), "fairway.yaml")
 	good := "pools: [{name: default, endpoints: [http://" + engine + "]}]\n"
 	writeFile(t, config, good)
-	origin := freeAddress(t)
-	start(t, "fairway", os.Getenv("E2E_FAIRWAY"), "serve", "--config", config, "--listen", origin, "--metrics", lone, "--admin", freeAddress(t))
-	await(t, "http://"+lone+"/healthz/ready")
-	ended := freeAddress(t)
-	another := start(t, "another", os.Getenv("E2E_FAIRWAY"), "serve", "--endpoint", "http://"+engine, "--listen", freeAddress(t), "--metrics", ended, "--admin", freeAddress(t))
-	await(t, "http://"+ended+"/healthz/ready")
+	origin := process.FreeAddress()
+	fairway := start(t, "fairway", os.Getenv("E2E_FAIRWAY"), "serve", "--config", config, "--listen", origin, "--metrics", lone, "--admin", process.FreeAddress())
+	fairway.Await(t, patience, process.Answers("http://"+lone+"/healthz/ready"))
+	ended := process.FreeAddress()
+	another := start(t, "another", os.Getenv("E2E_FAIRWAY"), "serve", "--endpoint", "http://"+engine, "--listen", process.FreeAddress(), "--metrics", ended, "--admin", process.FreeAddress())
+	another.Await(t, patience, process.Answers("http://"+ended+"/healthz/ready"))
 	p := startPrometheus(t, d.metrics, lone, ended)
-	eventually(t, func() error { // the engine is known, and no alert fires
+	process.Eventually(t, patience, func() error { // the engine is known, and no alert fires
 		got, err := p.query(`fairway_pool_endpoints{pool="default"} == 1 and on (instance) fairway_config_rejected_total`)
 		if err == nil && len(got) != 2 {
 			err = fmt.Errorf("%v", got)
@@ -72,8 +74,8 @@ func TestObserve(t *testing.T) {
 		t.Errorf("alerts fire before there is a reason: %v, %v", got, err)
 	}
 	// The conditions of those that take no longer than the rest of these tests. promtool makes all of them.
-	stop(mock)
-	stop(another)
+	mock.Stop()
+	another.Stop()
 	writeFile(t, config, good+"nonsense: true\n")
 	asking, failing := make(chan struct{}), make(chan struct{})
 	go func() {
@@ -91,7 +93,7 @@ func TestObserve(t *testing.T) {
 			fmt.Sprintf(`FairwayMetricsStale", endpoint=%q`, engine), `FairwayErrors`, fmt.Sprintf(`FairwayConfigRejected", instance=%q`, lone),
 		} {
 			alert = strings.TrimSuffix(alert, `"`)
-			eventually(t, func() error {
+			process.Eventually(t, patience, func() error {
 				got, err := p.query(`ALERTS{alertstate="firing", alertname="` + alert + `"}`)
 				if err == nil && len(got) != 1 {
 					err = fmt.Errorf("%s does not fire: %v", alert, got)
@@ -139,7 +141,7 @@ func testScrapes(t *testing.T, d demo, p prometheus) {
 	run(t, page, os.Getenv("E2E_PROMTOOL"), "check", "metrics")
 	for _, name := range []string{"fairway_requests_total", "fairway_tokens_total", "fairway_time_to_first_token_seconds_count", "fairway_picks_total"} {
 		want := sum(t, page, name+"{")
-		eventually(t, func() error {
+		process.Eventually(t, patience, func() error {
 			got, err := p.query(fmt.Sprintf("sum(%s{instance=%q})", name, d.metrics))
 			if err == nil && (len(got) != 1 || got["map[]"] != want) {
 				err = fmt.Errorf("%s: Prometheus has %v, the page %v", name, got, want)
@@ -264,16 +266,16 @@ func testBrowser(t *testing.T, d demo) {
 
 // testPanels has a second policy asked and requests refused, and compares what the page says of them with the metrics.
 func testPanels(t *testing.T, b *browser, shots string) {
-	engines := []string{freeAddress(t), freeAddress(t)}
+	engines := []string{process.FreeAddress(), process.FreeAddress()}
 	for _, e := range engines {
-		start(t, "engine", os.Getenv("E2E_MOCKVLLM"), "--listen", e, "--model", "m")
-		await(t, "http://"+e+"/health")
+		start(t, "engine", os.Getenv("E2E_MOCKVLLM"), "--listen", e, "--model", "m").
+			Await(t, patience, process.Answers("http://"+e+"/health"))
 	}
 	config := filepath.Join(t.TempDir(), "fairway.yaml")
 	writeFile(t, config, fmt.Sprintf("pools: [{name: p, endpoints: [http://%s, http://%s]}]\nmodels: [{name: batch, pool: p, criticality: Sheddable, targets: [{name: m, weight: 1}]}, {name: m, pool: p}]\nshadow: round-robin\n", engines[0], engines[1]))
-	origin, metrics, admin := freeAddress(t), freeAddress(t), freeAddress(t)
-	start(t, "fairway", os.Getenv("E2E_FAIRWAY"), "serve", "--config", config, "--listen", origin, "--metrics", metrics, "--admin", admin)
-	await(t, "http://"+metrics+"/healthz/ready")
+	origin, metrics, admin := process.FreeAddress(), process.FreeAddress(), process.FreeAddress()
+	start(t, "fairway", os.Getenv("E2E_FAIRWAY"), "serve", "--config", config, "--listen", origin, "--metrics", metrics, "--admin", admin).
+		Await(t, patience, process.Answers("http://"+metrics+"/healthz/ready"))
 	codes := make(map[int]int)
 	for i := range 12 {
 		model := []string{"m", "batch"}[i%2]

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -18,38 +17,22 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/fairway-proxy/fairway/bench/e2e/process"
 )
 
-// start starts a program in a process group of its own, which ends with the test. What it prints is told if the test fails.
-func start(t *testing.T, name string, argv ...string) *exec.Cmd {
-	t.Helper()
-	logName := filepath.Join(t.TempDir(), name+".log")
-	log, err := os.Create(logName)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer log.Close()
-	cmd := exec.Command(argv[0], argv[1:]...)
-	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
-	if err := cmd.Start(); err != nil {
-		t.Fatalf("starting %s: %v", name, err)
-	}
-	t.Cleanup(func() {
-		stop(cmd)
-		if text, err := os.ReadFile(logName); t.Failed() && err == nil {
-			t.Logf("%s said:\n%s", name, text[max(0, len(text)-4000):])
-		}
-	})
-	return cmd
-}
+// patience is for a machine that does other things too.
+const patience = 3 * time.Minute
 
-// stop ends a program. It may be called again.
-func stop(cmd *exec.Cmd) {
-	_ = cmd.Process.Signal(syscall.SIGTERM) // it may have ended
-	ended := time.AfterFunc(20*time.Second, func() { _ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) })
-	_ = cmd.Wait() // how it ended does not matter
-	ended.Stop()
+// start starts a program, which is asked to end with the test.
+func start(t *testing.T, name string, argv ...string) *process.Process {
+	t.Helper()
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
+	p := process.Start(t, cmd)
+	p.Name = name
+	t.Cleanup(p.Stop)
+	return p
 }
 
 // run runs a program to its end, and gives what it printed.
@@ -64,33 +47,6 @@ func run(t *testing.T, stdin []byte, argv ...string) string {
 	return string(out)
 }
 
-// freeAddress is a loopback address whose port was free just now.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
-
-// eventually tries something until it succeeds.
-func eventually(t *testing.T, try func() error) {
-	t.Helper()
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
-	for give := time.Now().Add(3 * time.Minute); ; <-tick.C {
-		err := try()
-		if err == nil {
-			return
-		}
-		if time.Now().After(give) {
-			t.Fatal(err)
-		}
-	}
-}
-
 func get(url string) ([]byte, error) {
 	resp, err := http.Get(url)
 	if err != nil {
@@ -102,12 +58,6 @@ func get(url string) ([]byte, error) {
 		err = fmt.Errorf("%s: %s: %s", url, resp.Status, body)
 	}
 	return body, err
-}
-
-// await waits for a page to answer.
-func await(t *testing.T, url string) {
-	t.Helper()
-	eventually(t, func() error { _, err := get(url); return err })
 }
 
 func mustGet(t *testing.T, url string) []byte {
@@ -159,10 +109,10 @@ func startPrometheus(t *testing.T, targets ...string) prometheus {
 		t.Fatal(err)
 	}
 	run(t, nil, os.Getenv("E2E_PROMTOOL"), "check", "config", config)
-	address := freeAddress(t)
-	start(t, "prometheus", os.Getenv("E2E_PROMETHEUS"), "--config.file="+config, "--storage.tsdb.path="+filepath.Join(dir, "data"), "--web.listen-address="+address)
+	address := process.FreeAddress()
+	server := start(t, "prometheus", os.Getenv("E2E_PROMETHEUS"), "--config.file="+config, "--storage.tsdb.path="+filepath.Join(dir, "data"), "--web.listen-address="+address)
 	p := prometheus{"http://" + address}
-	await(t, p.url+"/-/ready")
+	server.Await(t, patience, process.Answers(p.url+"/-/ready"))
 	return p
 }
 

@@ -13,6 +13,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/fairway-proxy/fairway/bench/e2e/process"
 )
 
 // span is one in OTLP's JSON (opentelemetry-proto, trace.proto).
@@ -80,7 +82,7 @@ func startCollector(t *testing.T) (grpc, http_ string, spans chan span) {
 	})}
 	go sink.Serve(l)
 	t.Cleanup(func() { sink.Close() })
-	grpc, http_ = freeAddress(t), freeAddress(t)
+	grpc, http_ = process.FreeAddress(), process.FreeAddress()
 	health := "receivers: {otlp: {protocols: {grpc: {endpoint: %q}, http: {endpoint: %q}}}}\n" +
 		"exporters: {otlphttp: {endpoint: \"http://%s\", encoding: json, compression: none, sending_queue: {enabled: false}}}\n" +
 		"service: {telemetry: {metrics: {level: none}}, pipelines: {traces: {receivers: [otlp], exporters: [otlphttp]}}}\n"
@@ -88,15 +90,9 @@ func startCollector(t *testing.T) (grpc, http_ string, spans chan span) {
 	if err := os.WriteFile(config, fmt.Appendf(nil, health, grpc, http_, l.Addr()), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	start(t, "otelcol", os.Getenv("E2E_OTELCOL"), "--config", config)
+	otelcol := start(t, "otelcol", os.Getenv("E2E_OTELCOL"), "--config", config)
 	for _, address := range []string{grpc, http_} {
-		eventually(t, func() error {
-			c, err := net.Dial("tcp", address)
-			if err == nil {
-				c.Close()
-			}
-			return err
-		})
+		otelcol.Await(t, patience, process.Listens(address))
 	}
 	return grpc, http_, spans
 }
@@ -104,20 +100,20 @@ func startCollector(t *testing.T) (grpc, http_ string, spans chan span) {
 // Each request is a span that a collector takes, by either protocol; a client's trace goes on in it.
 func TestSpans(t *testing.T) {
 	grpc, overHTTP, spans := startCollector(t)
-	engine := freeAddress(t)
-	start(t, "engine", os.Getenv("E2E_MOCKVLLM"), "--listen", engine, "--model", "m")
-	await(t, "http://"+engine+"/health")
+	engine := process.FreeAddress()
+	start(t, "engine", os.Getenv("E2E_MOCKVLLM"), "--listen", engine, "--model", "m").
+		Await(t, patience, process.Answers("http://"+engine+"/health"))
 	for protocol, collector := range map[string]string{"grpc": grpc, "http": overHTTP} {
 		t.Run(protocol, func(t *testing.T) {
 			config := filepath.Join(t.TempDir(), "fairway.yaml")
-			listen, metrics := freeAddress(t), freeAddress(t)
+			listen, metrics := process.FreeAddress(), process.FreeAddress()
 			text := fmt.Sprintf("listen: {http: %q, metrics: %q, admin: %q}\ntracing: {endpoint: \"http://%s\", protocol: %s, sampling: 1}\npools: [{name: p, endpoints: [\"http://%s\"]}]\n",
-				listen, metrics, freeAddress(t), collector, protocol, engine)
+				listen, metrics, process.FreeAddress(), collector, protocol, engine)
 			if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 				t.Fatal(err)
 			}
 			fairway := start(t, "fairway", os.Getenv("E2E_FAIRWAY"), "serve", "--config", config)
-			await(t, "http://"+metrics+"/healthz/ready")
+			fairway.Await(t, patience, process.Answers("http://"+metrics+"/healthz/ready"))
 
 			const trace, parent = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 			ask := func(model string, fields map[string]string) {
@@ -137,7 +133,7 @@ func TestSpans(t *testing.T) {
 			ask("m", map[string]string{"traceparent": "00-" + trace + "-" + parent + "-01", "X-Request-Id": "traced-" + protocol})
 			ask("nobody's", map[string]string{"b3": strings.Repeat("1", 32) + "-" + strings.Repeat("2", 16) + "-1"})
 			ask("m", map[string]string{"traceparent": "00-" + strings.Repeat("3", 32) + "-" + parent + "-00"}) // not sampled
-			stop(fairway)                                                                                      // sends what is left
+			fairway.Stop()                                                                                     // sends what is left
 
 			served, refused := <-spans, <-spans
 			if served.Name != "chat m" || served.TraceID != trace || served.ParentSpanID != parent || served.Kind != 2 || served.Status.Code == 2 {
