@@ -13,6 +13,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/fairway-proxy/fairway/bench/e2e/process"
 )
 
 // churned is what came of a request for an adapter.
@@ -27,7 +29,7 @@ type churned struct {
 func TestAdapterChurn(t *testing.T) {
 	var engines [2]*engine
 	for i := range engines {
-		engines[i] = startEngine(t, fmt.Sprintf("churn-engine-%d", i+1), freeAddress(t),
+		engines[i] = startEngine(t, fmt.Sprintf("churn-engine-%d", i+1), process.FreeAddress(),
 			"adapter-3="+filepath.Join(os.Getenv("E2E_MODELS"), "adapter-3"), "--max-loras", "1")
 	}
 	for _, e := range engines {

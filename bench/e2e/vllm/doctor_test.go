@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/fairway-proxy/fairway/bench/e2e/process"
 )
 
 // diagnosis is what `fairway doctor --json` says.
@@ -66,10 +68,10 @@ func testDoctor(t *testing.T, f *fleet) {
 
 // TestDoctor starts two engines in seven wrong ways, and has them found.
 func TestDoctor(t *testing.T) {
-	blind := startEngine(t, "blind", freeAddress(t),
+	blind := startEngine(t, "blind", process.FreeAddress(),
 		"--disable-log-stats", "--no-enable-prompt-tokens-details", "--max-model-len", "4096", "--api-key", "secret")
 	t.Setenv("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "1")
-	forgetful := startEngine(t, "forgetful", freeAddress(t),
+	forgetful := startEngine(t, "forgetful", process.FreeAddress(),
 		"--no-enable-prefix-caching", "--block-size", "128", "--served-model-name", "another")
 	blind.awaitUp(t)
 	forgetful.awaitUp(t)

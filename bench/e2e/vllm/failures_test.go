@@ -9,6 +9,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/fairway-proxy/fairway/bench/e2e/process"
 )
 
 // testEnds ends engines: the first is killed and comes back, then the second is told to end.
@@ -28,7 +30,7 @@ func openStreams(t *testing.T, f *fleet) map[*engine][]*stream {
 	missing := map[string]bool{}
 	for _, e := range f.engines {
 		for _, a := range apis {
-			missing[e.name+a.name] = true
+			missing[e.Name+a.name] = true
 		}
 	}
 	for i := 0; len(missing) > 0; i++ {
@@ -40,7 +42,7 @@ func openStreams(t *testing.T, f *fleet) map[*engine][]*stream {
 		s := openStream(t, t.Context(), f.fairway.origin, api, body.with("ignore_eos", true))
 		e := f.at(t, s.endpoint())
 		streams[e] = append(streams[e], s)
-		delete(missing, e.name+api.name)
+		delete(missing, e.Name+api.name)
 	}
 	for _, served := range streams {
 		for _, s := range served {
@@ -77,7 +79,7 @@ func testKilled(t *testing.T, f *fleet) {
 	victim, other := f.engines[0], f.engines[1]
 	streams := openStreams(t, f)
 	cut, whole := f.fairway.count(t, "upstream_cut"), f.fairway.count(t, "")
-	victim.kill()
+	victim.Kill()
 	for _, s := range streams[victim] {
 		if events := s.rest(t); !endsWith(events, s.api.cut) {
 			t.Errorf("the stream of %s that was cut ends with\n%s\nwant %s…", s.api.name, last(events), s.api.cut)
@@ -95,14 +97,14 @@ func testComesBack(t *testing.T, f *fleet, cached object) {
 	begin := time.Now()
 	f.engines[0].awaitUp(t)
 	t.Logf("up again after %v", time.Since(begin).Round(time.Second))
-	eventually(t, func() error {
+	process.Eventually(t, patience, func() error {
 		return f.fairway.scraped(t, f.engines[0]) // by which it learns that a new process is there
 	})
 	if predicted := predictedHit(t, post(t, f.fairway.origin+chatPath, cached)); predicted != 0 {
 		t.Errorf("of a prompt that the killed engine had cached, Fairway believes %d tokens cached", predicted)
 	}
 	i := 0
-	took := eventually(t, func() error {
+	took := process.Eventually(t, patience, func() error {
 		i++
 		prompt := strings.Repeat(fmt.Sprintf("Question %d to who is back. ", i), 50)
 		resp := post(t, f.fairway.origin+chatPath, chatBody("tiny", prompt, 1))
@@ -171,7 +173,7 @@ func testTerminated(t *testing.T, f *fleet) {
 			t.Errorf("the stream of %s ends with\n%s\nwant finish_reason abort, and [DONE]", s.api.name, last(events))
 		}
 	}
-	victim.stop()
+	victim.Stop()
 	f.fairway.awaitCount(t, "upstream_aborted", aborted+float64(told))
 	wantServedBy(t, f, other)
 	wantWhole(t, streams[other])

@@ -13,6 +13,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/fairway-proxy/fairway/bench/e2e/process"
 )
 
 // TestPredictions plays requests of all lengths to two engines of different speed, one with one thread and one with two, at 70 % of what
@@ -21,7 +23,7 @@ import (
 func TestPredictions(t *testing.T) {
 	var engines [2]*engine
 	for i := range engines {
-		engines[i] = startEngineOf(t, fmt.Sprintf("predicted-engine-%d", i+1), freeAddress(t), i+1)
+		engines[i] = startEngineOf(t, fmt.Sprintf("predicted-engine-%d", i+1), process.FreeAddress(), i+1)
 	}
 	for _, e := range engines {
 		e.awaitUp(t)

@@ -4,10 +4,8 @@ package vllm_test
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,68 +13,50 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/fairway-proxy/fairway/bench/e2e/process"
 )
 
-// process is a program that runs in a process group of its own, so that whatever it starts ends with it.
-type process struct {
-	name  string
-	cmd   *exec.Cmd
-	log   string // the file that holds what it prints
-	ended chan struct{}
+// patience is for engines that share two processors: they may be deaf for many seconds.
+const patience = 5 * time.Minute
+
+// server is a program with a log.
+type server struct {
+	*process.Process
+	log string // the file that holds what it prints
 }
 
-// start starts a program. It is stopped when the test ends, and the end of its log is told if the test failed.
-func start(t *testing.T, name string, env []string, argv ...string) *process {
+// start starts a program. It is asked to end when the test does, and the end of its log is told if the test failed.
+func start(t *testing.T, name string, env []string, argv ...string) *server {
 	t.Helper()
 	logs := os.Getenv("E2E_LOGS")
 	if logs == "" {
 		logs = t.TempDir()
 	}
-	p := &process{name: name, log: filepath.Join(logs, name+".log"), ended: make(chan struct{})}
-	log, err := os.OpenFile(p.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+	s := &server{log: filepath.Join(logs, name+".log")}
+	log, err := os.OpenFile(s.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer log.Close()
-	p.cmd = exec.Command(argv[0], argv[1:]...)
-	p.cmd.Env = append(os.Environ(), env...)
-	p.cmd.Stdout, p.cmd.Stderr = log, log
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
-	if err := p.cmd.Start(); err != nil {
-		t.Fatalf("starting %s: %v", name, err)
-	}
-	go func() {
-		_ = p.cmd.Wait() // the exit code is read from ProcessState
-		close(p.ended)
-	}()
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Env = append(os.Environ(), env...)
+	cmd.Stdout = log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
+	s.Process = process.Start(t, cmd)
+	s.Name = name
 	t.Cleanup(func() {
-		p.stop()
+		s.Stop()
 		if t.Failed() {
-			t.Logf("the end of %s:\n%s", p.log, p.tail(40))
+			t.Logf("the end of %s:\n%s", s.log, s.tail(40))
 		}
 	})
-	return p
-}
-
-// stop asks the program to end and, if it does not, ends it and all it started.
-func (p *process) stop() {
-	_ = p.cmd.Process.Signal(syscall.SIGTERM) // it may have ended
-	select {
-	case <-p.ended:
-	case <-time.After(20 * time.Second):
-	}
-	p.kill()
-}
-
-// kill ends the program and all it started at once, as losing the machine does.
-func (p *process) kill() {
-	_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL) // nothing of it may be left
-	<-p.ended
+	return s
 }
 
 // tail is the last lines of the log.
-func (p *process) tail(n int) string {
-	content, err := os.ReadFile(p.log)
+func (s *server) tail(n int) string {
+	content, err := os.ReadFile(s.log)
 	if err != nil {
 		return err.Error()
 	}
@@ -84,45 +64,9 @@ func (p *process) tail(n int) string {
 	return string(bytes.Join(lines[max(0, len(lines)-n):], []byte("\n")))
 }
 
-// await asks a URL until it answers with 200. It fails the test early if the program ends.
-func (p *process) await(t *testing.T, atMost time.Duration, url string) {
-	t.Helper()
-	give := time.After(atMost)
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		resp, err := client.Get(url)
-		if err == nil {
-			resp.Body.Close()
-			if resp.StatusCode == http.StatusOK {
-				return
-			}
-			err = errors.New(resp.Status)
-		}
-		select {
-		case <-give:
-			t.Fatalf("%s is not up after %v: %v", p.name, atMost, err)
-		case <-p.ended:
-			t.Fatalf("%s ended (%v) before it was up", p.name, p.cmd.ProcessState)
-		case <-tick.C:
-		}
-	}
-}
-
-// freeAddress is a loopback address whose port was free just now.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
-
 // engine is a vLLM server with the tiny model and its adapters.
 type engine struct {
-	*process
+	*server
 	address string
 }
 
@@ -170,7 +114,7 @@ func (e *engine) url() string { return "http://" + e.address }
 
 func (e *engine) awaitUp(t *testing.T) {
 	t.Helper()
-	e.await(t, 15*time.Minute, e.url()+"/health")
+	e.Await(t, 15*time.Minute, process.Answers(e.url()+"/health"))
 }
 
 // running is how many requests the engine works on.
@@ -201,29 +145,29 @@ func (e *engine) core(t *testing.T) int {
 		var pid, parent, group int
 		var state string
 		before, after, _ := strings.Cut(string(stat), " (VLLM::EngineCor) ")
-		if _, err := fmt.Sscan(before+" "+after, &pid, &state, &parent, &group); err == nil && group == e.cmd.Process.Pid {
+		if _, err := fmt.Sscan(before+" "+after, &pid, &state, &parent, &group); err == nil && group == e.Cmd.Process.Pid {
 			return pid
 		}
 	}
-	t.Fatalf("%s has no process VLLM::EngineCore", e.name)
+	t.Fatalf("%s has no process VLLM::EngineCore", e.Name)
 	return 0
 }
 
 // fairway is the proxy in front of some engines.
 type fairway struct {
-	*process
+	*server
 	origin, ops, admin string
 }
 
 func startFairway(t *testing.T, name string, engines ...*engine) *fairway {
 	t.Helper()
-	listen, metrics, admin := freeAddress(t), freeAddress(t), freeAddress(t)
+	listen, metrics, admin := process.FreeAddress(), process.FreeAddress(), process.FreeAddress()
 	argv := []string{os.Getenv("E2E_FAIRWAY"), "serve", "--listen", listen, "--metrics", metrics, "--admin", admin}
 	for _, e := range engines {
 		argv = append(argv, "--endpoint", e.url())
 	}
 	f := &fairway{start(t, name, nil, argv...), "http://" + listen, "http://" + metrics, "http://" + admin}
-	f.await(t, time.Minute, f.ops+"/healthz/ready")
+	f.Await(t, time.Minute, process.Answers(f.ops+"/healthz/ready"))
 	return f
 }
 
@@ -236,7 +180,7 @@ func (f *fairway) count(t *testing.T, reason string) float64 {
 // awaitCount waits until n requests have ended for a reason: they are counted after their client has the last byte.
 func (f *fairway) awaitCount(t *testing.T, reason string, n float64) {
 	t.Helper()
-	eventually(t, func() error {
+	process.Eventually(t, patience, func() error {
 		if got := f.count(t, reason); got != n {
 			return fmt.Errorf("fairway_requests_total counts %v of reason %q, want %v", got, reason, n)
 		}
@@ -248,28 +192,9 @@ func (f *fairway) awaitCount(t *testing.T, reason string, n float64) {
 func (f *fairway) scraped(t *testing.T, e *engine) error {
 	t.Helper()
 	if age := sum(t, f.ops+"/metrics", "fairway_endpoint_scrape_age_seconds{", e.address); age < 0 || age > 1 {
-		return fmt.Errorf("the metrics of %s were last read %v s ago", e.name, age)
+		return fmt.Errorf("the metrics of %s were last read %v s ago", e.Name, age)
 	}
 	return nil
-}
-
-// eventually tries something until it succeeds, and tells how long that took. An engine that shares two processors with
-// others may be deaf for many seconds.
-func eventually(t *testing.T, try func() error) time.Duration {
-	t.Helper()
-	const atMost = 5 * time.Minute
-	begin := time.Now()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := try()
-		if took := time.Since(begin); err == nil {
-			return took
-		} else if took > atMost {
-			t.Fatalf("after %v: %v", took.Round(time.Millisecond), err)
-		}
-		<-tick.C
-	}
 }
 
 // sum adds up the samples of a metrics page whose line begins with a prefix and holds every one of the words.

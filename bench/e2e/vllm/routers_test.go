@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fairway-proxy/fairway/bench/e2e/process"
 	"github.com/fairway-proxy/fairway/bench/load"
 	"github.com/fairway-proxy/fairway/bench/workload"
 )
@@ -23,16 +24,16 @@ import (
 // A router is one of those that are compared: a name, and how to start it before the engines. It returns its origin.
 type router struct {
 	name  string
-	start func(t *testing.T, engines []*engine) (origin string, p *process)
+	start func(t *testing.T, engines []*engine) (origin string, p *server)
 }
 
 // routers are all of them. Those written in Rust are run as their command lines' help says, with their defaults.
 func routers() []router {
 	venv := func(name string) string { return filepath.Join(os.Getenv("E2E_ROUTERS"), name, "bin", name) }
 	return []router{
-		{"Fairway", func(t *testing.T, engines []*engine) (string, *process) {
+		{"Fairway", func(t *testing.T, engines []*engine) (string, *server) {
 			f := startFairway(t, "fairway", engines...)
-			return f.origin, f.process
+			return f.origin, f.server
 		}},
 		{"haproxy, round robin", haproxy("roundrobin")},
 		{"haproxy, least connections", haproxy("leastconn")},
@@ -42,9 +43,9 @@ func routers() []router {
 	}
 }
 
-func haproxy(balance string) func(*testing.T, []*engine) (string, *process) {
-	return func(t *testing.T, engines []*engine) (string, *process) {
-		listen := freeAddress(t)
+func haproxy(balance string) func(*testing.T, []*engine) (string, *server) {
+	return func(t *testing.T, engines []*engine) (string, *server) {
+		listen := process.FreeAddress()
 		var b strings.Builder
 		fmt.Fprintf(&b, "defaults\n mode http\n timeout connect 5s\n timeout client 5m\n timeout server 5m\n option http-no-delay\n")
 		fmt.Fprintf(&b, "listen engines\n bind %s\n balance %s\n", listen, balance)
@@ -59,9 +60,9 @@ func haproxy(balance string) func(*testing.T, []*engine) (string, *process) {
 	}
 }
 
-func cacheAware(argv ...string) func(*testing.T, []*engine) (string, *process) {
-	return func(t *testing.T, engines []*engine) (string, *process) {
-		listen, metrics := freeAddress(t), freeAddress(t)
+func cacheAware(argv ...string) func(*testing.T, []*engine) (string, *server) {
+	return func(t *testing.T, engines []*engine) (string, *server) {
+		listen, metrics := process.FreeAddress(), process.FreeAddress()
 		host, port, _ := net.SplitHostPort(listen)
 		_, metricsPort, _ := net.SplitHostPort(metrics)
 		line := append(slices.Clone(argv), "--host", host, "--port", port, "--prometheus-host", host, "--prometheus-port", metricsPort,
@@ -111,7 +112,7 @@ func TestRouters(t *testing.T) {
 	t.Setenv("VLLM_SERVER_DEV_MODE", "1") // for /reset_prefix_cache
 	var engines []*engine
 	for i := range 2 {
-		engines = append(engines, startEngine(t, fmt.Sprintf("engine-%d", i+1), freeAddress(t), "--num-gpu-blocks-override", fmt.Sprint(cacheBlocks)))
+		engines = append(engines, startEngine(t, fmt.Sprintf("engine-%d", i+1), process.FreeAddress(), "--num-gpu-blocks-override", fmt.Sprint(cacheBlocks)))
 	}
 	for _, e := range engines {
 		e.awaitUp(t)
@@ -147,7 +148,7 @@ func measure(t *testing.T, r router, tr traffic, engines []*engine, seed uint64)
 			t.Fatal(err)
 		}
 		origin, proc := r.start(t, engines)
-		eventually(t, func() error { return answers(proc, origin) })
+		process.Eventually(t, patience, func() error { return answers(proc, origin) })
 		for _, e := range engines {
 			reset(t, e)
 		}
@@ -166,10 +167,10 @@ func measure(t *testing.T, r router, tr traffic, engines []*engine, seed uint64)
 }
 
 // answers reports whether a request through the router is answered: some need a while until they have found their engines.
-func answers(p *process, origin string) error {
+func answers(p *server, origin string) error {
 	select {
-	case <-p.ended:
-		return fmt.Errorf("%s ended: %s", p.name, p.tail(5))
+	case <-p.Ended:
+		return fmt.Errorf("%s ended: %s", p.Name, p.tail(5))
 	default:
 	}
 	body := `{"model":"tiny","messages":[{"role":"user","content":"Are you there?"}],"max_tokens":1}`
@@ -180,7 +181,7 @@ func answers(p *process, origin string) error {
 	defer resp.Body.Close()
 	io.Copy(io.Discard, resp.Body)
 	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s answers %s", p.name, resp.Status)
+		return fmt.Errorf("%s answers %s", p.Name, resp.Status)
 	}
 	return nil
 }
@@ -194,7 +195,7 @@ func reset(t *testing.T, e *engine) {
 	}
 	resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		t.Fatalf("%s does not empty its cache: %s", e.name, resp.Status)
+		t.Fatalf("%s does not empty its cache: %s", e.Name, resp.Status)
 	}
 }
 

@@ -15,6 +15,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/fairway-proxy/fairway/bench/e2e/process"
 )
 
 // testConversation compares what the engines find cached during a conversation: each turn sent through Fairway, and
@@ -92,7 +94,7 @@ func testLeaving(t *testing.T, f *fleet) {
 				}
 				answered <- err
 			}()
-			eventually(t, func() error {
+			process.Eventually(t, patience, func() error {
 				if f.running(t) == 0 && len(answered) == 0 {
 					return errors.New("no engine works on the request")
 				}
@@ -116,11 +118,11 @@ func testDropped(t *testing.T, f *fleet, ask func(ctx context.Context, leave fun
 		return nil
 	}
 	for range 5 {
-		eventually(t, idle)
+		process.Eventually(t, patience, idle)
 		finished := f.finished(t)
 		ctx, leave := context.WithCancel(t.Context())
 		ask(ctx, leave)
-		took := eventually(t, idle)
+		took := process.Eventually(t, patience, idle)
 		if f.finished(t) == finished {
 			t.Logf("no request running %v after the client left", took.Round(time.Millisecond))
 			return

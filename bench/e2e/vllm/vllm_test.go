@@ -10,6 +10,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"github.com/fairway-proxy/fairway/bench/e2e/process"
 )
 
 // fleet is what the steps share: two engines behind Fairway, and the first of them behind another one alone.
@@ -49,7 +51,7 @@ func TestVLLM(t *testing.T) {
 	begin := time.Now()
 	f := new(fleet)
 	for i := range f.engines {
-		f.engines[i] = startEngine(t, fmt.Sprintf("engine-%d", i+1), freeAddress(t))
+		f.engines[i] = startEngine(t, fmt.Sprintf("engine-%d", i+1), process.FreeAddress())
 	}
 	for _, e := range f.engines {
 		e.awaitUp(t)
