@@ -17,12 +17,12 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/fairway-proxy/fairway/bench/e2e/process"
 	"github.com/fairway-proxy/fairway/bench/e2e/ztunnel"
 	"github.com/fairway-proxy/fairway/mtls"
 	"github.com/fairway-proxy/fairway/proxy/hbone"
@@ -105,54 +105,12 @@ func program(t *testing.T, name string) string {
 	return path
 }
 
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
-
 // nghttpx starts nghttp2's proxy at an address, and waits until it listens.
 func nghttpx(t *testing.T, address string, args ...string) {
 	t.Helper()
-	var printed bytes.Buffer
-	cmd := exec.Command(program(t, "nghttpx"), append([]string{"--conf=/dev/null", "--http2-proxy", "--workers=1", "--errorlog-file=/dev/stderr"}, args...)...)
-	cmd.Stdout, cmd.Stderr = &printed, &printed
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan struct{})
-	go func() {
-		cmd.Wait()
-		close(ended)
-	}()
-	t.Cleanup(func() {
-		syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
-		<-ended
-		if t.Failed() {
-			t.Logf("nghttpx printed:\n%s", printed.String())
-		}
-	})
-	limit := time.After(20 * time.Second)
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		if c, err := net.Dial("tcp", address); err == nil {
-			c.Close()
-			return
-		}
-		select {
-		case <-tick.C:
-		case <-ended:
-			t.Fatalf("nghttpx ended:\n%s", printed.String())
-		case <-limit:
-			t.Fatal("nghttpx does not listen")
-		}
-	}
+	p := process.Start(t, exec.Command(program(t, "nghttpx"),
+		append([]string{"--conf=/dev/null", "--http2-proxy", "--workers=1", "--errorlog-file=/dev/stderr"}, args...)...))
+	p.Await(t, patience, process.Listens(address))
 }
 
 func commas(address string) string { return strings.Replace(address, ":", ",", 1) }
@@ -163,7 +121,7 @@ const vip = "10.96.0.7:80"
 func TestNghttp2CallsUs(t *testing.T) {
 	m := newMesh(t)
 	l := m.listen(t)
-	front := freeAddress(t)
+	front := process.FreeAddress()
 	nghttpx(t, front, "-f", commas(front)+";no-tls", "-b", commas(l.Addr().String())+";;proto=h2;tls",
 		"--insecure", "--client-cert-file="+m.crt, "--client-private-key-file="+m.key)
 
@@ -270,7 +228,7 @@ func TestWeCallNghttp2(t *testing.T) {
 		inner.Close()
 		serving.Wait()
 	})
-	pod := freeAddress(t)
+	pod := process.FreeAddress()
 	nghttpx(t, pod, "-f", commas(pod), "-b", commas(inner.Addr().String()), "--verify-client", "--verify-client-cacert="+m.roots, m.key, m.crt)
 
 	_, port, _ := net.SplitHostPort(pod)

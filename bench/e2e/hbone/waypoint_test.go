@@ -4,7 +4,6 @@ package hbone_test
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -34,6 +33,7 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 
+	"github.com/fairway-proxy/fairway/bench/e2e/process"
 	"github.com/fairway-proxy/fairway/bench/e2e/ztunnel"
 	"github.com/fairway-proxy/fairway/bench/mock"
 )
@@ -56,24 +56,12 @@ type waypoint struct {
 	t                     *testing.T
 	ca                    *ztunnel.Authority
 	hbone, plain, metrics string
-	cmd                   *exec.Cmd
-	ended                 chan error
-
-	mu  sync.Mutex
-	log bytes.Buffer
-}
-
-func (w *waypoint) Write(p []byte) (int, error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.log.Write(p)
+	*process.Process
 }
 
 // logged tells whether a line of the log has all of these words.
 func (w *waypoint) logged(words ...string) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for line := range strings.SplitSeq(w.log.String(), "\n") {
+	for line := range strings.SplitSeq(w.Output(), "\n") {
 		if !slices.ContainsFunc(words, func(word string) bool { return !strings.Contains(line, word) }) {
 			return true
 		}
@@ -96,30 +84,11 @@ func startWaypoint(t *testing.T, ca *ztunnel.Authority, rest string) *waypoint {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &waypoint{t: t, ca: ca, hbone: freeAddress(t), plain: freeAddress(t), metrics: freeAddress(t), ended: make(chan error, 1)}
+	w := &waypoint{t: t, ca: ca, hbone: process.FreeAddress(), plain: process.FreeAddress(), metrics: process.FreeAddress()}
 	config := write("fairway.yaml", fmt.Appendf(nil, "listen: {http: %q, hbone: %q, metrics: %q, admin: \"\"}\ntls: {files: {certificate: %q, key: %q, roots: %q}}\nscrape: {interval: 50ms}\ntimeouts: {drain: 20s}\n%s",
 		w.plain, w.hbone, w.metrics, write("tls.crt", crt), write("tls.key", key), write("roots.pem", ca.PEM()), rest))
-	w.cmd = exec.Command(os.Getenv("E2E_FAIRWAY"), "serve", "--config", config)
-	w.cmd.Stdout, w.cmd.Stderr = w, w
-	if err := w.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	go func() { w.ended <- w.cmd.Wait() }()
-	t.Cleanup(func() {
-		w.cmd.Process.Kill()
-		<-w.ended
-		if t.Failed() {
-			t.Logf("fairway's log:\n%s", w.log.String())
-		}
-	})
-	eventually(t, "readiness", func() bool {
-		resp, err := http.Get("http://" + w.metrics + "/healthz/ready")
-		if err != nil {
-			return false
-		}
-		resp.Body.Close()
-		return resp.StatusCode == 200
-	})
+	w.Process = process.Start(t, exec.Command(os.Getenv("E2E_FAIRWAY"), "serve", "--config", config))
+	w.Await(t, patience, process.Answers("http://"+w.metrics+"/healthz/ready"))
 	return w
 }
 
@@ -130,15 +99,6 @@ func issued(t *testing.T, ca *ztunnel.Authority, account string) tls.Certificate
 		t.Fatal(err)
 	}
 	return c
-}
-
-func eventually(t *testing.T, what string, cond func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(patience); !cond(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("never came about: %s", what)
-		}
-	}
 }
 
 // client is the ztunnel at the side of a client.
@@ -254,7 +214,7 @@ func TestWaypointChat(t *testing.T) {
 	w := startWaypoint(t, ca, service("http", startPod(t, ca, "vllm", at)))
 	// The engine is reached by its ztunnel alone, and its metrics are read before anybody
 	// has asked it anything.
-	eventually(t, "a scrape", func() bool {
+	process.Await(t, patience, "a scrape", func() bool {
 		return w.metric(`fairway_endpoint_scrape_age_seconds{`) > 0 && engine.Stats().Connections > 0
 	})
 	client := through(w.client(), serviceIP+":80")
@@ -272,7 +232,7 @@ func TestWaypointChat(t *testing.T) {
 		t.Errorf("%v", h)
 	}
 
-	eventually(t, "the line that says whose request it was", func() bool {
+	process.Await(t, patience, "the line that says whose request it was", func() bool {
 		return w.logged("msg=access", "downstream_peer_uri_san="+ca.ID("default", ofClients), "destination_service=llama.default.svc.cluster.local", "downstream_remote_address=10.1.2.3:4567")
 	})
 
@@ -287,10 +247,10 @@ func TestWaypointChat(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "tokens", func() bool { return engine.Stats().Engine.GenerationTokens > tokens+3 })
+		process.Await(t, patience, "tokens", func() bool { return engine.Stats().Engine.GenerationTokens > tokens+3 })
 		start := time.Now()
 		cancel()
-		eventually(t, "the end of the work", func() bool { return engine.Stats().Aborted == aborted+1 })
+		process.Await(t, patience, "the end of the work", func() bool { return engine.Stats().Aborted == aborted+1 })
 		took = append(took, time.Since(start))
 		resp.Body.Close()
 	}
@@ -302,19 +262,16 @@ func TestWaypointChat(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := w.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
+	w.Signal(syscall.SIGTERM)
 	answer, err = io.ReadAll(resp.Body)
 	resp.Body.Close()
 	if err != nil || !strings.HasSuffix(string(answer), "data: [DONE]\n\n") {
 		t.Errorf("the stream was not let end: %v, %d bytes", err, len(answer))
 	}
 	select {
-	case err := <-w.ended:
-		w.ended <- err
-		if err != nil {
-			t.Errorf("fairway ended with %v", err)
+	case <-w.Ended:
+		if !w.Cmd.ProcessState.Success() {
+			t.Errorf("fairway ended with %v", w.Cmd.ProcessState)
 		}
 	case <-time.After(patience):
 		t.Error("fairway does not end")
@@ -380,10 +337,10 @@ func TestWaypointRefusals(t *testing.T) {
 			if err == nil || int(answered) != test.status {
 				t.Errorf("got %v, want status %d", err, test.status)
 			}
-			eventually(t, "the count", func() bool { return w.metric(line) > before })
+			process.Await(t, patience, "the count", func() bool { return w.metric(line) > before })
 		})
 	}
-	eventually(t, "its line in the log", func() bool { return w.logged("10.96.0.8:80") })
+	process.Await(t, patience, "its line in the log", func() bool { return w.logged("10.96.0.8:80") })
 }
 
 // A waypoint that is not who it has to be: ztunnel closes, and so do we to a pod.
@@ -502,8 +459,8 @@ func TestWaypointPostgreSQL(t *testing.T) {
 				}
 				t.Fatalf("%v, %q and %d bytes: %s", err, first, len(rest), stderr)
 			}
-			eventually(t, "the connection's line", func() bool { return w.logged("protocol=tcp", "upstream_cluster=app", ca.ID("default", ofClients)) })
-			eventually(t, "its count", func() bool { return w.metric(`fairway_tcp_connections_total{pool="app",reason=""}`) >= 1 })
+			process.Await(t, patience, "the connection's line", func() bool { return w.logged("protocol=tcp", "upstream_cluster=app", ca.ID("default", ofClients)) })
+			process.Await(t, patience, "its count", func() bool { return w.metric(`fairway_tcp_connections_total{pool="app",reason=""}`) >= 1 })
 		})
 	}
 }
@@ -544,24 +501,11 @@ func startPostgreSQL(t *testing.T) string {
 	if out, err := run("initdb", "-D", data, "-U", "fairway", "-A", "trust", "--no-sync").CombinedOutput(); err != nil {
 		t.Fatalf("initdb: %v\n%s", err, out)
 	}
-	address := freeAddress(t)
+	address := process.FreeAddress()
 	host, port, _ := net.SplitHostPort(address)
-	server := run("postgres", "-D", data, "-k", dir, "-h", host, "-p", port, "-F")
-	var printed bytes.Buffer
-	server.Stdout, server.Stderr = &printed, &printed
-	if err := server.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		server.Process.Signal(syscall.SIGINT) // fast shutdown
-		server.Wait()
-		if t.Failed() {
-			t.Logf("PostgreSQL's log:\n%s", printed.String())
-		}
-	})
-	eventually(t, "PostgreSQL", func() bool {
-		return run("pg_isready", "-h", host, "-p", port).Run() == nil
-	})
+	server := process.Start(t, run("postgres", "-D", data, "-k", dir, "-h", host, "-p", port, "-F"))
+	t.Cleanup(func() { server.End(syscall.SIGINT) }) // fast shutdown
+	server.Await(t, patience, func() error { return run("pg_isready", "-h", host, "-p", port).Run() })
 	return address
 }
 
