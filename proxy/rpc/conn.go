@@ -41,7 +41,8 @@ const (
 	prefaceTimeout = 10 * time.Second
 	writeTimeout   = time.Minute // for one write, less renewAfter
 	renewAfter     = 15 * time.Second
-	lastWords      = time.Second // for a client to read why it is cut off
+	lastWords      = time.Second     // for a client to read why it is cut off
+	lastCalls      = 5 * time.Second // for a client to answer drainPing
 )
 
 var (
@@ -58,7 +59,7 @@ type conn struct {
 	br     *bufio.Reader
 	fr     *http2.Framer
 
-	lastID   uint32 // of the calls that were opened
+	lastID   uint32 // of the calls that were opened; set under mu
 	received int    // of data since the connection's window was opened last
 
 	mu       sync.Mutex
@@ -177,7 +178,9 @@ func (c *conn) readFrames() error {
 			continue
 		}
 		if se, ok := errors.AsType[http2.StreamError](err); ok {
+			c.mu.Lock()
 			c.lastID = max(c.lastID, se.StreamID|1) // a head that cannot be read has opened it
+			c.mu.Unlock()
 			c.reset(se.StreamID, se.Code)
 		} else {
 			return err
@@ -316,8 +319,8 @@ func (c *conn) readHead(f *http2.MetaHeadersFrame) error {
 		}
 		return call.endInput()
 	}
-	c.lastID = id
 	c.mu.Lock()
+	c.lastID = id
 	if len(c.out) > maxUnsent { // calls that end at once add to it, and are not counted any more
 		if err := c.push(); err != nil {
 			c.mu.Unlock()
@@ -449,7 +452,7 @@ func (c *conn) reset(id uint32, code http2.ErrCode) {
 }
 
 // drainPing is answered when the client has read our first GOAWAY: all calls that it
-// began before have arrived then.
+// began before have arrived then. A client that does not answer is not waited for.
 var drainPing = [8]byte{'f', 'a', 'i', 'r', 'w', 'a', 'y'}
 
 // drain has the connection end with the last of its calls.
@@ -467,11 +470,16 @@ func (c *conn) drain() {
 	c.draining = true
 	c.appendGoAway(maxWindow, http2.ErrCodeNo)
 	c.appendFrame(http2.FramePing, 0, 0, drainPing[:])
+	time.AfterFunc(lastCalls, func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.settle()
+		c.flush()
+	})
 	c.flush()
 }
 
-// settle is the second half of drain: no further call is taken. Guarded by mu, and the
-// reader's.
+// settle is the second half of drain: no further call is taken. Guarded by mu.
 func (c *conn) settle() {
 	if c.settled {
 		return

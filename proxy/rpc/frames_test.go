@@ -492,6 +492,21 @@ func TestShutdownOfOneWhoDoesNotRead(t *testing.T) {
 	})
 }
 
+// Nor does one that reads, and has nothing more to say.
+func TestShutdownOfOneWhoDoesNotAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &Server{Handler: silent}
+		p := silentPeer(t, s)
+		defer p.conn.Close()
+		go io.Copy(io.Discard, p.conn)
+		began := time.Now()
+		s.Shutdown(t.Context())
+		if took := time.Since(began); took > lastCalls {
+			t.Errorf("it took %v", took)
+		}
+	})
+}
+
 // What all calls together have received and not read is bounded, and none of it is counted once they have ended.
 func TestBufferLimit(t *testing.T) {
 	s := &Server{Handler: silent, BufferLimit: 100 << 10}
