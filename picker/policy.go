@@ -64,7 +64,7 @@ const (
 	mostAgain  = 16
 	// againPrior and againHorizon: how many tokens computed the prior (none held elsewhere) counts for, and how many the
 	// memory holds.
-	againPrior   = 65536
+	againPrior   = 1 << 20
 	againHorizon = 1 << 20
 
 	// invested is the share that counts in a request's price of what it has to compute because another endpoint has it cached: those
