@@ -102,11 +102,14 @@ func (l *ledger) enter(q *question, o *outcome) {
 		}
 	}
 	begun, unharmed := 0, 0
+	cut := false // on a harmed pod, in the middle of its answer
 	for _, d := range deliveries {
+		harmed := l.harmed(d.pod, d.at, o.end)
 		if d.begun.Load() {
 			begun++
+			cut = harmed
 		}
-		if !l.harmed(d.pod, d.at, o.end) {
+		if !harmed {
 			unharmed++
 		}
 	}
@@ -123,7 +126,7 @@ func (l *ledger) enter(q *question, o *outcome) {
 		breach("wrong answer")
 	case o.left:
 		y.left++
-	case begun > 0 && unharmed == 0, len(deliveries) > 1 && unharmed == 0:
+	case cut, len(deliveries) > 1 && unharmed == 0:
 		// Its pod failed in the middle of its answer, or two in a row did before.
 		y.cut++
 	case begun > 0:
