@@ -218,7 +218,7 @@ func (t *translator) ranks(p *corev1.Pod) int {
 	}
 	n, err := strconv.Atoi(said)
 	if err != nil || n < 1 || n > proxy.MaxRanks {
-		t.find(object{"Pod", &p.ObjectMeta}.finding("metadata.annotations["+annotationRanks+"]", "", "%q: want from 1 to %d; it counts as 1", said, proxy.MaxRanks))
+		t.find(object{"Pod", &p.ObjectMeta}.finding("metadata.annotations["+annotationRanks+"]", "", "%.64q: want from 1 to %d; it counts as 1", said, proxy.MaxRanks))
 		return 0
 	}
 	return n
