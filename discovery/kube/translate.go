@@ -204,6 +204,9 @@ func (t *translator) inferencePool(about object, selector map[string]string, sel
 			pool.Endpoints = append(pool.Endpoints, e)
 		}
 	}
+	if len(pool.Endpoints) > 0 && !slices.ContainsFunc(pool.Endpoints, func(e proxy.Endpoint) bool { return e.Role != proxy.RolePrefill }) {
+		t.find(about.finding(selectorPath, "", "the pods that are ready all have a role of prefill (%s): no request is served", labelRole))
+	}
 	t.addPool(pool)
 }
 
