@@ -83,16 +83,21 @@ type conn struct {
 
 func newConn(s *Server, nc net.Conn) *conn {
 	c := &conn{
-		server: s, nc: nc, remote: nc.RemoteAddr().String(), br: bufio.NewReaderSize(nc, readBuffer),
+		server: s, nc: nc, remote: nc.RemoteAddr().String(),
 		calls: make(map[uint32]*Call), window: defaultWindow, initial: defaultWindow, frame: defaultFrame, accepted: maxWindow,
 	}
 	c.change.L = &c.mu
+	return c
+}
+
+// buffer makes what frames are read with.
+func (c *conn) buffer() {
+	c.br = bufio.NewReaderSize(c.nc, readBuffer)
 	c.fr = http2.NewFramer(nil, c.br)
 	c.fr.SetReuseFrames()
 	c.fr.SetMaxReadFrameSize(ownFrame)
 	c.fr.MaxHeaderListSize = maxHeaderList
 	c.fr.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
-	return c
 }
 
 // serve is the reader: it reads frames until the connection ends.
@@ -153,13 +158,14 @@ func (c *conn) fail(err error) {
 func (c *conn) readFrames() error {
 	c.nc.SetReadDeadline(time.Now().Add(prefaceTimeout))
 	var preface [len(http2.ClientPreface)]byte
-	if _, err := io.ReadFull(c.br, preface[:]); err != nil {
+	if _, err := io.ReadFull(c.nc, preface[:]); err != nil {
 		return err
 	}
 	if string(preface[:]) != http2.ClientPreface {
 		return errPeer // it speaks something else
 	}
 	c.nc.SetReadDeadline(time.Time{})
+	c.buffer()
 	c.greet()
 	for greeted := false; ; greeted = true {
 		h, err := c.fr.ReadFrameHeader()

@@ -179,6 +179,28 @@ func TestOtherProtocols(t *testing.T) {
 	}
 }
 
+// A connection that has said nothing holds no buffers, which are more than all the rest of it.
+func TestSilenceHoldsNoBuffers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &Server{Handler: silent}
+		near, far := net.Pipe()
+		defer far.Close()
+		s.ready()
+		s.begin(near)
+		defer s.Close()
+		io.WriteString(far, http2.ClientPreface[:5])
+		synctest.Wait()
+		for c := range s.conns {
+			if c.br != nil || c.fr != nil {
+				t.Error("it has buffers before its preface")
+			}
+		}
+		if len(s.conns) != 1 {
+			t.Errorf("%d connections, want 1", len(s.conns))
+		}
+	})
+}
+
 // However fast a client resets its calls, no more of them are at work than may be.
 func TestRapidReset(t *testing.T) {
 	release := make(chan struct{})
