@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"time"
 
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"google.golang.org/grpc/codes"
@@ -36,12 +37,30 @@ type Server struct {
 	MessageLimit int
 	// BufferLimit bounds what is held of all messages, in bytes. Zero: 1 GiB.
 	BufferLimit int64
-	// Log is told of proxies that are set up wrongly; nil: slog.Default.
+	// Log is told of proxies that are set up wrongly, at Error once in ten seconds and of
+	// the others at Debug; nil: slog.Default.
 	Log *slog.Logger
 
 	once          sync.Once
 	calls, checks rpc.Server // checks: of health alone
 	health        rpc.Health
+
+	mu    sync.Mutex
+	erred time.Time // when Log was told at Error last; guarded by mu
+}
+
+// errorEvery is how often Log is told at Error: anybody may ask wrongly, and often.
+const errorEvery = 10 * time.Second
+
+// level is at which Log is told of a proxy that is set up wrongly.
+func (s *Server) level() slog.Level {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if time.Since(s.erred) < errorEvery {
+		return slog.LevelDebug
+	}
+	s.erred = time.Now()
+	return slog.LevelError
 }
 
 func (s *Server) ready() {
@@ -116,7 +135,7 @@ func (s *Server) process(c conversation) error {
 		if log == nil {
 			log = slog.Default()
 		}
-		log.Error("a proxy asks in a way that cannot be answered", "proxy", c.RemoteAddr().String(), "error", err)
+		log.Log(c.Context(), s.level(), "a proxy asks in a way that cannot be answered", "proxy", c.RemoteAddr().String(), "error", err)
 		return status.Error(codes.FailedPrecondition, err.Error())
 	}
 	s.Handler(st)

@@ -10,6 +10,7 @@ import (
 	"net"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -584,6 +585,30 @@ func TestMisconfigured(t *testing.T) {
 			t.Errorf("%v: %v, want something about %s", tt.first, err, tt.why)
 		}
 	}
+}
+
+// However many ask wrongly, the log is told of one in a while, and of all who want to know.
+func TestMisconfiguredLog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var told bytes.Buffer
+		s := &extproc.Server{Log: slog.New(slog.NewTextHandler(&told, &slog.HandlerOptions{Level: slog.LevelDebug}))}
+		b, err := proto.Marshal(requestBody("body", true))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			for range 3 {
+				call := &recorded{T: t, data: append([]byte{byte(len(b) >> 8), byte(len(b))}, b...)}
+				if err := extproc.Process(s, call); status.Code(err) != codes.FailedPrecondition {
+					t.Errorf("it ends with %v", err)
+				}
+			}
+			time.Sleep(10 * time.Second)
+		}
+		if loud, all := strings.Count(told.String(), "level=ERROR"), strings.Count(told.String(), "a proxy asks"); loud != 2 || all != 6 {
+			t.Errorf("%d at Error and %d in all, want 2 and 6:\n%s", loud, all, &told)
+		}
+	})
 }
 
 // Messages out of order end the processing, and nothing else.
