@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -129,6 +130,7 @@ func (o *eppOptions) run(cmd *cobra.Command) error {
 		Handler:      func(s *extproc.Stream) { a.server.Handle(s) },
 		MessageLimit: messageLimit(config),
 		BufferLimit:  a.boundedBuffers(config.World.Limits.Buffers),
+		Connections:  cmp.Or(config.World.Limits.Connections, maxConnections()),
 		Log:          log,
 	}
 	serve := func(flag string, to func(net.Listener) error, l net.Listener) {

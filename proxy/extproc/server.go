@@ -37,6 +37,9 @@ type Server struct {
 	MessageLimit int
 	// BufferLimit bounds what is held of all messages, in bytes. Zero: 1 GiB.
 	BufferLimit int64
+	// Connections bounds those that are open at a time, beside ServeHealth's; further
+	// clients wait until one has ended. Zero: no bound.
+	Connections int
 	// Log is told of proxies that are set up wrongly, at Error once in ten seconds and of
 	// the others at Debug; nil: slog.Default.
 	Log *slog.Logger
@@ -48,6 +51,9 @@ type Server struct {
 	mu    sync.Mutex
 	erred time.Time // when Log was told at Error last; guarded by mu
 }
+
+// healthConnections bounds those to ServeHealth's listener.
+const healthConnections = 100
 
 // errorEvery is how often Log is told at Error: anybody may ask wrongly, and often.
 const errorEvery = 10 * time.Second
@@ -66,6 +72,7 @@ func (s *Server) level() slog.Level {
 func (s *Server) ready() {
 	s.once.Do(func() {
 		s.calls.Handler, s.calls.MessageLimit, s.calls.BufferLimit = s.serve, s.MessageLimit, s.BufferLimit
+		s.calls.Connections, s.checks.Connections = s.Connections, healthConnections
 		s.checks.Handler = s.health.Serve
 		s.health.Set(true, Liveness)
 		s.health.Set(false, wanting...)

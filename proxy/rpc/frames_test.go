@@ -201,6 +201,65 @@ func TestSilenceHoldsNoBuffers(t *testing.T) {
 	})
 }
 
+// pipes is a listener that gives what it is sent.
+type pipes struct {
+	net.Listener
+	conns chan net.Conn
+	once  sync.Once
+}
+
+func (p *pipes) Accept() (net.Conn, error) {
+	if c, ok := <-p.conns; ok {
+		return c, nil
+	}
+	return nil, net.ErrClosed
+}
+
+func (p *pipes) Close() error { p.once.Do(func() { close(p.conns) }); return nil }
+
+// Clients beyond the limit wait until another has left, and do not hold up the end.
+func TestConnections(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &Server{Handler: silent, Connections: 2}
+		l := &pipes{conns: make(chan net.Conn)}
+		ended := make(chan error, 1)
+		go func() { ended <- s.Serve(l) }()
+		var near, far [4]net.Conn
+		come := func(i int) {
+			near[i], far[i] = net.Pipe()
+			l.conns <- near[i]
+		}
+		want := func(want ...net.Conn) {
+			t.Helper()
+			synctest.Wait()
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			served := make(map[net.Conn]bool)
+			for c := range s.conns {
+				served[c.nc] = true
+			}
+			if len(served) != len(want) || !served[want[0]] || !served[want[1]] {
+				t.Errorf("%d connections are served, or others than should be", len(served))
+			}
+		}
+		come(0)
+		come(1)
+		come(2)
+		want(near[0], near[1])
+		far[0].Close()
+		want(near[1], near[2])
+		come(3)
+		want(near[1], near[2])
+		s.Close()
+		if err := <-ended; err != ErrServerClosed {
+			t.Errorf("serving ended with %v", err)
+		}
+		if _, err := far[3].Read(make([]byte, 1)); err != io.EOF {
+			t.Errorf("the one that waited is told %v", err)
+		}
+	})
+}
+
 // However fast a client resets its calls, no more of them are at work than may be.
 func TestRapidReset(t *testing.T) {
 	release := make(chan struct{})

@@ -20,6 +20,9 @@ type Server struct {
 	// BufferLimit bounds what all calls hold of what they have received, in bytes; the
 	// one whose turn it is then ends with RESOURCE_EXHAUSTED. Zero: 1 GiB.
 	BufferLimit int64
+	// Connections bounds those that are open at a time; further clients wait until one has
+	// ended. Zero: no bound.
+	Connections int
 
 	mu        sync.Mutex
 	listeners map[net.Listener]struct{} // guarded by mu
@@ -27,7 +30,8 @@ type Server struct {
 	ending    bool                      // Shutdown or Close was called; guarded by mu
 	ended     chan struct{}             // closed with the last connection when ending; guarded by mu
 
-	held    atomic.Int64 // bytes that BufferLimit bounds
+	slots   chan struct{} // has a token of each connection; nil: any number
+	held    atomic.Int64  // bytes that BufferLimit bounds
 	once    sync.Once
 	idle    chan *Call // to workers that wait for a call
 	waiting atomic.Int32
@@ -53,6 +57,9 @@ func (s *Server) ready() {
 		s.conns = make(map[*conn]struct{})
 		s.ended = make(chan struct{})
 		s.idle = make(chan *Call)
+		if s.Connections > 0 {
+			s.slots = make(chan struct{}, s.Connections)
+		}
 	})
 }
 
@@ -87,6 +94,9 @@ func (s *Server) Serve(l net.Listener) error {
 		nc, err := l.Accept()
 		if err == nil {
 			wait = 0
+			if s.slots != nil {
+				s.slots <- struct{}{} // there is room when all have been closed, at the latest
+			}
 			s.begin(nc)
 			continue
 		}
@@ -112,6 +122,7 @@ func (s *Server) begin(nc net.Conn) {
 	if s.ending {
 		s.mu.Unlock()
 		nc.Close()
+		s.giveSlot()
 		return
 	}
 	s.conns[c] = struct{}{}
@@ -119,8 +130,15 @@ func (s *Server) begin(nc net.Conn) {
 	go c.serve()
 }
 
+func (s *Server) giveSlot() {
+	if s.slots != nil {
+		<-s.slots
+	}
+}
+
 // forget takes a connection off that has ended.
 func (s *Server) forget(c *conn) {
+	defer s.giveSlot()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.conns, c)
