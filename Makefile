@@ -3,6 +3,7 @@
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 CYCLONEDX := github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.10.0
+GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 GOBUILD := CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)'
 
@@ -14,7 +15,7 @@ RACE := $(shell [ "$$(go env CGO_ENABLED)" = 1 ] && echo '\#include <stdlib.h>' 
 ALLOCATING = $(shell grep -rl AllocsPerRun --include='*_test.go' . | xargs -n 1 dirname | sort -u)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test check bench bench-proxy bench-peers bench-epp bench-routing bench-overload bench-overload-sockets bench-validate bench-vllm churn fuzz hostile sbom image-context image e2e-compose e2e-vllm e2e-clients e2e-smuggling e2e-envoy e2e-hbone e2e-kube e2e-observe soak soak-short clean
+.PHONY: help demo build test check bench bench-proxy bench-peers bench-epp bench-routing bench-overload bench-overload-sockets bench-validate bench-vllm churn fuzz hostile reproducible sbom vulncheck image-context image e2e-compose e2e-vllm e2e-clients e2e-smuggling e2e-envoy e2e-hbone e2e-kube e2e-observe soak soak-short clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' Makefile
@@ -30,7 +31,8 @@ test: ## the tests, under the race detector where there is a C compiler; TESTFLA
 	go test $(RACE) $(TESTFLAGS) ./...
 	$(if $(RACE),go test $(TESTFLAGS) -run Alloc $(ALLOCATING))
 
-check: ## format, vet, staticcheck, go.mod's tidiness, import rules
+check: ## format, vet, staticcheck, go.mod's tidiness, import rules, no binaries
+	@large=$$(git ls-files -z | xargs -0 -r stat -c '%s %n' | awk '$$1 > 1048576 { print $$2 }'); [ -z "$$large" ] || { echo "over 1 MiB, so hardly written by anybody: $$large"; exit 1; }
 	@unformatted=$$(gofmt -l . .ci | sort -u); [ -z "$$unformatted" ] || { echo "not formatted (run gofmt -w):"; echo "$$unformatted"; exit 1; }
 	go vet -tags e2e ./...
 	go vet .ci/summary.go
@@ -74,8 +76,14 @@ churn: ## a minute of 300 streams while engines are killed and started again; a 
 fuzz: ## every fuzz target for FUZZTIME (10s) on one core; FUZZ chooses some by package and name, such as FUZZ=proxy/h1
 	@FUZZTIME='$(FUZZTIME)' FUZZ='$(FUZZ)' .ci/fuzz
 
+reproducible: ## the commands built twice, in two places, with an empty cache: the same to the byte
+	@VERSION=$(VERSION) .ci/reproducible
+
 sbom: build ## what each command is made of, as CycloneDX, beside it in bin/
 	for command in fairway mockvllm loadtest; do go run $(CYCLONEDX) bin -json -version $(VERSION) -output bin/$$command.cdx.json bin/$$command || exit; done
+
+vulncheck: ## known vulnerabilities in what the commands call, where their database can be had
+	@GOVULNCHECK=$(GOVULNCHECK) .ci/vulncheck
 
 hostile: ## what hostile clients cost the others, in time and memory; five minutes on a machine that does nothing else; FOR=5s says how long each
 	go test $(TESTFLAGS) -count=1 -v -timeout 60m -run '^TestHostileClients$$' ./cmd/fairway -hostile $(or $(FOR),5s)
