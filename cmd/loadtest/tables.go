@@ -93,8 +93,10 @@ type measurer struct {
 	err             error
 }
 
-// rows plays one comparison and returns its rows by policy.
+// rows plays one comparison and returns its rows by policy. Nothing is held back or refused in the router: what that is worth is another
+// page's.
 func (m *measurer) rows(c sim.Comparison) map[string]sim.Row {
+	c.NoQueue = true
 	c.Seeds, c.Warmup, c.Measure = m.seeds, m.warmup, m.measure
 	found := map[string]sim.Row{}
 	if m.err != nil {
