@@ -80,7 +80,7 @@ func (c *Config) tolerate(rate float64) { c.tolerated = max(1, int(0.1*rate*c.Me
 // sustained plays up to three seeds.
 func sustained(ctx context.Context, name, policy string, rate float64) (bool, error) {
 	c := Comparison{Workload: name, Rate: rate, NoQueue: true} // who refuses the rest sustains any rate
-	votes := 0 // for less those against
+	votes := 0                                                 // for less those against
 	for seed := uint64(1); seed <= 3 && max(votes, -votes) < 2; seed++ {
 		cfg, err := c.config(policy, seed)
 		if err != nil {
