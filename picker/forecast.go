@@ -13,7 +13,7 @@ const (
 	// forecastPrior is how many requests the pool's mean counts for against an endpoint's own.
 	forecastPrior = 4
 	// forecastSweeps is how often the weights are improved with each request. They need not be exact: the next one goes on from there.
-	forecastSweeps = 8
+	forecastSweeps = 2
 	// driftMemory is how many requests the drift is of: the mean of by how much, in logarithms, what was seen differs from what was
 	// predicted. Beyond mostDrift either way the pod is another than it was, and what is known of it is forgotten.
 	driftMemory, mostDrift = 32, 0.3
@@ -209,7 +209,6 @@ func (e *Endpoint) learnFirst(x *features, took, predicted float64, uncached int
 	e.pool.forecasts.first.learn(x, took, predicted, nil)
 	if e.forecasts.first.learn(x, took, predicted, &e.pool.forecasts.first) && uncached >= minSpeedTokens {
 		e.speed.reset()
-
 	}
 }
 
