@@ -111,6 +111,11 @@ func (p *page) counters(name, help string, of func(*rank) []series) {
 	for i := range p.ranks {
 		all = append(all, of(&p.ranks[i])...)
 	}
+	p.counted(name, help, all)
+}
+
+// counted writes both families of a counter that has these series.
+func (p *page) counted(name, help string, all []series) {
 	name = "vllm:" + name
 	p.family(name+"_total", help, "counter")
 	for _, s := range all {
@@ -284,16 +289,8 @@ func (p *page) admissions() {
 	for i := range p.ranks {
 		rejected += p.ranks[i].rejected
 	}
-	const name, help = "vllm:admission_rejections", "Number of admission attempts rejected by a queue limit, by reason."
-	all := []series{{p.model + `,reason="max_num_queued_reqs"`, float64(rejected)}, {p.model + `,reason="max_num_queued_tokens"`, 0}}
-	p.family(name+"_total", help, "counter")
-	for _, s := range all {
-		p.sample(name+"_total", s.labels, s.value)
-	}
-	p.family(name+"_created", help, "gauge")
-	for _, s := range all {
-		p.sample(name+"_created", s.labels, p.created)
-	}
+	p.counted("admission_rejections", "Number of admission attempts rejected by a queue limit, by reason.",
+		[]series{{p.model + `,reason="max_num_queued_reqs"`, float64(rejected)}, {p.model + `,reason="max_num_queued_tokens"`, 0}})
 }
 
 func (p *page) latencies() {
