@@ -44,12 +44,12 @@ func SaturationRate(workload string) (rate float64, ok bool) {
 // Saturation is what a policy was found to sustain of a workload, in requests a second; 0: it was not measured.
 func Saturation(workload, policy string) float64 { return saturations[workload][policy] }
 
-// Saturate searches the highest rate of a workload that a policy sustains, to 2 %, beginning at start. A rate is sustained if 90 % of
-// the first tokens come within 5 s, for most of three seeds.
+// Saturate searches the highest rate of a workload that a policy sustains, to 2 %, beginning at start: in steps of 2 % that double, since
+// what was measured last is seldom far off. A rate is sustained if 90 % of the first tokens come within 5 s, for most of three seeds.
 func Saturate(ctx context.Context, name, policy string, start float64) (float64, error) {
 	low, high := 0.0, 0.0
-	const step = 1.1
-	for rate := start; high == 0 || low == 0 || high/low > precision; {
+	step := precision
+	for rate := start; high == 0 || low == 0 || high/low > precision+1e-9; {
 		ok, err := sustained(ctx, name, policy, rate)
 		if err != nil {
 			return 0, err
@@ -62,8 +62,10 @@ func Saturate(ctx context.Context, name, policy string, start float64) (float64,
 		switch {
 		case high == 0:
 			rate *= step
+			step *= step
 		case low == 0:
 			rate /= step
+			step *= step
 		default:
 			rate = low + (high-low)/2
 		}
