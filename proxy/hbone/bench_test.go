@@ -7,9 +7,11 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -28,8 +30,55 @@ type road struct {
 	end  func()
 }
 
-// plain is TCP or TLS to serve.
-func plain(b testing.TB, m *mesh, secure bool, serve func(net.Conn)) road {
+// apart is the address of a relay to another, by which every byte comes so much later.
+func apart(b testing.TB, to net.Addr, delay time.Duration) net.Addr {
+	if delay == 0 {
+		return to
+	}
+	l := loopback(b)
+	type piece struct {
+		due  time.Time
+		data []byte
+	}
+	pass := func(dst, src half) {
+		pieces := make(chan piece, 1<<12)
+		go func() {
+			defer close(pieces)
+			for {
+				data := make([]byte, 64<<10)
+				n, err := src.Read(data)
+				if err != nil {
+					return
+				}
+				pieces <- piece{time.Now().Add(delay), data[:n]}
+			}
+		}()
+		for p := range pieces {
+			time.Sleep(time.Until(p.due))
+			dst.Write(p.data)
+		}
+		dst.CloseWrite()
+	}
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			far, err := net.Dial("tcp", to.String())
+			if err != nil {
+				b.Error(err)
+				return
+			}
+			go pass(far.(half), c.(half))
+			go pass(c.(half), far.(half))
+		}
+	}()
+	return l.Addr()
+}
+
+// plain is TCP or TLS to serve, which is delay away.
+func plain(b testing.TB, m *mesh, secure bool, delay time.Duration, serve func(net.Conn)) road {
 	inner := loopback(b)
 	var serving sync.WaitGroup
 	serving.Go(func() {
@@ -44,8 +93,9 @@ func plain(b testing.TB, m *mesh, secure bool, serve func(net.Conn)) road {
 			serving.Go(func() { serve(c) })
 		}
 	})
+	addr := apart(b, inner.Addr(), delay)
 	dial := func() half {
-		c, err := net.Dial("tcp", inner.Addr().String())
+		c, err := net.Dial("tcp", addr.String())
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -57,10 +107,10 @@ func plain(b testing.TB, m *mesh, secure bool, serve func(net.Conn)) road {
 	return road{dial, func() { inner.Close(); serving.Wait() }}
 }
 
-// tunnelled is a tunnel to serve, both ends ours.
-func tunnelled(b testing.TB, m *mesh, serve func(net.Conn)) road {
+// tunnelled is a tunnel to serve, which is delay away, both ends ours.
+func tunnelled(b testing.TB, m *mesh, delay time.Duration, serve func(net.Conn)) road {
 	w := m.listen(b, serve)
-	d := m.dialer(w.Addr(), m.waypoint)
+	d := m.dialer(apart(b, w.Addr(), delay), m.waypoint)
 	dial := func() half {
 		c, err := d.DialContext(b.Context(), "127.0.0.1:80", m.id("waypoint"))
 		if err != nil {
@@ -97,15 +147,15 @@ func roads(b *testing.B, serve func(net.Conn), run func(b *testing.B, dial func(
 			var r, out road
 			switch name {
 			case "tcp", "tls":
-				r = plain(b, m, name == "tls", serve)
+				r = plain(b, m, name == "tls", 0, serve)
 			case "hbone":
-				r = tunnelled(b, m, serve)
+				r = tunnelled(b, m, 0, serve)
 			case "tls-in-out":
-				out = plain(b, m, true, serve)
-				r = plain(b, m, true, relay(out.dial))
+				out = plain(b, m, true, 0, serve)
+				r = plain(b, m, true, 0, relay(out.dial))
 			case "hbone-in-out":
-				out = tunnelled(b, m, serve)
-				r = tunnelled(b, m, relay(out.dial))
+				out = tunnelled(b, m, 0, serve)
+				r = tunnelled(b, m, 0, relay(out.dial))
 			}
 			before := 0.0
 			run(b, func() half {
@@ -122,26 +172,85 @@ func roads(b *testing.B, serve func(net.Conn), run func(b *testing.B, dial func(
 	}
 }
 
-// BenchmarkBulk sends one stream of 64 KiB writes.
-func BenchmarkBulk(b *testing.B) {
-	serve := func(c net.Conn) {
-		io.Copy(struct{ io.Writer }{io.Discard}, c)
-		c.Write([]byte("."))
-		c.Close()
-	}
-	roads(b, serve, func(b *testing.B, dial func() half) {
-		c := dial()
-		p := make([]byte, 64<<10)
-		b.SetBytes(int64(len(p)))
-		for b.Loop() {
-			if _, err := c.Write(p); err != nil {
-				b.Fatal(err)
-			}
+// drain serves a connection by reading it to its end, and answering one byte.
+func drain(c net.Conn) {
+	io.Copy(struct{ io.Writer }{io.Discard}, c)
+	c.Write([]byte("."))
+	c.Close()
+}
+
+// bulk sends one stream of 64 KiB writes to drain.
+func bulk(b *testing.B, dial func() half) {
+	c := dial()
+	p := make([]byte, 64<<10)
+	b.SetBytes(int64(len(p)))
+	for b.Loop() {
+		if _, err := c.Write(p); err != nil {
+			b.Fatal(err)
 		}
-		c.CloseWrite()
-		io.ReadAll(c)
-		c.Close()
-	})
+	}
+	c.CloseWrite()
+	io.ReadAll(c)
+	c.Close()
+}
+
+// BenchmarkBulk sends one stream.
+func BenchmarkBulk(b *testing.B) { roads(b, drain, bulk) }
+
+// BenchmarkDistant sends one stream to where a round trip takes 10 ms. A window that is
+// too small for that shows as throughput: a window's bytes every 10 ms at most.
+func BenchmarkDistant(b *testing.B) {
+	const delay = 5 * time.Millisecond
+	m := newMesh(b)
+	for _, name := range []string{"tcp", "tls", "hbone"} {
+		b.Run(name, func(b *testing.B) {
+			var r road
+			if name == "hbone" {
+				r = tunnelled(b, m, delay, drain)
+			} else {
+				r = plain(b, m, name == "tls", delay, drain)
+			}
+			bulk(b, r.dial)
+			r.end()
+		})
+	}
+}
+
+// BenchmarkShared sends 32 streams at once through one connection, and reports how much
+// the slowest sent for each byte of the fastest.
+func BenchmarkShared(b *testing.B) {
+	const streams = 32
+	m := newMesh(b)
+	r := tunnelled(b, m, 0, drain)
+	conns := make([]half, streams)
+	for i := range conns {
+		conns[i] = r.dial()
+	}
+	var sent [streams]int64
+	p := make([]byte, 64<<10)
+	b.SetBytes(int64(len(p)))
+	var left atomic.Int64
+	left.Store(int64(b.N))
+	b.ResetTimer()
+	var all sync.WaitGroup
+	for i, c := range conns {
+		all.Go(func() {
+			for left.Add(-1) >= 0 {
+				if _, err := c.Write(p); err != nil {
+					b.Error(err)
+					return
+				}
+				sent[i]++
+			}
+			c.CloseWrite()
+			io.ReadAll(c)
+			c.Close()
+		})
+	}
+	all.Wait()
+	b.StopTimer()
+	b.ReportMetric(float64(slices.Min(sent[:]))/float64(slices.Max(sent[:])), "slowest/fastest")
+	r.end()
 }
 
 // BenchmarkRequest sends 1 KB and gets 300 bytes, over and over.
@@ -185,7 +294,7 @@ func BenchmarkIdleTunnel(b *testing.B) {
 	const tunnels = 10_000
 	m := newMesh(b)
 	for b.Loop() {
-		r := tunnelled(b, m, func(c net.Conn) {
+		r := tunnelled(b, m, 0, func(c net.Conn) {
 			var one [1]byte
 			c.Read(one[:])
 			c.Close()
@@ -218,7 +327,7 @@ func BenchmarkStalled(b *testing.B) {
 	for _, stalled := range []int{0, 99} {
 		b.Run(fmt.Sprint(stalled), func(b *testing.B) {
 			first := make(chan struct{})
-			r := tunnelled(b, m, func(c net.Conn) {
+			r := tunnelled(b, m, 0, func(c net.Conn) {
 				var one [1]byte
 				io.ReadFull(c, one[:])
 				if one[0] == 's' {
