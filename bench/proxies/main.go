@@ -30,6 +30,7 @@ var (
 	asJSON   = flag.Bool("json", false, "print one JSON object in the place of tables")
 	rate     = flag.Int("rate", 1000, "requests a second while latency is measured")
 	scraped  = flag.Int("scrape", 0, "measure instead what Fairway as an idle picker takes for the metrics of so many `endpoints`, 20 times a second each")
+	crowded  = flag.Int("crowd", 0, "measure instead how late events are while so many `streams` are under way at once")
 	reversed = flag.String("reverse-proxy", "", "be net/http's ReverseProxy at this `address`")
 )
 
@@ -72,6 +73,9 @@ func run() error {
 	}
 	if *scraped > 0 {
 		return scraping(dir, *scraped, metrics)
+	}
+	if *crowded > 0 {
+		return crowding(dir, *crowded, metrics)
 	}
 	site, err := newSite(dir, metrics)
 	if err != nil {

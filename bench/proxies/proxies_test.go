@@ -28,6 +28,10 @@ func TestMeasureDirect(t *testing.T) {
 	if n, failed, err := saturate(tcp(b.address()), events, 4, 50*time.Millisecond); err != nil || n == 0 || failed != 0 {
 		t.Fatalf("%d streams, %d failed: %v", n, failed, err)
 	}
+	late, broken, err := crowd(tcp(b.address()), 4, 3, 5*time.Millisecond, func() {})
+	if err != nil || len(late) != 12 || broken != 0 || late[0] < 0 {
+		t.Fatalf("%d events, %d streams failed: %v; late: %v", len(late), broken, err, late)
+	}
 	took, err := latencies(tcp(b.address()), l, 1000, 50*time.Millisecond)
 	if err != nil || len(took) != 50 || quantile(took, 1) != took[49] {
 		t.Fatalf("%d latencies: %v", len(took), err)

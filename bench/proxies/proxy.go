@@ -237,7 +237,7 @@ func nginx(s *site, address string) (*exec.Cmd, dialer, error) {
 worker_processes 2;
 pid %[1]s/nginx.pid;
 error_log stderr error;
-events { worker_connections 8192; }
+events { worker_connections 32768; }
 http {
   access_log off;
   client_max_body_size 0;
