@@ -49,7 +49,7 @@
 // takes longer. What a transfer of the cache takes is learned as part of s'.
 //
 // For each endpoint the time to the first token and that of each token after it are predicted, in forecast.go, by what the terms say when
-// it is chosen. If a request has an SLO, the endpoints that are predicted to keep it are in the running; where they differ in what a
+// it is chosen; of Q counts there what has not been computed since the last first token. If a request has an SLO, the endpoints that are predicted to keep it are in the running; where they differ in what a
 // second of them costs, of these the cheapest for the request, by cost·s·(m + 0.3·(u − m) + a + 2000) / (1 − 0.8·kv), m the least u of all, and those within a
 // tenth of it. The lowest score decides among those. If none
 // is, a priority below 0 is refused, and all are in the running for others. A request without an SLO finds the score multiplied by the

@@ -68,6 +68,7 @@ type Endpoint struct {
 	// Our own work in flight.
 	queued   atomic.Int64 // uncached tokens whose first token has not come
 	awaiting atomic.Int64 // requests that queued counts
+	turned   atomic.Int64 // when the queue's head became its head: one left it, or came to an empty one
 	inflight atomic.Int64 // requests
 	held     atomic.Int64 // uncached tokens of requests in flight
 	promised atomic.Int64 // tokens that these are expected to generate
@@ -185,6 +186,7 @@ func (e *Endpoint) weigh(c *Candidate, m *measure) {
 	if e.pool.has(LearnedSpeed) {
 		c.Speed = e.speed.mean(m.speed, speedPrior)
 	}
+	c.left = c.Queued - e.progress(c, m.now)
 	c.capacity = v.capacity
 	c.full = max(c.KV, float64(e.held.Load()+e.promised.Load())/v.capacity)
 	c.window = e.window(v, c.KV)
@@ -207,6 +209,12 @@ func (e *Endpoint) weigh(c *Candidate, m *measure) {
 	} else {
 		c.Premium = c.Cost - 1
 	}
+}
+
+// progress is how many tokens of the queue have been computed since its head became that.
+func (e *Endpoint) progress(c *Candidate, now time.Duration) float64 {
+	since := (now - time.Duration(e.turned.Load())).Seconds()
+	return min(max(since/c.Speed, 0), float64(c.seen))
 }
 
 // kv is the share of the KV cache in use: as scraped, and how what we have in flight has changed since, the others likewise; or
@@ -249,7 +257,9 @@ func (e *Endpoint) reserve(c *Candidate, m *measure, force bool) (Lease, bool) {
 	} else if !e.queued.CompareAndSwap(c.seen, c.seen+work) {
 		return Lease{}, false
 	}
-	e.awaiting.Add(1)
+	if e.awaiting.Add(1) == 1 {
+		e.turned.Store(int64(m.now))
+	}
 	e.inflight.Add(1)
 	e.held.Add(u)
 	e.promised.Add(int64(m.output))
@@ -318,7 +328,7 @@ func (e *Endpoint) releaseDue(now time.Duration) {
 	kept := e.due[:0]
 	for _, d := range e.due {
 		if d.at <= int64(now) {
-			e.release(d.tokens)
+			e.release(d.tokens, time.Duration(d.at))
 			continue
 		}
 		next = min(next, d.at)
@@ -329,12 +339,12 @@ func (e *Endpoint) releaseDue(now time.Duration) {
 }
 
 // settle releases the queued tokens of a request that has ended, and reports whether its prediction had not come yet.
-func (e *Endpoint) settle(ticket uint64) bool {
+func (e *Endpoint) settle(ticket uint64, now time.Duration) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for i, d := range e.due {
 		if d.ticket == ticket {
-			e.release(d.tokens)
+			e.release(d.tokens, now)
 			last := len(e.due) - 1
 			e.due[i] = e.due[last]
 			e.due = e.due[:last]
@@ -344,9 +354,10 @@ func (e *Endpoint) settle(ticket uint64) bool {
 	return false
 }
 
-func (e *Endpoint) release(tokens int64) {
+func (e *Endpoint) release(tokens int64, now time.Duration) {
 	e.queued.Add(-tokens)
 	e.awaiting.Add(-1)
+	e.turned.Store(int64(now))
 }
 
 // learnSpeed counts a first token that came for so many uncached tokens. The engine computes one prompt after the other: the

@@ -17,8 +17,9 @@ const (
 	// driftMemory is how many requests the drift is of: the mean of by how much, in logarithms, what was seen differs from what was
 	// predicted. Beyond mostDrift either way the pod is another than it was, and what is known of it is forgotten.
 	driftMemory, mostDrift = 32, 0.3
-	// surprise: what was seen counts for at most this many times what was predicted, and for no less than that part of it.
-	surprise = 4
+	// surprise: what was seen counts for at most this many times what was predicted, and for no less than that part of it, so that
+	// stalls are not taken for the engine's pace.
+	surprise = 2
 
 	// The margin with which promisedShare of the requests get what their SLO asks for, of those that were predicted to: it begins at
 	// firstMargin, and moves by marginStep.
@@ -34,14 +35,15 @@ const (
 // features are what a latency is predicted from: what a candidate's terms say when it is chosen.
 type features [5]float64
 
-// features of a request at an endpoint: in each, one for the part that is always there; the tokens to compute until its first one; the
-// requests there; the tokens that these read at each step; and the pairs of tokens that the prompt's attention looks at.
+// features of a request at an endpoint: in each, one for the part that is always there; the tokens that are still to be computed until
+// its first one; the requests there; the tokens that these read at each step; and the pairs of tokens that the prompt's attention looks at.
 func (c *Candidate) features() features {
-	return features{1, c.Queued + c.Uncached + c.Adapter, c.InFlight, c.KV * c.capacity, c.Uncached * (c.Hit + c.Uncached/2)}
+	return features{1, c.left + c.Uncached + c.Adapter, c.InFlight, c.KV * c.capacity, c.Uncached * (c.Hit + c.Uncached/2)}
 }
 
 // A forecast predicts a latency, in seconds, as a sum of features with weights that are not below zero: those with the least squared
-// error, in proportion to what was predicted, over the requests of late. They follow from the normal equations by projected Gauss–Seidel
+// error, in proportion to what was predicted and to what was seen, over the requests of late: half as long and twice as long are equally
+// wrong, which makes it the median, not the mean. They follow from the normal equations by projected Gauss–Seidel
 // sweeps (Luo and Tseng, "On the convergence of the coordinate descent method for convex differentiable minimization", 1992).
 //
 // Reading takes no lock. The zero value knows nothing.
@@ -90,13 +92,14 @@ func (f *forecast) learn(x *features, y, predicted float64, prior *forecast) (an
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	y = min(max(y, predicted/surprise), predicted*surprise)
 	f.drift += (min(max(math.Log(y/predicted), -1), 1) - f.drift) / driftMemory
 	keep := 1 - 1.0/forecastMemory
 	if another = math.Abs(f.drift) > mostDrift; another {
 		keep, f.drift = 0, 0
+	} else {
+		y = min(max(y, predicted/surprise), predicted*surprise)
 	}
-	weight := 1 / (predicted * predicted)
+	weight := 1 / (predicted * y)
 	for i := range x {
 		for j := range x {
 			f.xx[i][j] = keep*f.xx[i][j] + weight*x[i]*x[j]

@@ -32,19 +32,24 @@ func TestForecastLearnsWhatIsThere(t *testing.T) {
 		name        string
 		was, is     law
 		noise, want float64 // as shares
+		stalls      float64 // share of the requests that take five times as long
 	}{
-		{"an H100", law{}, fast, 0, .02},
-		{"an A100", law{}, law{.03, 47.8e-6, 3e-6, 64e-9, 0}, 0, .02},
-		{"a CPU, with its attention", law{}, law{.003, 36e-6, 130e-6, 0, 20e-9}, 0, .02},
-		{"as noisy as a step is long", law{}, fast, .3, .17},
-		{"five times slower than before", law{.003, 5e-6, 10e-6, 8e-9, 0}, fast, 0, .1},
-		{"five times faster than before", law{.075, 125e-6, 250e-6, 195e-9, 0}, fast, 0, .1},
+		{"an H100", law{}, fast, 0, .02, 0},
+		{"an A100", law{}, law{.03, 47.8e-6, 3e-6, 64e-9, 0}, 0, .02, 0},
+		{"a CPU, with its attention", law{}, law{.003, 36e-6, 130e-6, 0, 20e-9}, 0, .02, 0},
+		{"as noisy as a step is long", law{}, fast, .3, .17, 0},
+		{"one that stalls now and then", law{}, fast, 0, .1, .1},
+		{"five times slower than before", law{.003, 5e-6, 10e-6, 8e-9, 0}, fast, 0, .1, 0},
+		{"five times faster than before", law{.075, 125e-6, 250e-6, 195e-9, 0}, fast, 0, .1, 0},
 	} {
 		rng := rand.New(rand.NewPCG(1, 2))
 		var pool, f forecast
 		ask := func(l law) float64 {
 			x := draw(rng)
 			y := l.at(&x) * (1 + tt.noise*(2*rng.Float64()-1))
+			if rng.Float64() < tt.stalls {
+				y *= 5
+			}
 			p := f.of(&x, &pool, defaultSpeed*x[1])
 			f.learn(&x, y, p, &pool)
 			return math.Abs(p-y) / y
@@ -96,6 +101,45 @@ func TestForecastOfTheUnknown(t *testing.T) {
 	if a.forecasts.first.learned.Load() || a.forecasts.each.learned.Load() {
 		t.Error("a new process is known")
 	}
+}
+
+// What of a queue has been computed since its head became that is not waited for again.
+func TestForecastOfAQueueThatIsWorkedOff(t *testing.T) {
+	p := newTestPool(1, Config{})
+	e := p.Endpoints()[0]
+	now := time.Hour
+	ask := func(id, tokens int, stream bool) (l Lease, before float64) {
+		r := prompt(prose(id, 4*tokens))
+		r.Stream = stream
+		l = pick(t, p, r, now)
+		return l, l.features[1] - float64(l.uncached)
+	}
+	wait := func(tokens float64) { now += seconds(tokens * e.speed.mean(p.meanSpeed(), speedPrior)) }
+	off := func(what string, got, want float64) {
+		t.Helper()
+		if math.Abs(got-want) > 50 {
+			t.Errorf("%s: %.0f tokens are still to be computed before it, want %.0f", what, got, want)
+		}
+	}
+
+	a, before := ask(1, 2000, true)
+	off("nothing is queued", before, 0)
+	wait(500)
+	b, before := ask(2, 4000, true)
+	off("a quarter of one is done", before, 1500)
+	wait(1000)
+	_, before = ask(3, 1000, true)
+	off("that has been so for a while", before, 4500)
+	wait(500)
+	a.FirstToken(now)
+	_, before = ask(4, 1000, false)
+	off("the first has come", before, 5000)
+	wait(100_000)
+	c, before := ask(5, 1000, true)
+	off("more time than all of it takes", before, 0)
+	b.End(now, Done)
+	off("one has left", func() float64 { _, n := ask(6, 1000, true); return n }(), 2000)
+	c.End(now, NeverSent)
 }
 
 // Of the requests that are predicted to get what they ask for, one of twenty does not, whatever the noise.

@@ -74,7 +74,7 @@ func (l *Lease) FirstToken(now time.Duration) {
 		return
 	}
 	l.answered, l.begun = true, now
-	l.leaveQueue()
+	l.leaveQueue(now)
 	if l.slo.FirstToken > 0 {
 		l.e.pool.forecasts.first.promised(now <= l.slo.FirstToken)
 	}
@@ -113,7 +113,7 @@ func (l *Lease) End(now time.Duration, o Outcome) {
 	l.ended = true
 	e := l.e
 	defer e.pool.freed()
-	waiting := l.leaveQueue() // still: the first token has neither come nor been due
+	waiting := l.leaveQueue(now) // still: the first token has neither come nor been due
 	e.inflight.Add(-1)
 	e.adapters.release(l.slot)
 	e.held.Add(-l.uncached)
@@ -149,15 +149,15 @@ func (l *Lease) End(now time.Duration, o Outcome) {
 }
 
 // leaveQueue takes the request out of the endpoint's queue and reports whether it was there.
-func (l *Lease) leaveQueue() bool {
+func (l *Lease) leaveQueue(now time.Duration) bool {
 	if !l.queued {
 		return false
 	}
 	l.queued = false
 	if !l.stream {
-		return l.e.settle(l.ticket)
+		return l.e.settle(l.ticket, now)
 	}
-	l.e.release(l.work)
+	l.e.release(l.work, now)
 	return true
 }
 

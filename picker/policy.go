@@ -30,6 +30,7 @@ type Candidate struct {
 	Meets      bool    // it is predicted to get what it asks for
 
 	seen     int64   // our own part of Queued, as read
+	left     float64 // of Queued, what has not been computed yet
 	capacity float64 // tokens of its KV cache
 	full     float64 // 0..1 of it in use, or promised to what is in flight
 	prefill  float64 // seconds until another endpoint would have computed its prompt; 0: none would

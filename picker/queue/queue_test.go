@@ -752,12 +752,16 @@ func TestSheddableIsRefusedForItsSLO(t *testing.T) {
 	}
 
 	b = newBench(Config{SheddableWait: time.Minute})
-	b.fill(t) // 0.8 s at the speed assumed, and a quarter more for safety
+	b.fill(t) // 0.8 s at the speed assumed, its own prompt 0.04 s, and a quarter more for safety
 	ticket := b.mustWait(t, hasty(Sheddable, 1200*time.Millisecond))
 	if all := b.wake(); len(all) != 0 {
 		t.Fatalf("%d are decided at once", len(all))
 	}
-	b.now += 400 * time.Millisecond
+	b.now += 1100 * time.Millisecond // the queue should be done
+	if all := b.wake(); len(all) != 0 {
+		t.Fatalf("%d are decided while there is time", len(all))
+	}
+	b.now += 60 * time.Millisecond
 	if all := b.wake(); len(all) != 1 || all[0] != ticket {
 		t.Fatalf("%d are decided when it has become too late", len(all))
 	}
