@@ -144,18 +144,28 @@ func (b *Body) Pass(p []byte) {
 		}
 		c := p[i]
 		i++
-		if k := kinds[c]; k != structural {
-			b.value = b.value && k == white
-			continue
-		}
-		captured := b.capture
-		b.passStructural(c)
-		switch {
-		case !captured && b.capture:
-			from = i - 1
-		case captured && !b.capture:
-			b.keep(p[from:i])
-			b.readUsage()
+		switch kinds[c] {
+		case white:
+		case other:
+			b.value = false
+		case quote:
+			b.inString, b.value, b.nword = true, false, 0
+		case colon:
+			b.value = b.depth == 1 && b.nword == len("usage") && string(b.word[:len("usage")]) == "usage"
+		case opening:
+			if b.value && c == '{' {
+				b.capture, b.object, b.long = true, b.object[:0], false
+				from = i - 1
+			}
+			b.value = false
+			b.depth++
+		case closing:
+			b.value = false
+			if b.depth--; b.depth <= 1 && b.capture {
+				b.capture = false
+				b.keep(p[from:i])
+				b.readUsage()
+			}
 		}
 	}
 	if b.capture {
@@ -163,32 +173,46 @@ func (b *Body) Pass(p []byte) {
 	}
 }
 
+// What a byte outside of strings is.
+const (
+	other = iota // a part of a value, or a comma
+	white        // between values
+	quote
+	colon
+	opening
+	closing
+)
+
+var kinds = [256]uint8{' ': white, '\t': white, '\n': white, '\r': white, '"': quote, ':': colon, '{': opening, '[': opening, '}': closing, ']': closing}
+
 // passString goes on in a string, to behind its closing quote if it is there.
 func (b *Body) passString(p []byte, i int) int {
+	from := i // of what is not noted yet
 	if b.escape {
 		b.escape = false
-		b.note(p[i : i+1])
 		i++
 	}
 	for i < len(p) {
 		end := special(p, i)
-		b.note(p[i:end])
 		if end == len(p) {
-			return end
+			i = end
+			break
 		}
-		switch i = end + 1; p[end] {
-		case '"':
+		i = end + 1
+		if p[end] == '"' {
 			b.inString = false
+			b.note(p[from:end])
 			return i
-		case '\\':
-			b.note(p[end:min(i+1, len(p))])
+		}
+		if p[end] == '\\' {
 			if i == len(p) {
 				b.escape = true
-				return i
+				break
 			}
 			i++
 		}
 	}
+	b.note(p[from:i])
 	return i
 }
 
@@ -197,37 +221,6 @@ func (b *Body) note(part []byte) {
 	if b.depth == 1 && b.nword < len(b.word) {
 		b.nword += copy(b.word[b.nword:], part)
 	}
-}
-
-// What a byte outside of strings is.
-const (
-	white      = 1 + iota // between values
-	structural            // a quote, a bracket or a colon; anything else is part of a value, or a comma
-)
-
-var kinds = [256]uint8{' ': white, '\t': white, '\n': white, '\r': white,
-	'"': structural, '{': structural, '[': structural, '}': structural, ']': structural, ':': structural}
-
-// passStructural goes on outside of strings.
-func (b *Body) passStructural(c byte) {
-	switch c {
-	case '"':
-		b.inString = true
-		if b.depth == 1 {
-			b.nword = 0
-		}
-	case '{', '[':
-		if b.value && c == '{' {
-			b.capture, b.object, b.long = true, b.object[:0], false
-		}
-		b.depth++
-	case '}', ']':
-		b.depth--
-		if b.depth <= 1 {
-			b.capture = false
-		}
-	}
-	b.value = c == ':' && b.depth == 1 && string(b.word[:b.nword]) == "usage"
 }
 
 // keep appends a part of the usage object.
