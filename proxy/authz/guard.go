@@ -146,12 +146,8 @@ func Drops(name []byte, trusted bool) bool {
 // parts of the work (llm-d's routing sidecar): from a client it would have that proxy
 // connect wherever the client likes.
 func Steers(name []byte) bool {
-	for _, f := range [...]string{"x-prefiller-host-port", "x-encoder-hosts-ports", "x-data-parallel-host-port", "x-kv-cache-source-host-port"} {
-		if message.EqualFold(name, f) {
-			return true
-		}
-	}
-	return false
+	return message.EqualFold(name, "x-prefiller-host-port") || message.EqualFold(name, "x-encoder-hosts-ports") ||
+		message.EqualFold(name, "x-data-parallel-host-port") || message.EqualFold(name, "x-kv-cache-source-host-port")
 }
 
 func begins(name []byte, lower string) bool {

@@ -136,18 +136,21 @@ func (o *output) headRoom(fields []message.Field, n int) error {
 // fields appends field lines, for which room was made. Fields that are not
 // end-to-end are left out: they are this package's to write.
 func (o *output) fields(fields []message.Field) error {
-	for _, f := range fields {
+	b := o.buf
+	for i := range fields {
+		f := &fields[i]
 		if k := kindOf(f.Name); k != endToEnd && k != trailer {
 			continue
 		}
 		if !message.ValidToken(f.Name) || !message.ValidValue(f.Value) {
 			return ErrField
 		}
-		o.buf = append(o.buf, f.Name...)
-		o.buf = append(o.buf, ": "...)
-		o.buf = append(o.buf, f.Value...)
-		o.buf = append(o.buf, "\r\n"...)
+		b = append(b, f.Name...)
+		b = append(b, ": "...)
+		b = append(b, f.Value...)
+		b = append(b, "\r\n"...)
 	}
+	o.buf = b
 	return nil
 }
 

@@ -71,13 +71,14 @@ func Get(fields []Field, name string) []byte {
 	return nil
 }
 
-// EqualFold compares a field name with one in lower case, by ASCII folding.
+// EqualFold compares a field name with one in lower case, by ASCII folding. Names of another length, which most
+// are, cost no call.
 func EqualFold(name []byte, lower string) bool {
-	if len(name) != len(lower) {
-		return false
-	}
-	for i := 0; i < len(name); i++ {
-		c := name[i]
+	return len(name) == len(lower) && equalFold(name, lower)
+}
+
+func equalFold(name []byte, lower string) bool {
+	for i, c := range name {
 		if 'A' <= c && c <= 'Z' {
 			c |= 0x20
 		}

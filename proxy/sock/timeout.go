@@ -15,7 +15,9 @@ import "time"
 // A time-out that runs out while SetTimeout is being called may still win.
 func (c *Conn) SetTimeout(d time.Duration) {
 	if d <= 0 {
-		c.deadline.Store(0)
+		if c.deadline.Load() != 0 { // a store costs more
+			c.deadline.Store(0)
+		}
 		return
 	}
 	at := int64(time.Since(c.born)) + int64(d)
