@@ -140,3 +140,24 @@ func cpuTime(b *testing.B) time.Duration {
 	}
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
+
+// BenchmarkTakeFields is what it takes to find what the head that the OpenAI SDK sends says to the proxy.
+func BenchmarkTakeFields(b *testing.B) {
+	var sent []message.Field
+	for _, line := range strings.Split("accept: application/json\r\ncontent-type: application/json\r\nuser-agent: OpenAI/Python 2.8.0\r\n"+
+		"x-stainless-lang: python\r\nx-stainless-package-version: 2.8.0\r\nx-stainless-os: Linux\r\nx-stainless-arch: x64\r\nx-stainless-runtime: CPython\r\n"+
+		"x-stainless-runtime-version: 3.12.3\r\nauthorization: Bearer none\r\nx-stainless-async: false\r\nx-stainless-retry-count: 0\r\n"+
+		"x-stainless-read-timeout: 600\r\naccept-encoding: gzip, deflate", "\r\n") {
+		name, value, _ := strings.Cut(line, ": ")
+		sent = append(sent, message.Field{Name: []byte(name), Value: []byte(value)})
+	}
+	x := &Exchange{}
+	x.serving = &serving{world: &World{}}
+	x.head = &message.Request{Method: []byte("POST")}
+	b.ReportAllocs()
+	for b.Loop() {
+		x.head.Fields = append(x.head.Fields[:0], sent...)
+		x.id = x.id[:0]
+		x.takeFields(false)
+	}
+}

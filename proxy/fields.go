@@ -12,12 +12,17 @@ import (
 // client says of the request's way is kept.
 func (x *Exchange) takeFields(trusted bool) {
 	believed := x.believed()
-	kept := x.head.Fields[:0]
-	for _, f := range x.head.Fields {
+	fields, n := x.head.Fields, 0
+	for i := range fields {
+		f := &fields[i]
 		if x.takeField(f, believed) && (x.passed || !authz.Drops(f.Name, trusted)) {
-			kept = append(kept, f)
+			if n < i {
+				fields[n] = *f
+			}
+			n++
 		}
 	}
+	kept := fields[:n]
 	if len(x.id) == 0 {
 		x.id = appendID(x.id)
 		kept = append(kept, message.Field{Name: fieldRequestID, Value: x.id})
@@ -29,7 +34,7 @@ func (x *Exchange) takeFields(trusted bool) {
 }
 
 // takeField takes from a field what it says to the proxy, and tells whether it is passed on.
-func (x *Exchange) takeField(f message.Field, believed bool) bool {
+func (x *Exchange) takeField(f *message.Field, believed bool) bool {
 	if len(f.Name) == 0 || f.Name[0]|0x20 != 'x' {
 		x.loadAsked = x.loadAsked || message.EqualFold(f.Name, fieldLoadFormat)
 		return true

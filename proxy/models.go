@@ -133,7 +133,7 @@ func (x *Exchange) believed() bool {
 // takeModelField takes from a field of the head what it says of the model, and tells
 // whether it is one that does. It is for the proxy alone. (The Inference Extension's
 // names, and the newer ones of llm-d.)
-func (x *Exchange) takeModelField(f message.Field, believed bool) bool {
+func (x *Exchange) takeModelField(f *message.Field, believed bool) bool {
 	switch {
 	case message.EqualFold(f.Name, "x-gateway-model-name-rewrite"), message.EqualFold(f.Name, "x-llm-d-model-name-rewrite"):
 		if believed && len(f.Value) <= openai.MaxModel {

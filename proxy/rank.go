@@ -22,7 +22,7 @@ type objectiveKey struct{ pool, name string }
 // what it should get. Others may read it too. The names are those of the Inference
 // Extension, the newer ones of llm-d, what OpenAI's SDKs say of their time-out, and Envoy
 // of its own.
-func (x *Exchange) takeRank(f message.Field) {
+func (x *Exchange) takeRank(f *message.Field) {
 	if len(f.Name) < len("x-slo-ttft-ms") || f.Name[0]|0x20 != 'x' {
 		return
 	}

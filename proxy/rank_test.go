@@ -108,7 +108,7 @@ func TestWhatARequestShouldGet(t *testing.T) {
 		x := Exchange{progress: progress{serving: &serving{world: world}, pool: &pool{name: tt.pool}, start: time.Minute, kind: openai.Chat}}
 		x.judged.Source = netip.MustParseAddr("192.0.2.1")
 		for i := 0; i < len(tt.fields); i += 2 {
-			x.takeRank(message.Field{Name: []byte(tt.fields[i]), Value: []byte(tt.fields[i+1])})
+			x.takeRank(&message.Field{Name: []byte(tt.fields[i]), Value: []byte(tt.fields[i+1])})
 		}
 		x.rank()
 		want := picker.SLO{FirstToken: time.Minute + tt.ttft, PerToken: tt.tpot}
