@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/fairway-proxy/fairway/proxy/account"
+	"github.com/fairway-proxy/fairway/proxy/h2"
 )
 
 // What bounds what strangers may have of the proxy, beside the sizes that h1, h2 and
@@ -29,6 +30,7 @@ const (
 	LimitRequestsByPrincipal               // a principal has too many requests under way
 	LimitStreams                           // an HTTP/2 client opens more streams than it may
 	LimitResets                            // it resets streams faster than they can end
+	LimitFlood                             // it sends frames for their own sake
 	LimitHTTP2                             // it breaks a rule of HTTP/2 and was cut off, or its stream
 	LimitTime                              // it sent or took nothing for too long
 	limits
@@ -36,7 +38,7 @@ const (
 
 // The words are labels of a metric.
 var limitNames = [limits]string{"headers", "body", "buffers", "connections", "connections_per_address",
-	"requests_per_principal", "http2_streams", "http2_resets", "http2_protocol", "client_timeout"}
+	"requests_per_principal", "http2_streams", "http2_resets", "http2_flood", "http2_protocol", "client_timeout"}
 
 func (l Limit) String() string { return limitNames[l] }
 
@@ -74,7 +76,7 @@ func (r *reached) count(rec *account.Record) {
 	}
 }
 
-// countHTTP2 takes the library's word for what went wrong on a connection, such as
+// countHTTP2 takes h2's word for what went wrong on a connection, or the library's, such as
 // "stream_PROTOCOL_ERROR_over_max_streams"; that one has ended is "read_frame_eof".
 func (r *reached) countHTTP2(what string) {
 	switch {
@@ -82,8 +84,20 @@ func (r *reached) countHTTP2(what string) {
 		r[LimitStreams].Add(1)
 	case strings.Contains(what, "too_many_early_resets"):
 		r[LimitResets].Add(1)
+	case what == h2.Flood:
+		r[LimitFlood].Add(1)
 	case !strings.HasPrefix(what, "read_frame_") || strings.HasPrefix(what, "read_frame_conn_error_"):
 		r[LimitHTTP2].Add(1)
+	}
+}
+
+// CountHTTP2 counts a connection that a server of others, before this one, has cut for what was sent
+// on it: for a flood, or else for breaking HTTP/2.
+func (s *Server) CountHTTP2(flood bool) {
+	if flood {
+		s.reached[LimitFlood].Add(1)
+	} else {
+		s.reached[LimitHTTP2].Add(1)
 	}
 }
 

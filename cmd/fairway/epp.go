@@ -131,6 +131,7 @@ func (o *eppOptions) run(cmd *cobra.Command) error {
 		MessageLimit: messageLimit(config),
 		BufferLimit:  a.boundedBuffers(config.World.Limits.Buffers),
 		Connections:  cmp.Or(config.World.Limits.Connections, maxConnections()),
+		Misbehaved:   a.server.CountHTTP2,
 		Log:          log,
 	}
 	serve := func(flag string, to func(net.Listener) error, l net.Listener) {

@@ -40,6 +40,9 @@ type Server struct {
 	// Connections bounds those that are open at a time, beside ServeHealth's; further
 	// clients wait until one has ended. Zero: no bound.
 	Connections int
+	// Misbehaved is told of each connection that was cut for what it sent: for a flood, or else
+	// for breaking HTTP/2. Nil: nobody is.
+	Misbehaved func(flood bool)
 	// Log is told of proxies that are set up wrongly, at Error once in ten seconds and of
 	// the others at Debug; nil: slog.Default.
 	Log *slog.Logger
@@ -74,6 +77,7 @@ func (s *Server) ready() {
 		s.calls.Handler, s.calls.MessageLimit, s.calls.BufferLimit = s.serve, s.MessageLimit, s.BufferLimit
 		s.calls.Connections, s.checks.Connections = s.Connections, healthConnections
 		s.checks.Handler = s.health.Serve
+		s.calls.Misbehaved, s.checks.Misbehaved = s.Misbehaved, s.Misbehaved
 		s.health.Set(true, Liveness)
 		s.health.Set(false, wanting...)
 	})

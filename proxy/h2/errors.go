@@ -28,6 +28,12 @@ var (
 	errExpect      = &ProtocolError{417, "unknown expectation"}
 )
 
+// errFlood is what the library reads on a connection that sends frames for their own sake.
+var errFlood = errors.New("http/2: too many frames that cost nothing to send")
+
+// Flood is what Misbehaved is told of a connection that was cut for it.
+const Flood = "flood"
+
 // What the methods of Stream return, besides ProtocolError.
 var (
 	// ErrClientGone: the client reset the stream, or the connection has ended.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -728,7 +729,7 @@ func TestFloods(t *testing.T) {
 		}
 		r := p.await(1 << 30) // until the connection ends
 		close(release)
-		if !r.closed || r.goAway == nil || *r.goAway != http2.ErrCodeEnhanceYourCalm {
+		if !r.closed || r.goAway != nil && *r.goAway != http2.ErrCodeEnhanceYourCalm { // what is still unread may cost the client the GOAWAY
 			t.Errorf("got %v", r)
 		}
 		mu.Lock()
@@ -750,60 +751,113 @@ func TestFloods(t *testing.T) {
 			}
 		}
 	})
-	// CVE-2019-9512: acknowledgements that the client does not read pile up to a
-	// limit.
-	t.Run("PING", func(t *testing.T) {
-		far := pipe(t)
-		ping := strings.Repeat("\x00\x00\x08\x06\x00\x00\x00\x00\x00abcdefgh", 1000)
-		for i := 0; ; i++ {
-			if i == 100 {
-				t.Fatal("the connection is still there")
+	// CVE-2019-9511 to 9518
+	for _, tt := range []struct {
+		name string
+		send func(p *peer) error // again and again
+	}{
+		{"SETTINGS", func(p *peer) error { return p.WriteSettings() }},
+		{"PING", func(p *peer) error { return p.WritePing(false, [8]byte{}) }},
+		{"PRIORITY", func(p *peer) error { return p.WritePriority(1, http2.PriorityParam{StreamDep: 3}) }},
+		{"empty DATA", func(p *peer) error { return p.WriteData(1, false, nil) }},
+		{"unknown frames", func(p *peer) error { return p.WriteRawFrame(0xEE, 0, 0, []byte("?")) }},
+		{"windows", func(p *peer) error { return p.WriteWindowUpdate(1, 100) }},
+		{"streams beyond the limit", func() func(p *peer) error {
+			id := uint32(1)
+			return func(p *peer) error {
+				id += 2
+				return p.WriteHeaders(http2.HeadersFrameParam{StreamID: id, EndHeaders: true, BlockFragment: p.fields(post...)})
 			}
-			if _, err := io.WriteString(far, ping); err != nil {
-				return
+		}()},
+		{"resets of one stream", func(p *peer) error { return p.WriteRSTStream(1, http2.ErrCodeCancel) }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			flooded := make(chan bool, 1)
+			p := dial(t, listen(t, &Server{
+				Handler: func(s *Stream) { <-s.Context().Done() },
+				Misbehaved: func(what string) {
+					if what == Flood {
+						flooded <- true
+					}
+				},
+			}))
+			p.open(1, false, post...)
+			for tt.send(p) == nil {
 			}
-		}
-	})
-	// CVE-2019-9515: those of SETTINGS do not pile up at all.
-	t.Run("SETTINGS", func(t *testing.T) {
-		far := pipe(t)
-		const n = 20000
-		if _, err := io.WriteString(far, strings.Repeat("\x00\x00\x00\x04\x00\x00\x00\x00\x00", n)); err != nil {
-			t.Fatal(err)
-		}
-		go io.WriteString(far, "\x00\x00\x08\x06\x00\x00\x00\x00\x00abcdefgh")
-		fr := http2.NewFramer(io.Discard, far)
-		for acks := 0; ; acks++ {
-			f, err := fr.ReadFrame()
+			<-flooded
+		})
+	}
+	// A window of a byte at a time has an answer cut into bytes.
+	t.Run("windows of a byte", func(t *testing.T) {
+		flooded := make(chan bool, 1)
+		p := dial(t, listen(t, &Server{
+			Handler: func(s *Stream) {
+				s.WriteHead(&message.Response{Status: 200, ContentLength: message.Unknown})
+				for {
+					if _, err := s.Write(make([]byte, 1000)); err != nil || s.Flush() != nil {
+						return
+					}
+				}
+			},
+			Misbehaved: func(what string) {
+				if what == Flood {
+					flooded <- true
+				}
+			},
+		}), http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1})
+		p.open(1, true, post...)
+		got := 0
+		for {
+			f, err := p.ReadFrame()
 			if err != nil {
-				t.Fatal(err)
+				break
 			}
-			if _, ok := f.(*http2.PingFrame); ok {
-				return
+			if f, ok := f.(*http2.DataFrame); ok {
+				got += len(f.Data())
+				p.WriteWindowUpdate(1, 1)
 			}
-			if acks > n/10 {
-				t.Fatal("acknowledged one by one")
-			}
+		}
+		<-flooded
+		if got > 5000 {
+			t.Errorf("%d bytes came, each for itself", got)
 		}
 	})
 }
 
-// pipe gives the client's end of a connection that holds nothing of its own,
-// behind the preface.
-func pipe(t *testing.T) net.Conn {
-	near, far := net.Pipe()
-	s := &Server{Handler: func(s *Stream) { t.Error("the handler was called"); s.Abort() }}
-	var served sync.WaitGroup
-	served.Go(func() { s.ServeConn(context.Background(), sock.New(near)) })
-	t.Cleanup(func() {
-		far.Close()
-		served.Wait()
-	})
-	far.SetDeadline(time.Now().Add(tooLong))
-	if _, err := io.WriteString(far, http2.ClientPreface+"\x00\x00\x00\x04\x00\x00\x00\x00\x00"); err != nil {
-		t.Fatal(err)
+// Frames are found wherever what goes on a connection is cut.
+func TestFrames(t *testing.T) {
+	var b bytes.Buffer
+	b.WriteString(preface)
+	fr := http2.NewFramer(&b, nil)
+	fr.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 5})
+	fr.WriteWindowUpdate(3, 77)
+	fr.WriteData(3, true, []byte("some"))
+	fr.WriteRawFrame(http2.FrameWindowUpdate, 0, 3, []byte("wrong"))
+	fr.WriteRSTStream(3, http2.ErrCodeCancel)
+	fr.WritePing(true, [8]byte{})
+	want := []string{"SETTINGS 0 6 0", "WINDOW_UPDATE 0 4 77", "DATA 1 4 0", "WINDOW_UPDATE 0 5 0", "RST_STREAM 0 4 8", "PING 1 8 0"}
+	all := b.Bytes()
+	for size := 1; size <= len(all); size++ {
+		f := frames{skip: len(preface)}
+		var got []string
+		for piece := range slices.Chunk(all, size) {
+			f.each(piece, func(kind http2.FrameType, flags http2.Flags, length int, increment uint32) bool {
+				got = append(got, fmt.Sprint(kind, flags, length, increment))
+				return true
+			})
+		}
+		if !slices.Equal(got, want) {
+			t.Fatalf("in pieces of %d: got %q, want %q", size, got, want)
+		}
 	}
-	return far
+}
+
+func TestFramesAlloc(t *testing.T) {
+	h := &handed{}
+	piece := []byte("\x00\x00\x08\x06\x00\x00\x00\x00\x00abcdefgh")
+	if n := testing.AllocsPerRun(100, func() { h.received.each(piece, h.meter.Received) }); n > 0 {
+		t.Errorf("%v allocations", n)
+	}
 }
 
 // settings reads the server's SETTINGS and gives its limit of streams.

@@ -9,6 +9,9 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/net/http2"
+
+	"github.com/fairway-proxy/fairway/proxy/flood"
 	"github.com/fairway-proxy/fairway/proxy/message"
 	"github.com/fairway-proxy/fairway/proxy/sock"
 )
@@ -48,8 +51,8 @@ type Server struct {
 	// the reason as plain text.
 	BadRequest func(*Stream, *ProtocolError)
 	// Misbehaved is told what clients do that costs them a stream or the
-	// connection, in the library's words (CountError of net/http.HTTP2Config). Nil:
-	// nobody is.
+	// connection, in the library's words (CountError of net/http.HTTP2Config), or
+	// Flood. Nil: nobody is.
 	Misbehaved func(what string)
 	// HeaderLimit is how large a request's head may be in bytes, each field
 	// counted with 32 more. 0: 64 KiB.
@@ -117,7 +120,8 @@ func (s *Server) ready() {
 // connection at once.
 func (s *Server) ServeConn(ctx context.Context, c *sock.Conn) {
 	s.ready()
-	h := &handed{Conn: c, ctx: context.WithValue(ctx, connKey{}, c), over: make(chan struct{})}
+	h := &handed{Conn: c, server: s, ctx: context.WithValue(ctx, connKey{}, c), over: make(chan struct{})}
+	h.received.skip = len(preface)
 	l := &handover{conn: h, over: h.over, closed: make(chan struct{})}
 	s.base.Serve(l)
 	if l.conn != nil { // after Drain
@@ -158,12 +162,45 @@ func (l *handover) Close() error {
 
 func (l *handover) Addr() net.Addr { return nil }
 
-// handed is a connection that ServeConn waits for.
+// handed is a connection that ServeConn waits for. It cuts off floods, of which the library
+// has no notion.
 type handed struct {
 	*sock.Conn
-	ctx  context.Context
-	once sync.Once
-	over chan struct{} // closed with the connection
+	server *Server
+	ctx    context.Context
+	once   sync.Once
+	over   chan struct{} // closed with the connection
+
+	meter    flood.Meter
+	received frames // the library's reader's
+	sent     frames // its writer's
+	flooded  bool   // the reader's
+}
+
+func (h *handed) Read(p []byte) (int, error) {
+	if h.flooded {
+		return 0, errFlood
+	}
+	n, err := h.Conn.Read(p)
+	if !h.received.each(p[:n], h.meter.Received) {
+		h.flooded = true
+		if h.server.Misbehaved != nil {
+			h.server.Misbehaved(Flood)
+		}
+		return 0, errFlood
+	}
+	return n, err
+}
+
+func (h *handed) Write(p []byte) (int, error) {
+	h.sent.each(p, func(kind http2.FrameType, _ http2.Flags, length int, word uint32) bool {
+		h.meter.Sent(kind, length)
+		if code := http2.ErrCode(word); kind == http2.FrameRSTStream && (code == http2.ErrCodeProtocol || code == http2.ErrCodeRefusedStream) {
+			h.meter.Refused()
+		}
+		return true
+	})
+	return h.Conn.Write(p)
 }
 
 func (h *handed) Close() error {

@@ -14,6 +14,8 @@ import (
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+
+	"github.com/fairway-proxy/fairway/proxy/flood"
 )
 
 // What is announced and what is taken.
@@ -26,10 +28,9 @@ const (
 	minFrame       = 16384    // RFC 9113, section 6.5.2
 )
 
-// Floods are cut off: so many at once, and one more each interval.
+// Floods are cut off; beside those that proxy/flood knows, of tunnels: so many at once, and
+// one more each interval.
 const (
-	cheapFrames = 1000 // SETTINGS, PING, PRIORITY, unknown, empty DATA
-	cheapEvery  = 10 * time.Millisecond
 	youngResets = 100 // streams given up before anything came through them
 	resetsEvery = 100 * time.Millisecond
 )
@@ -131,7 +132,7 @@ type conn struct {
 	blockEnd  bool
 	credit    int64     // what the peer may send on the connection
 	woken     []*stream // have got something since the last settle
-	cheap     bucket
+	flood     flood.Meter
 	resets    bucket
 	discard   [512]byte
 
@@ -170,7 +171,6 @@ func newConn(r role, client bool, raw net.Conn, out *records, sec net.Conn, budg
 	c := &conn{
 		role: r, client: client, raw: raw, out: out, sec: sec, budget: budget, limits: l, born: time.Now(),
 		credit:   connWindow,
-		cheap:    bucket{size: cheapFrames, every: int64(cheapEvery)},
 		resets:   bucket{size: youngResets, every: int64(resetsEvery)},
 		streams:  make(map[uint32]*stream),
 		nextID:   1,

@@ -99,6 +99,9 @@ func (c *conn) streamError(se http2.StreamError) error {
 
 // readFrame takes the frame of which the head was read.
 func (c *conn) readFrame(fh http2.FrameHeader) error {
+	if fh.Type != http2.FrameWindowUpdate && !c.flood.Received(fh.Type, fh.Flags, int(fh.Length), 0) {
+		return http2.ConnectionError(http2.ErrCodeEnhanceYourCalm)
+	}
 	switch fh.Type {
 	case http2.FrameData:
 		return c.readData(fh)
@@ -110,9 +113,6 @@ func (c *conn) readFrame(fh http2.FrameHeader) error {
 	case http2.FramePushPromise:
 		return http2.ConnectionError(http2.ErrCodeProtocol)
 	default:
-		if !c.cheap.take(c.now()) {
-			return http2.ConnectionError(http2.ErrCodeEnhanceYourCalm)
-		}
 		return c.skip(int(fh.Length))
 	}
 	f, err := c.fr.ReadFrameForHeader(fh)
@@ -138,10 +138,6 @@ func (c *conn) readFrame(fh http2.FrameHeader) error {
 		return c.readWindowUpdate(f)
 	case *http2.RSTStreamFrame:
 		return c.readReset(f)
-	case *http2.PriorityFrame:
-		if !c.cheap.take(c.now()) {
-			return http2.ConnectionError(http2.ErrCodeEnhanceYourCalm)
-		}
 	}
 	return nil
 }
@@ -183,9 +179,6 @@ func (c *conn) readBlock(fragment []byte, whole bool) error {
 }
 
 func (c *conn) readSettings(f *http2.SettingsFrame) error {
-	if !c.cheap.take(c.now()) {
-		return http2.ConnectionError(http2.ErrCodeEnhanceYourCalm)
-	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if f.IsAck() {
@@ -242,6 +235,9 @@ func (c *conn) widen(s *stream, by int64) error {
 }
 
 func (c *conn) readWindowUpdate(f *http2.WindowUpdateFrame) error {
+	if !c.flood.Received(f.Type, f.Flags, int(f.Length), f.Increment) {
+		return http2.ConnectionError(http2.ErrCodeEnhanceYourCalm)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if f.StreamID == 0 {
@@ -277,9 +273,6 @@ func (c *conn) readPing(f *http2.PingFrame) error {
 			c.drained()
 		}
 		return nil
-	}
-	if !c.cheap.take(c.now()) {
-		return http2.ConnectionError(http2.ErrCodeEnhanceYourCalm)
 	}
 	c.mu.Lock()
 	c.controlFrame(http2.FramePing, http2.FlagPingAck, 0, f.Data[:])
@@ -335,9 +328,6 @@ func (c *conn) readData(fh http2.FrameHeader) error {
 		return http2.ConnectionError(http2.ErrCodeProtocol)
 	}
 	end := fh.Flags.Has(http2.FlagDataEndStream)
-	if n == 0 && !end && !c.cheap.take(c.now()) {
-		return http2.ConnectionError(http2.ErrCodeEnhanceYourCalm)
-	}
 	// The connection's window is given back at once, what the stream does with it
 	// notwithstanding.
 	if c.credit -= int64(n); c.credit < 0 {

@@ -445,6 +445,8 @@ func TestFloods(t *testing.T) {
 		{"PING", func(r raw) error { return r.WritePing(false, [8]byte{}) }, http2.ErrCodeEnhanceYourCalm, ReasonFlood},
 		{"PRIORITY", func(r raw) error { return r.WritePriority(1, http2.PriorityParam{}) }, http2.ErrCodeEnhanceYourCalm, ReasonFlood},
 		{"empty DATA", func(r raw) error { return r.WriteData(1, false, nil) }, http2.ErrCodeEnhanceYourCalm, ReasonFlood},
+		{"PING, acknowledged", func(r raw) error { return r.WritePing(true, [8]byte{}) }, http2.ErrCodeEnhanceYourCalm, ReasonFlood},
+		{"windows", func(r raw) error { return r.WriteWindowUpdate(1, 1) }, http2.ErrCodeEnhanceYourCalm, ReasonFlood},
 		{"unknown frames", func(r raw) error { return r.WriteRawFrame(0xEE, 0, 0, []byte("?")) }, http2.ErrCodeEnhanceYourCalm, ReasonFlood},
 		{"CONTINUATION", func() func(r raw) error {
 			begun := false

@@ -186,6 +186,7 @@ func (c *conn) appendFrame(kind http2.FrameType, flags http2.Flags, id uint32, p
 	b := append(c.w.pending.b, byte(n>>16), byte(n>>8), byte(n), byte(kind), byte(flags))
 	b = binary.BigEndian.AppendUint32(b, id)
 	c.w.pending.b = append(b, payload...)
+	c.flood.Sent(kind, n)
 }
 
 // control appends a frame that is not DATA. It is sent by the next flush. c.mu is

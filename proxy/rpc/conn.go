@@ -14,6 +14,8 @@ import (
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+
+	"github.com/fairway-proxy/fairway/proxy/flood"
 )
 
 const (
@@ -61,6 +63,7 @@ type conn struct {
 
 	lastID   uint32 // of the calls that were opened; set under mu
 	received int    // of data since the connection's window was opened last
+	flood    flood.Meter
 
 	mu       sync.Mutex
 	change   sync.Cond        // windows have grown, bytes were written, or it has failed
@@ -113,6 +116,9 @@ func (c *conn) serve() {
 	default:
 		c.fail(errPeer)
 		return
+	}
+	if told := c.server.Misbehaved; told != nil {
+		told(http2.ErrCode(code) == http2.ErrCodeEnhanceYourCalm)
 	}
 	c.mu.Lock()
 	c.appendGoAway(c.lastID, http2.ErrCode(code))
@@ -175,6 +181,9 @@ func (c *conn) readFrames() error {
 		if !greeted && h.Type != http2.FrameSettings {
 			return http2.ConnectionError(http2.ErrCodeProtocol)
 		}
+		if h.Type != http2.FrameWindowUpdate && h.Type != http2.FrameRSTStream && !c.flood.Received(h.Type, h.Flags, int(h.Length), 0) {
+			return http2.ConnectionError(http2.ErrCodeEnhanceYourCalm)
+		}
 		if h.Type == http2.FrameData {
 			err = c.readData(h)
 		} else {
@@ -234,7 +243,12 @@ func (c *conn) readFrame(h http2.FrameHeader) error {
 		if f.StreamID > c.lastID || f.StreamID%2 == 0 {
 			return http2.ConnectionError(http2.ErrCodeProtocol)
 		}
-		if call := c.calls[f.StreamID]; call != nil {
+		call := c.calls[f.StreamID]
+		// All calls may be reset at once, each once: it takes a head to begin one.
+		if (call == nil || call.over) && !c.flood.Received(f.Type, f.Flags, int(f.Length), 0) {
+			return http2.ConnectionError(http2.ErrCodeEnhanceYourCalm)
+		}
+		if call != nil {
 			call.over = true
 			c.change.Broadcast()
 			c.mu.Unlock()
@@ -290,6 +304,9 @@ func (c *conn) readSettings(f *http2.SettingsFrame) error {
 }
 
 func (c *conn) readWindowUpdate(f *http2.WindowUpdateFrame) error {
+	if !c.flood.Received(f.Type, f.Flags, int(f.Length), f.Increment) {
+		return http2.ConnectionError(http2.ErrCodeEnhanceYourCalm)
+	}
 	if f.StreamID == 0 {
 		if c.window += int64(f.Increment); c.window > maxWindow {
 			return http2.ConnectionError(http2.ErrCodeFlowControl)
@@ -500,6 +517,7 @@ func (c *conn) appendFrame(kind http2.FrameType, flags http2.Flags, id uint32, p
 }
 
 func (c *conn) appendFrameHead(kind http2.FrameType, flags http2.Flags, id uint32, n int) {
+	c.flood.Sent(kind, n)
 	c.out = append(c.out, byte(n>>16), byte(n>>8), byte(n), byte(kind), byte(flags), byte(id>>24), byte(id>>16), byte(id>>8), byte(id))
 }
 

@@ -164,6 +164,46 @@ func TestViolations(t *testing.T) {
 	}
 }
 
+// Floods end the connection that they come in.
+func TestFloods(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		send func(p *peer) error // again and again
+	}{
+		{"SETTINGS", func(p *peer) error { return p.WriteSettings() }},
+		{"PING", func(p *peer) error { return p.WritePing(false, [8]byte{}) }},
+		{"PRIORITY", func(p *peer) error { return p.WritePriority(1, http2.PriorityParam{StreamDep: 3}) }},
+		{"empty DATA", func(p *peer) error { return p.WriteData(1, false, nil) }},
+		{"windows", func(p *peer) error { return p.WriteWindowUpdate(0, 1) }},
+		{"unknown frames", func(p *peer) error { return p.WriteRawFrame(0xEE, 0, 0, []byte("?")) }},
+		{"resets of one call", func(p *peer) error { return p.WriteRSTStream(1, http2.ErrCodeCancel) }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			told := make(chan bool, 1)
+			p := dial(t, &Server{Handler: silent, Misbehaved: func(flood bool) { told <- flood }})
+			p.open(1, false)
+			go func() {
+				for tt.send(p) == nil {
+				}
+			}()
+			for {
+				switch f := p.next().(type) {
+				case nil:
+					t.Fatal("the connection has ended without a word")
+				case *http2.GoAwayFrame:
+					if f.ErrCode != http2.ErrCodeEnhanceYourCalm {
+						t.Errorf("got %v", f.ErrCode)
+					}
+					if !<-told {
+						t.Error("nobody is told that it was a flood")
+					}
+					return
+				}
+			}
+		})
+	}
+}
+
 // What does not begin like HTTP/2 is hung up on.
 func TestOtherProtocols(t *testing.T) {
 	p := dial(t, &Server{Handler: silent})
@@ -547,7 +587,16 @@ func TestAnswersNotRead(t *testing.T) {
 			c.mu.Unlock()
 		}
 		for range calls {
-			if f, ok := p.next().(*http2.MetaHeadersFrame); !ok || !f.StreamEnded() {
+			switch f := p.next().(type) {
+			case *http2.MetaHeadersFrame:
+				if !f.StreamEnded() {
+					t.Fatalf("in the place of an answer: %v", f)
+				}
+			case *http2.RSTStreamFrame: // it came before so many others were answered
+				if f.ErrCode != http2.ErrCodeRefusedStream {
+					t.Fatalf("in the place of an answer: %v", f)
+				}
+			default:
 				t.Fatalf("in the place of an answer: %v", f)
 			}
 		}

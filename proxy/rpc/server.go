@@ -23,6 +23,9 @@ type Server struct {
 	// Connections bounds those that are open at a time; further clients wait until one has
 	// ended. Zero: no bound.
 	Connections int
+	// Misbehaved is told of each connection that was cut for what its client sent: for a flood, or
+	// else for breaking HTTP/2. Nil: nobody is.
+	Misbehaved func(flood bool)
 
 	mu        sync.Mutex
 	listeners map[net.Listener]struct{} // guarded by mu
