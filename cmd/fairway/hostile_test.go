@@ -4,7 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
-	"flag"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -12,10 +12,8 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -31,8 +29,6 @@ import (
 	"github.com/fairway-proxy/fairway/proxy"
 )
 
-var hostile = flag.Duration("hostile", 0, "for how long each hostile client of TestHostileClients goes on, against a process of its own, beside others that are timed; prints a table")
-
 // An attack is what hostile clients do, each on a connection of its own.
 type attack struct {
 	name string
@@ -47,6 +43,10 @@ type attack struct {
 	do func(h *hostileClient) error
 	// ends: it is always cut off, or refused, and comes back.
 	ends bool
+	// mesh: it speaks HTTP/2 where tunnels are taken.
+	mesh bool
+	// narrow: it offers the smallest window of TCP there is, so that little waits in the kernel.
+	narrow bool
 	// sign is a series of the metrics that grows by it; empty: it only is there.
 	sign string
 }
@@ -59,12 +59,13 @@ type hostileClient struct {
 	pace   time.Duration
 }
 
-// step waits for the next step's time. It says false when there shall be none.
+// step waits for the next step's time, which is not that of the others. It says false
+// when there shall be none.
 func (h *hostileClient) step() bool {
 	select {
 	case <-h.over:
 		return false
-	case <-time.After(h.pace):
+	case <-time.After(h.pace/2 + rand.N(h.pace)):
 		return true
 	}
 }
@@ -104,15 +105,31 @@ func (h *hostileClient) speak(window uint32) *http2.Framer {
 
 // header is the header block of a POST, with more fields behind it.
 func header(more ...string) []byte {
+	return block(append([]string{":method", "POST", ":scheme", "http", ":authority", "x", ":path", "/v1/chat/completions"}, more...)...)
+}
+
+// block is a header block of names and values.
+func block(fields ...string) []byte {
 	var b bytes.Buffer
 	e := hpack.NewEncoder(&b)
-	for i, fields := 0, append([]string{":method", "POST", ":scheme", "http", ":authority", "x", ":path", "/v1/chat/completions"}, more...); i < len(fields); i += 2 {
+	for i := 0; i < len(fields); i += 2 {
 		e.WriteField(hpack.HeaderField{Name: fields[i], Value: fields[i+1]})
 	}
 	return b.Bytes()
 }
 
-// flood sends bursts of what frame writes until it is cut off.
+// connect is the header block that opens a tunnel.
+var connect = block(":method", "CONNECT", ":authority", vip+":80")
+
+func pings(fr *http2.Framer, i uint32) { fr.WritePing(false, [8]byte{byte(i)}) }
+
+// What counts those that are cut off for it.
+const (
+	floods     = `fairway_limits_reached_total{limit="http2_flood"}`
+	meshFloods = `fairway_hbone_refused_total{reason="flood"}`
+)
+
+// flood sends bursts of what frame writes until it is cut off, which it is after some thousands.
 func flood(burst int, frame func(fr *http2.Framer, i uint32)) func(*hostileClient) error {
 	return func(h *hostileClient) error {
 		h.speak(65535)
@@ -126,7 +143,10 @@ func flood(burst int, frame func(fr *http2.Framer, i uint32)) func(*hostileClien
 				i++
 			}
 			if _, err := h.Write(b.Bytes()); err != nil {
-				return err
+				return nil
+			}
+			if i > 1_000_000 {
+				return errors.New("a million frames were taken")
 			}
 		}
 		return nil
@@ -208,11 +228,11 @@ var attacks = []attack{
 		do: refused(431, func() string { return hostileHead + "X-Long: " + strings.Repeat("x", 1<<20) + "\r\n\r\n" })},
 	{name: "10,000 fields", few: 5, many: 20, bound: 192, pace: 20 * time.Millisecond, ends: true, sign: `fairway_limits_reached_total{limit="headers"}`,
 		do: refused(431, func() string { return hostileHead + strings.Repeat("A: 1\r\n", 10_000) + "\r\n" })},
-	{name: "a stream that nobody reads", few: 10, many: 200, bound: 192, pace: time.Second, sign: "fairway_client_connections", do: func(h *hostileClient) error {
+	{name: "a stream that nobody reads", narrow: true, few: 10, many: 200, bound: 192, pace: time.Second, sign: "fairway_client_connections", do: func(h *hostileClient) error {
 		h.say(post(unending))
 		return h.hang()
 	}},
-	{name: "1,000 requests at once, no answer read", few: 5, many: 100, bound: 192, pace: time.Second, sign: "fairway_client_connections", do: func(h *hostileClient) error {
+	{name: "1,000 requests at once, no answer read", narrow: true, few: 5, many: 100, bound: 192, pace: time.Second, sign: "fairway_client_connections", do: func(h *hostileClient) error {
 		go h.say(strings.Repeat("GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n", 1000))
 		return h.hang()
 	}},
@@ -226,8 +246,8 @@ var attacks = []attack{
 		do: refused(200, func() string {
 			return post(fmt.Sprintf(`{"model":"m","messages":[{"role":"user","content":"%d%s"}]}`, rand.Uint64(), strings.Repeat("tell me of it ", 70_000)))
 		})},
-	{name: "HTTP/2, windows of 1 byte", few: 2, many: 20, bound: 50 * 64, pace: 100 * time.Millisecond, sign: "fairway_requests_live", do: unread(1, 50, 1)},
-	{name: "HTTP/2, nothing is read", few: 2, many: 20, bound: 50 * 64, pace: time.Second, sign: "fairway_requests_live", do: unread(65535, 50, 0)},
+	{name: "HTTP/2, windows of 1 byte", narrow: true, few: 2, many: 20, bound: 50 * 64, pace: 100 * time.Millisecond, sign: "fairway_requests_live", do: unread(1, 50, 1)},
+	{name: "HTTP/2, nothing is read", narrow: true, few: 2, many: 20, bound: 50 * 64, pace: time.Second, sign: "fairway_requests_live", do: unread(65535, 50, 0)},
 	{name: "HTTP/2, HPACK bomb", few: 2, many: 10, bound: 1 << 10, pace: 20 * time.Millisecond, ends: true, do: func(h *hostileClient) error {
 		fr := h.speak(65535)
 		block := append(header("x-bomb", strings.Repeat("x", 4000)), bytes.Repeat([]byte{0x80 | 62}, 12_000)...) // 12,000 times the same field of 4 KB
@@ -251,33 +271,48 @@ var attacks = []attack{
 		h.drain()
 		return nil
 	}},
-	{name: "HTTP/2, streams opened and reset", few: 2, many: 4, bound: 2 << 10, pace: 10 * time.Millisecond, do: flood(1000, func(fr *http2.Framer, i uint32) {
+	{name: "HTTP/2, streams opened and reset", few: 2, many: 4, bound: 16 << 10, pace: 10 * time.Millisecond, ends: true, do: flood(1000, func(fr *http2.Framer, i uint32) {
 		fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 2*i + 1, BlockFragment: header(), EndHeaders: true})
 		fr.WriteRSTStream(2*i+1, http2.ErrCodeCancel)
 	})},
-	{name: "HTTP/2, 1,000 streams at once", few: 2, many: 4, bound: 6 << 10, pace: 10 * time.Millisecond, sign: `fairway_limits_reached_total{limit="http2_streams"}`, do: flood(1000, func(fr *http2.Framer, i uint32) {
+	{name: "HTTP/2, 1,000 streams at once", few: 2, many: 4, bound: 16 << 10, pace: 10 * time.Millisecond, ends: true, sign: `fairway_limits_reached_total{limit="http2_streams"}`, do: flood(1000, func(fr *http2.Framer, i uint32) {
 		fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 2*i + 1, BlockFragment: header(), EndHeaders: true})
 	})},
-	{name: "HTTP/2, SETTINGS", few: 2, many: 4, bound: 1 << 10, pace: 10 * time.Millisecond, do: flood(200, func(fr *http2.Framer, i uint32) {
+	{name: "HTTP/2, SETTINGS", few: 2, many: 4, bound: 1 << 10, pace: 10 * time.Millisecond, ends: true, sign: floods, do: flood(200, func(fr *http2.Framer, i uint32) {
 		fr.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1000 + i%1000})
 	})},
-	{name: "HTTP/2, PING", few: 2, many: 4, bound: 1 << 10, pace: 10 * time.Millisecond, do: flood(200, func(fr *http2.Framer, i uint32) { fr.WritePing(false, [8]byte{byte(i)}) })},
-	{name: "HTTP/2, PING, answers never read", few: 2, many: 10, bound: 1 << 10, pace: 10 * time.Millisecond, do: func(h *hostileClient) error {
+	{name: "HTTP/2, PING", few: 2, many: 4, bound: 1 << 10, pace: 10 * time.Millisecond, ends: true, sign: floods, do: flood(200, pings)},
+	{name: "HTTP/2, PING, answers never read", narrow: true, few: 2, many: 10, bound: 1 << 10, pace: 10 * time.Millisecond, ends: true, sign: floods, do: func(h *hostileClient) error {
 		fr := h.speak(65535)
-		go func() {
-			for fr.WritePing(false, [8]byte{}) == nil {
-			}
-		}()
-		return h.hang()
+		for fr.WritePing(false, [8]byte{}) == nil {
+		}
+		return nil
 	}},
-	{name: "HTTP/2, empty DATA", few: 2, many: 4, bound: 1 << 10, pace: 10 * time.Millisecond, do: flood(200, func(fr *http2.Framer, i uint32) {
+	{name: "HTTP/2, windows widened without end", few: 2, many: 4, bound: 1 << 10, pace: 10 * time.Millisecond, ends: true, sign: floods, do: flood(200, func(fr *http2.Framer, i uint32) {
+		fr.WriteWindowUpdate(0, 100)
+	})},
+	{name: "HTTP/2, empty DATA", few: 2, many: 4, bound: 1 << 10, pace: 10 * time.Millisecond, ends: true, sign: floods, do: flood(200, func(fr *http2.Framer, i uint32) {
 		if i == 0 {
 			fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: header(), EndHeaders: true})
 		}
 		fr.WriteData(1, false, nil)
 	})},
-	{name: "HTTP/2, PRIORITY", few: 2, many: 4, bound: 1 << 10, pace: 10 * time.Millisecond, do: flood(200, func(fr *http2.Framer, i uint32) {
+	{name: "HTTP/2, empty CONTINUATION", few: 2, many: 4, bound: 1 << 10, pace: 10 * time.Millisecond, ends: true, sign: floods, do: flood(200, func(fr *http2.Framer, i uint32) {
+		if i == 0 {
+			fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: header()})
+		}
+		fr.WriteContinuation(1, false, nil)
+	})},
+	{name: "HTTP/2, PRIORITY", few: 2, many: 4, bound: 1 << 10, pace: 10 * time.Millisecond, ends: true, sign: floods, do: flood(200, func(fr *http2.Framer, i uint32) {
 		fr.WritePriority(2*i+1, http2.PriorityParam{StreamDep: 0, Weight: 1})
+	})},
+	{name: "HTTP/2, frames of no known kind", few: 2, many: 4, bound: 1 << 10, pace: 10 * time.Millisecond, ends: true, sign: floods, do: flood(200, func(fr *http2.Framer, i uint32) {
+		fr.WriteRawFrame(0xEE, 0, 0, []byte("?"))
+	})},
+	{name: "tunnels, PING", mesh: true, few: 2, many: 4, bound: 1 << 10, pace: 10 * time.Millisecond, ends: true, sign: meshFloods, do: flood(200, pings)},
+	{name: "tunnels, opened and reset", mesh: true, few: 2, many: 4, bound: 4 << 10, pace: 10 * time.Millisecond, ends: true, sign: meshFloods, do: flood(200, func(fr *http2.Framer, i uint32) {
+		fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 2*i + 1, BlockFragment: connect, EndHeaders: true})
+		fr.WriteRSTStream(2*i+1, http2.ErrCodeCancel)
 	})},
 	{name: "tunnels, 100 on each connection", few: 2, many: 50, bound: 100 * 24, pace: time.Second, sign: `fairway_hbone_tunnels_total{direction="inbound"}`, do: func(h *hostileClient) error {
 		for range 100 {
@@ -316,28 +351,38 @@ func (h *hostileClient) awaitEnd(status int) error {
 type target struct {
 	http, hbone, metrics string
 	pid                  int          // of its process; 0: this one's
+	dir                  string       // has the certificate of a client of the mesh
 	tls                  *tls.Config  // of a client of the mesh
 	client               *http.Client // of those who mean well
 }
 
-// startTarget runs a proxy: of that binary, or if there is none in this process.
-func startTarget(t *testing.T, binary string) *target {
-	engine := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		body, _ := io.ReadAll(r.Body)
-		if !bytes.Contains(body[:min(len(body), 200)], []byte(`"stream":true`)) {
-			w.Header().Set("Content-Type", "application/json")
-			io.WriteString(w, `{"object":"list","data":[],"choices":[]}`)
+// answerHostile is the engine: it answers at once, or for as long as somebody listens, ten events
+// of 4 KB a second.
+func answerHostile(w http.ResponseWriter, r *http.Request) {
+	body, _ := io.ReadAll(r.Body)
+	if !bytes.Contains(body[:min(len(body), 200)], []byte(`"stream":true`)) {
+		w.Header().Set("Content-Type", "application/json")
+		io.WriteString(w, `{"object":"list","data":[],"choices":[]}`)
+		return
+	}
+	w.Header().Set("Content-Type", "text/event-stream")
+	event := []byte("data: {\"choices\":[{\"delta\":{\"content\":\"" + strings.Repeat("word ", 800) + "\"}}]}\n\n")
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if _, err := w.Write(event); err != nil || http.NewResponseController(w).Flush() != nil {
 			return
 		}
-		w.Header().Set("Content-Type", "text/event-stream")
-		event := []byte("data: {\"choices\":[{\"delta\":{\"content\":\"" + strings.Repeat("word ", 200) + "\"}}]}\n\n")
-		for r.Context().Err() == nil {
-			if _, err := w.Write(event); err != nil {
-				return
-			}
+		select {
+		case <-tick.C:
+		case <-r.Context().Done():
+			return
 		}
-	}))
-	t.Cleanup(engine.Close)
+	}
+}
+
+// startTarget runs a proxy before that engine: of that binary, or if there is none in this process.
+func startTarget(t *testing.T, binary, engine string) *target {
 	at := freeAddresses(t, 3)
 	a := newAuthority(t)
 	dir := t.TempDir()
@@ -345,10 +390,11 @@ func startTarget(t *testing.T, binary string) *target {
 	roots, config := filepath.Join(dir, "roots.pem"), filepath.Join(dir, "fairway.yaml")
 	writeFile(t, roots, string(a.PEM()))
 	writeFile(t, config, fmt.Sprintf("listen: {http: %q, hbone: %q, metrics: %q, admin: \"\"}\ntls: {files: {certificate: %q, key: %q, roots: %q}}\nscrape: {interval: 1h}\ntimeouts: {drain: 1m}\nqueue: {off: true}\n%s",
-		at[0], at[1], at[2], cert, key, roots, llamaService("http", engine.URL)))
-	target := &target{http: at[0], hbone: at[1], metrics: "http://" + at[2],
-		tls:    a.Client(certificate(t, a, a.ID("default", "client")), a.ID("default", "waypoint")),
+		at[0], at[1], at[2], cert, key, roots, llamaService("http", engine)))
+	target := &target{http: at[0], hbone: at[1], metrics: "http://" + at[2], dir: t.TempDir(),
 		client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 100}, Timeout: time.Minute}}
+	issue(t, a, a.ID("default", "client"), target.dir)
+	target.enroll(t)
 	if binary != "" {
 		process := start(t, binary, "serve", "--config", config, "--no-access-log", "--log-level", "error")
 		target.pid = process.Process.Pid
@@ -369,6 +415,16 @@ func startTarget(t *testing.T, binary string) *target {
 	t.Cleanup(target.client.CloseIdleConnections)
 	waitFor(t, "readiness", func() bool { status, _ := get(target.metrics + "/healthz/ready"); return status == 200 })
 	return target
+}
+
+// enroll has tunnels opened with the certificate in dir. Who answers is believed to be who it is.
+func (t *target) enroll(tb testing.TB) {
+	tb.Helper()
+	cert, err := tls.LoadX509KeyPair(filepath.Join(t.dir, "tls.crt"), filepath.Join(t.dir, "tls.key"))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	t.tls = &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{"h2"}, InsecureSkipVerify: true, Certificates: []tls.Certificate{cert}}
 }
 
 // ask is a request of somebody who means well.
@@ -395,9 +451,17 @@ func (t *target) series(name string) (value float64) {
 	return value
 }
 
-// launch starts an attack; stop ends it and gives the first thing that went otherwise than it should.
-func (t *target) launch(a *attack, n int, pace time.Duration) (stop func() error, cut *atomic.Int64) {
-	var wg, ready sync.WaitGroup
+// dial connects one client.
+func (t *target) dial(a *attack, dialer *net.Dialer) (net.Conn, error) {
+	if a.mesh {
+		return tls.DialWithDialer(dialer, "tcp", t.hbone, t.tls)
+	}
+	return dialer.Dial("tcp", t.http)
+}
+
+// launch starts an attack of n clients, all within a pace; stop ends it and gives the first thing that went otherwise than it should.
+func (t *target) launch(a *attack, n int, pace time.Duration, dialer *net.Dialer) (stop func() error, cut *atomic.Int64) {
+	var wg sync.WaitGroup
 	var mu sync.Mutex
 	var wrong error
 	cut = new(atomic.Int64)
@@ -405,14 +469,16 @@ func (t *target) launch(a *attack, n int, pace time.Duration) (stop func() error
 	ended := false
 	over := make(chan struct{})
 	for range n {
-		ready.Add(1)
 		tunnels := &ztunnel.Client{Address: t.hbone, TLS: t.tls}
 		wg.Go(func() {
 			defer tunnels.Close()
-			once := sync.OnceFunc(ready.Done)
-			defer once()
+			select {
+			case <-over:
+				return
+			case <-time.After(rand.N(pace)):
+			}
 			for {
-				c, err := net.Dial("tcp", t.http)
+				c, err := t.dial(a, dialer)
 				if err != nil {
 					return
 				}
@@ -420,7 +486,6 @@ func (t *target) launch(a *attack, n int, pace time.Duration) (stop func() error
 				open[c] = true
 				stopped := ended
 				mu.Unlock()
-				once()
 				h := &hostileClient{Conn: c, tunnel: tunnels, over: over, pace: pace}
 				if !stopped {
 					err = a.do(h)
@@ -441,7 +506,6 @@ func (t *target) launch(a *attack, n int, pace time.Duration) (stop func() error
 			}
 		})
 	}
-	ready.Wait()
 	return func() error {
 		mu.Lock()
 		ended = true
@@ -455,14 +519,12 @@ func (t *target) launch(a *attack, n int, pace time.Duration) (stop func() error
 	}, cut
 }
 
-// Whatever hostile clients do, others are served; what there is a limit for is refused, cut off and counted. With -hostile it measures what
-// it costs: make hostile.
+// Whatever hostile clients do, others are served; what there is a limit for is refused, cut off and counted. What it costs is
+// TestHostileClientsCost's.
 func TestHostileClients(t *testing.T) {
-	if *hostile > 0 {
-		measureHostileClients(t)
-		return
-	}
-	target := startTarget(t, "")
+	engine := httptest.NewServer(http.HandlerFunc(answerHostile))
+	defer engine.Close()
+	target := startTarget(t, "", engine.URL)
 	for i := range attacks {
 		a := &attacks[i]
 		t.Run(a.name, func(t *testing.T) {
@@ -470,7 +532,7 @@ func TestHostileClients(t *testing.T) {
 			if a.sign != "" {
 				before = target.series(a.sign)
 			}
-			stop, cut := target.launch(a, a.few, min(a.pace, 10*time.Millisecond))
+			stop, cut := target.launch(a, a.few, min(a.pace, 10*time.Millisecond), new(net.Dialer))
 			if a.sign != "" {
 				waitFor(t, a.sign, func() bool { return target.series(a.sign) > before })
 			}
@@ -500,72 +562,4 @@ func (t *target) engine() string {
 		return m[1]
 	}
 	return ""
-}
-
-// resident is the memory of a process in KiB.
-func resident(t *testing.T, pid int) int {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		t.Skip("resident memory is read from /proc, which this system does not have:", err)
-	}
-	m := regexp.MustCompile(`VmRSS:\s+(\d+) kB`).FindSubmatch(text)
-	if m == nil {
-		t.Fatalf("no VmRSS in %s", text)
-	}
-	kb, _ := strconv.Atoi(string(m[1]))
-	return kb
-}
-
-// timed asks 200 times a second for that long, and gives the quantiles in milliseconds and the most memory meanwhile in KiB.
-func (target *target) timed(t *testing.T, d time.Duration) (p50, p99 float64, peak int) {
-	var mu sync.Mutex
-	var took []time.Duration
-	var wg sync.WaitGroup
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for i, end := 0, time.Now().Add(d); time.Now().Before(end); i++ {
-		at := <-tick.C
-		wg.Go(func() {
-			_, err := target.ask()
-			if err != nil {
-				t.Errorf("somebody else: %v", err)
-				return
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			took = append(took, time.Since(at))
-		})
-		if i%20 == 0 {
-			peak = max(peak, resident(t, target.pid))
-		}
-	}
-	wg.Wait()
-	slices.Sort(took)
-	ms := func(q float64) float64 { return took[int(q*float64(len(took)-1))].Seconds() * 1000 }
-	return ms(0.5), ms(0.99), peak
-}
-
-func measureHostileClients(t *testing.T) {
-	binary := build(t)
-	var table strings.Builder
-	table.WriteString("| hostile clients | how many | cut off or refused | memory they hold: bound | measured | p99 of others before | meanwhile | times |\n|---|---|---|---|---|---|---|---|\n")
-	for i := range attacks {
-		a := &attacks[i]
-		t.Run(a.name, func(t *testing.T) {
-			target := startTarget(t, binary)
-			target.timed(t, *hostile/2) // warm
-			_, before, base := target.timed(t, *hostile)
-			stop, cut := target.launch(a, a.many, a.pace)
-			_, meanwhile, peak := target.timed(t, *hostile)
-			if err := stop(); err != nil {
-				t.Error(err)
-			}
-			held, bound := max(peak-base, 0), a.bound*a.many
-			fmt.Fprintf(&table, "| %s | %d | %d | %.0f MiB | %.1f MiB | %.2f ms | %.2f ms | %.2f |\n", a.name, a.many, cut.Load(), float64(bound)/1024, float64(held)/1024, before, meanwhile, meanwhile/before)
-			if held > bound+16<<10 {
-				t.Errorf("%d KiB held, want %d and 16 MiB at most", held, bound)
-			}
-		})
-	}
-	fmt.Print(table.String())
 }
