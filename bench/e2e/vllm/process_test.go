@@ -73,39 +73,53 @@ type engine struct {
 // adapters are the LoRA adapters an engine starts with; adapter-3 is left to be loaded.
 var adapters = []string{"adapter-1", "adapter-2"}
 
-// startEngine starts vLLM, with flags besides those that all engines have; it takes a minute until it is up. It has one thread: a tiny
-// model gets slower with more.
+// startEngine starts vLLM with the adapters, and with flags besides; it takes a minute until it is up. It has one thread: a tiny model
+// gets slower with more.
 func startEngine(t *testing.T, name, address string, flags ...string) *engine {
 	t.Helper()
-	return startEngineOf(t, name, address, 1, flags...)
+	lora := []string{"--enable-lora", "--max-loras", "2", "--max-lora-rank", "8", "--lora-modules"}
+	for _, a := range adapters {
+		lora = append(lora, a+"="+filepath.Join(os.Getenv("E2E_MODELS"), a))
+	}
+	return startEngineIn(t, place{threads: 1}, name, address, append(lora, flags...)...)
 }
 
-// startEngineOf starts vLLM with so many threads.
-func startEngineOf(t *testing.T, name, address string, threads int, flags ...string) *engine {
+// A place is where an engine computes.
+type place struct {
+	cpus    string // as taskset has them; "": on all
+	threads int
+	passive bool // threads that wait for each other sleep, and do not spin
+}
+
+// startEngineIn starts vLLM in a place, without adapters.
+func startEngineIn(t *testing.T, in place, name, address string, flags ...string) *engine {
 	t.Helper()
 	models := os.Getenv("E2E_MODELS")
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
 		t.Fatal(err)
 	}
-	argv := []string{
+	var argv []string
+	if in.cpus != "" {
+		argv = []string{"taskset", "-c", in.cpus}
+	}
+	argv = append(argv,
 		os.Getenv("E2E_VLLM"), "serve", filepath.Join(models, "tiny"), "--host", host, "--port", port,
 		"--served-model-name", "tiny", "--dtype", "bfloat16", "--max-model-len", "8192", "--enforce-eager",
 		"--block-size", "32", // CPU attention takes multiples of 32
 		"--enable-prefix-caching", "--enable-prompt-tokens-details",
-		"--enable-lora", "--max-loras", "2", "--max-lora-rank", "8", "--lora-modules",
-	}
-	for _, a := range adapters {
-		argv = append(argv, a+"="+filepath.Join(models, a))
-	}
+	)
 	argv = append(argv, flags...)
 	env := []string{
 		"HF_HUB_OFFLINE=1", "TRANSFORMERS_OFFLINE=1", "VLLM_NO_USAGE_STATS=1",
 		"VLLM_ALLOW_RUNTIME_LORA_UPDATING=1",
 		"TORCHDYNAMO_DISABLE=1",    // or the first request for logprobs compiles C++, and ends an engine without g++
 		"VLLM_CPU_KVCACHE_SPACE=1", // GiB
-		"VLLM_CPU_OMP_THREADS_BIND=nobind", fmt.Sprintf("OMP_NUM_THREADS=%d", threads),
+		"VLLM_CPU_OMP_THREADS_BIND=nobind", fmt.Sprintf("OMP_NUM_THREADS=%d", in.threads),
 		"VLLM_HOST_IP=127.0.0.1", "VLLM_LOOPBACK_IP=127.0.0.1", "GLOO_SOCKET_IFNAME=lo",
+	}
+	if in.passive {
+		env = append(env, "OMP_WAIT_POLICY=passive")
 	}
 	return &engine{start(t, name, env, argv...), address}
 }
