@@ -66,7 +66,7 @@ bench-overload-sockets: ## the same overload on real sockets with mock engines, 
 bench-validate: ## the simulation held to real sockets with mock engines in slow motion; 8 minutes, during which it takes a quarter of a core
 	go test $(TESTFLAGS) -count=1 -v -timeout 60m -parallel 12 -run '^TestAgreement$$' ./cmd/fairway -validate $(or $(SPEED),0.1)
 
-bench-vllm: ## Fairway, haproxy, smg, sglang-router and vllm-router before the same two vLLM engines; and what Fairway predicts of two of different speed; installs them; about half an hour
+bench-vllm: ## Fairway, haproxy, smg, sglang-router and vllm-router before the same two vLLM engines; and what Fairway predicts of two of different speed; installs them; some 40 minutes
 	bench/e2e/vllm/routers.sh
 	bench/e2e/vllm/e2e.sh -test.run='^TestPredictions$$'
 
