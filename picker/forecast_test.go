@@ -10,7 +10,7 @@ import (
 
 // draw makes up what a request finds at an endpoint.
 func draw(rng *rand.Rand) features {
-	c := Candidate{Queued: 4000 * rng.ExpFloat64(), Uncached: 100 + 2000*rng.Float64(), Hit: 6000 * rng.Float64(), InFlight: float64(rng.IntN(60)), KV: rng.Float64()}
+	c := Candidate{left: 4000 * rng.ExpFloat64(), Uncached: 100 + 2000*rng.Float64(), Hit: 6000 * rng.Float64(), InFlight: float64(rng.IntN(60)), KV: rng.Float64()}
 	c.capacity = 400_000
 	return c.features()
 }
