@@ -224,9 +224,9 @@ var attacks = []attack{
 		h.say(hostileHead + "X-Long: " + strings.Repeat("x", 60<<10))
 		return h.hang()
 	}},
-	{name: "heads of 1 MiB", few: 5, many: 20, bound: 192, pace: 20 * time.Millisecond, ends: true, sign: `fairway_limits_reached_total{limit="headers"}`,
+	{name: "heads of 1 MiB", few: 5, many: 20, bound: 256, pace: 20 * time.Millisecond, ends: true, sign: `fairway_limits_reached_total{limit="headers"}`,
 		do: refused(431, func() string { return hostileHead + "X-Long: " + strings.Repeat("x", 1<<20) + "\r\n\r\n" })},
-	{name: "10,000 fields", few: 5, many: 20, bound: 192, pace: 20 * time.Millisecond, ends: true, sign: `fairway_limits_reached_total{limit="headers"}`,
+	{name: "10,000 fields", few: 5, many: 20, bound: 320, pace: 20 * time.Millisecond, ends: true, sign: `fairway_limits_reached_total{limit="headers"}`,
 		do: refused(431, func() string { return hostileHead + strings.Repeat("A: 1\r\n", 10_000) + "\r\n" })},
 	{name: "a stream that nobody reads", narrow: true, few: 10, many: 200, bound: 192, pace: time.Second, sign: "fairway_client_connections", do: func(h *hostileClient) error {
 		h.say(post(unending))
@@ -246,9 +246,9 @@ var attacks = []attack{
 		do: refused(200, func() string {
 			return post(fmt.Sprintf(`{"model":"m","messages":[{"role":"user","content":"%d%s"}]}`, rand.Uint64(), strings.Repeat("tell me of it ", 70_000)))
 		})},
-	{name: "HTTP/2, windows of 1 byte", narrow: true, few: 2, many: 20, bound: 50 * 64, pace: 100 * time.Millisecond, sign: "fairway_requests_live", do: unread(1, 50, 1)},
-	{name: "HTTP/2, nothing is read", narrow: true, few: 2, many: 20, bound: 50 * 64, pace: time.Second, sign: "fairway_requests_live", do: unread(65535, 50, 0)},
-	{name: "HTTP/2, HPACK bomb", few: 2, many: 10, bound: 1 << 10, pace: 20 * time.Millisecond, ends: true, do: func(h *hostileClient) error {
+	{name: "HTTP/2, windows of 1 byte", narrow: true, few: 2, many: 20, bound: 50 * 80, pace: 100 * time.Millisecond, sign: "fairway_requests_live", do: unread(1, 50, 1)},
+	{name: "HTTP/2, nothing is read", narrow: true, few: 2, many: 20, bound: 50 * 80, pace: time.Second, sign: "fairway_requests_live", do: unread(65535, 50, 0)},
+	{name: "HTTP/2, HPACK bomb", few: 2, many: 10, bound: 2 << 10, pace: 20 * time.Millisecond, ends: true, do: func(h *hostileClient) error {
 		fr := h.speak(65535)
 		block := append(header("x-bomb", strings.Repeat("x", 4000)), bytes.Repeat([]byte{0x80 | 62}, 12_000)...) // 12,000 times the same field of 4 KB
 		if err := fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block, EndHeaders: true, EndStream: true}); err != nil {
@@ -256,7 +256,7 @@ var attacks = []attack{
 		}
 		return h.awaitEnd(431)
 	}},
-	{name: "HTTP/2, CONTINUATION without end", few: 2, many: 10, bound: 1 << 10, pace: 5 * time.Millisecond, ends: true, do: func(h *hostileClient) error {
+	{name: "HTTP/2, CONTINUATION without end", few: 2, many: 10, bound: 2 << 10, pace: 5 * time.Millisecond, ends: true, do: func(h *hostileClient) error {
 		fr := h.speak(65535)
 		fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: header()})
 		var b bytes.Buffer
@@ -278,38 +278,38 @@ var attacks = []attack{
 	{name: "HTTP/2, 1,000 streams at once", few: 2, many: 4, bound: 16 << 10, pace: 10 * time.Millisecond, ends: true, sign: `fairway_limits_reached_total{limit="http2_streams"}`, do: flood(1000, func(fr *http2.Framer, i uint32) {
 		fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 2*i + 1, BlockFragment: header(), EndHeaders: true})
 	})},
-	{name: "HTTP/2, SETTINGS", few: 2, many: 4, bound: 1 << 10, pace: 10 * time.Millisecond, ends: true, sign: floods, do: flood(200, func(fr *http2.Framer, i uint32) {
+	{name: "HTTP/2, SETTINGS", few: 2, many: 4, bound: 2 << 10, pace: 10 * time.Millisecond, ends: true, sign: floods, do: flood(200, func(fr *http2.Framer, i uint32) {
 		fr.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1000 + i%1000})
 	})},
-	{name: "HTTP/2, PING", few: 2, many: 4, bound: 1 << 10, pace: 10 * time.Millisecond, ends: true, sign: floods, do: flood(200, pings)},
-	{name: "HTTP/2, PING, answers never read", narrow: true, few: 2, many: 10, bound: 1 << 10, pace: 10 * time.Millisecond, ends: true, sign: floods, do: func(h *hostileClient) error {
+	{name: "HTTP/2, PING", few: 2, many: 4, bound: 2 << 10, pace: 10 * time.Millisecond, ends: true, sign: floods, do: flood(200, pings)},
+	{name: "HTTP/2, PING, answers never read", narrow: true, few: 2, many: 10, bound: 2 << 10, pace: 10 * time.Millisecond, ends: true, sign: floods, do: func(h *hostileClient) error {
 		fr := h.speak(65535)
 		for fr.WritePing(false, [8]byte{}) == nil {
 		}
 		return nil
 	}},
-	{name: "HTTP/2, windows widened without end", few: 2, many: 4, bound: 1 << 10, pace: 10 * time.Millisecond, ends: true, sign: floods, do: flood(200, func(fr *http2.Framer, i uint32) {
+	{name: "HTTP/2, windows widened without end", few: 2, many: 4, bound: 2 << 10, pace: 10 * time.Millisecond, ends: true, sign: floods, do: flood(200, func(fr *http2.Framer, i uint32) {
 		fr.WriteWindowUpdate(0, 100)
 	})},
-	{name: "HTTP/2, empty DATA", few: 2, many: 4, bound: 1 << 10, pace: 10 * time.Millisecond, ends: true, sign: floods, do: flood(200, func(fr *http2.Framer, i uint32) {
+	{name: "HTTP/2, empty DATA", few: 2, many: 4, bound: 2 << 10, pace: 10 * time.Millisecond, ends: true, sign: floods, do: flood(200, func(fr *http2.Framer, i uint32) {
 		if i == 0 {
 			fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: header(), EndHeaders: true})
 		}
 		fr.WriteData(1, false, nil)
 	})},
-	{name: "HTTP/2, empty CONTINUATION", few: 2, many: 4, bound: 1 << 10, pace: 10 * time.Millisecond, ends: true, sign: floods, do: flood(200, func(fr *http2.Framer, i uint32) {
+	{name: "HTTP/2, empty CONTINUATION", few: 2, many: 4, bound: 2 << 10, pace: 10 * time.Millisecond, ends: true, sign: floods, do: flood(200, func(fr *http2.Framer, i uint32) {
 		if i == 0 {
 			fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: header()})
 		}
 		fr.WriteContinuation(1, false, nil)
 	})},
-	{name: "HTTP/2, PRIORITY", few: 2, many: 4, bound: 1 << 10, pace: 10 * time.Millisecond, ends: true, sign: floods, do: flood(200, func(fr *http2.Framer, i uint32) {
+	{name: "HTTP/2, PRIORITY", few: 2, many: 4, bound: 2 << 10, pace: 10 * time.Millisecond, ends: true, sign: floods, do: flood(200, func(fr *http2.Framer, i uint32) {
 		fr.WritePriority(2*i+1, http2.PriorityParam{StreamDep: 0, Weight: 1})
 	})},
-	{name: "HTTP/2, frames of no known kind", few: 2, many: 4, bound: 1 << 10, pace: 10 * time.Millisecond, ends: true, sign: floods, do: flood(200, func(fr *http2.Framer, i uint32) {
+	{name: "HTTP/2, frames of no known kind", few: 2, many: 4, bound: 2 << 10, pace: 10 * time.Millisecond, ends: true, sign: floods, do: flood(200, func(fr *http2.Framer, i uint32) {
 		fr.WriteRawFrame(0xEE, 0, 0, []byte("?"))
 	})},
-	{name: "tunnels, PING", mesh: true, few: 2, many: 4, bound: 1 << 10, pace: 10 * time.Millisecond, ends: true, sign: meshFloods, do: flood(200, pings)},
+	{name: "tunnels, PING", mesh: true, few: 2, many: 4, bound: 2 << 10, pace: 10 * time.Millisecond, ends: true, sign: meshFloods, do: flood(200, pings)},
 	{name: "tunnels, opened and reset", mesh: true, few: 2, many: 4, bound: 4 << 10, pace: 10 * time.Millisecond, ends: true, sign: meshFloods, do: flood(200, func(fr *http2.Framer, i uint32) {
 		fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 2*i + 1, BlockFragment: connect, EndHeaders: true})
 		fr.WriteRSTStream(2*i+1, http2.ErrCodeCancel)
