@@ -35,18 +35,21 @@ const (
 //
 // Match and Age never wait: they see every slot as atomic words. Pin, Keep, Drop, Grow and Reset exclude each other.
 type Index struct {
+	table atomic.Pointer[table] // nil until the first Pin
+
 	// MaxBytes bounds the table; 0 means DefaultMaxBytes. To be set before first use.
 	MaxBytes int
 	// Secret says where in the table chunks lie. It is nobody else's business: with one that nobody knows, nobody can choose prompts
 	// whose chunks crowd a few buckets. Chains do not depend on it. To be set before first use.
 	Secret uint64
 
-	table   atomic.Pointer[table] // nil until the first Pin
 	entries atomic.Int64
 
 	mu      sync.Mutex // guards what follows and every write to the table
 	epoch   uint64     // counts Resets: a Hold of an earlier epoch holds nothing
 	buckets int        // size the next table will have; 0: for DefaultChunks
+	census  *Census    // nil: none
+	seat    int        // in the census
 }
 
 // A Hold is what one request has pinned, to be given back to Keep or Drop once, with the same chain.
@@ -66,6 +69,9 @@ type table struct {
 	shift   int    // leaves as many bits as number the buckets
 	buckets []bucket
 	holes   atomic.Bool // a chunk that was alive has lost its slot to its bucket's neighbours
+
+	census *Census // that knows what it holds; nil: none
+	seat   int
 }
 
 // A bucket is two cache lines: most probes miss and touch only the keys.
@@ -74,14 +80,33 @@ type bucket struct {
 	states [bucketSlots]atomic.Uint64
 }
 
-func (x *Index) newTable(buckets int) *table {
-	return &table{factor: x.Secret | 1, shift: 64 - bits.TrailingZeros(uint(buckets)), buckets: make([]bucket, buckets)}
+// tableOf makes a table of buckets, known to the census if that has place for so many. The writer's lock is held.
+func (x *Index) tableOf(buckets []bucket, holes bool) *table {
+	t := &table{factor: x.Secret | 1, shift: 64 - bits.TrailingZeros(uint(len(buckets))), buckets: buckets}
+	t.holes.Store(holes)
+	if c := x.census; c != nil && c.shift <= t.shift {
+		t.census, t.seat = c, x.seat
+		t.enter()
+	}
+	return t
 }
 
 // bucket is where a key belongs, by multiply-shift hashing: for a random odd factor, two keys share a bucket with a probability of 2 in
 // the number of buckets at most, whatever they are (Dietzfelbinger and others, "A Reliable Randomized Algorithm for the Closest-Pair
 // Problem", 1997, section 2.2).
 func (t *table) bucket(key uint64) *bucket { return &t.buckets[key*t.factor>>t.shift] }
+
+// each calls do for every chunk in the table. The writer's lock is held.
+func (t *table) each(do func(key, state uint64)) {
+	for i := range t.buckets {
+		b := &t.buckets[i]
+		for s := range b.keys {
+			if key := b.keys[s].Load(); key != 0 {
+				do(key, b.states[s].Load())
+			}
+		}
+	}
+}
 
 // fetch has the processor read the buckets of a chain, many at a time. A write to a slot that others read without a lock is a
 // barrier: whoever writes to one bucket after the other waits for each from memory.
@@ -180,11 +205,15 @@ func (x *Index) Pin(chain []uint64, clock uint64, window, step int64) Hold {
 	}
 	t := x.table.Load()
 	if t == nil {
-		t = x.newTable(x.size())
+		t = x.tableOf(make([]bucket, x.size()), false)
 		x.table.Store(t)
 	}
 	t.fetch(chain)
+	t.fetchRows(chain)
 	known := true
+	var gone [64]uint64 // chunks that have lost their slots
+	n := 0
+pinning:
 	for i, key := range chain {
 		if key == 0 {
 			break
@@ -194,17 +223,25 @@ func (x *Index) Pin(chain []uint64, clock uint64, window, step int64) Hold {
 		known = known && s >= 0
 		switch {
 		case s < 0:
-			s, lost := x.take(b, key, clock, stamp(clock, i, step)|1)
-			if s < 0 {
-				return h
+			old, lost, ok := x.take(t, b, key, clock, stamp(clock, i, step)|1)
+			if !ok {
+				break pinning
 			}
 			if lost < window {
-				t.holes.Store(true)
+				t.lose()
+			}
+			if old != 0 {
+				gone[n] = old
+				n++
+			}
+			if n == len(gone) {
+				t.forget(gone[:])
+				n = 0
 			}
 		default:
 			state := b.states[s].Load()
 			if state&maxPins == maxPins {
-				return h
+				break pinning
 			}
 			if !alive(state, clock, window) {
 				state &^= computedBit // the pod has dropped it since; it is to be computed again
@@ -216,6 +253,7 @@ func (x *Index) Pin(chain []uint64, clock uint64, window, step int64) Hold {
 			h.Found = i + 1
 		}
 	}
+	t.forget(gone[:n])
 	return h
 }
 
@@ -256,6 +294,7 @@ func (x *Index) release(chain []uint64, h Hold, touch func(state uint64, i int) 
 		if state&(maxPins|computedBit) == 0 {
 			b.keys[s].Store(0)
 			x.entries.Add(-1)
+			t.forget(chain[i : i+1])
 		}
 		b.states[s].Store(state)
 	}
@@ -275,10 +314,11 @@ func (b *bucket) find(key uint64) int {
 	return bits.TrailingZeros(hits)
 }
 
-// take gives key an empty slot, or that of the oldest chunk that is not pinned, whose age it returns, or returns -1. The
-// writer's lock is held.
-func (x *Index) take(b *bucket, key, clock, state uint64) (victim int, oldest int64) {
-	if victim = b.find(0); victim >= 0 {
+// take gives key an empty slot, or that of the oldest chunk that is not pinned, which it returns with its age; ok is false if all are.
+// The writer's lock is held.
+func (x *Index) take(t *table, b *bucket, key, clock, state uint64) (old uint64, oldest int64, ok bool) {
+	victim := b.find(0)
+	if victim >= 0 {
 		oldest = math.MaxInt64
 		x.entries.Add(1)
 	} else {
@@ -293,14 +333,17 @@ func (x *Index) take(b *bucket, key, clock, state uint64) (victim int, oldest in
 			best = max(best, v)
 		}
 		if best == pinned {
-			return -1, pinned
+			return 0, 0, false
 		}
 		victim, oldest = int(best&(bucketSlots-1)), best>>3
+	}
+	t.note(key)
+	if old = b.keys[victim].Load(); old != 0 {
 		b.keys[victim].Store(0)
 	}
 	b.states[victim].Store(state)
 	b.keys[victim].Store(key)
-	return victim, oldest
+	return old, oldest, true
 }
 
 func stamp(clock uint64, i int, step int64) uint64 {
@@ -308,31 +351,29 @@ func stamp(clock uint64, i int, step int64) uint64 {
 }
 
 // Grow makes room for a pod whose cache holds so many chunks. It never shrinks a table: a pod does not change its cache
-// while it runs, and Reset starts small again. Nothing that is held is lost.
-func (x *Index) Grow(chunks int) {
+// while it runs, and Reset starts small again. Nothing that is held is lost. It tells whether Size is another than it was.
+func (x *Index) Grow(chunks int) (grown bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	was := x.buckets
 	x.buckets = max(x.buckets, x.fit(chunks))
+	grown = x.buckets != was
 	old := x.table.Load()
 	if old == nil || len(old.buckets) >= x.buckets {
-		return
+		return grown
 	}
-	t := x.newTable(x.buckets)
-	t.holes.Store(old.holes.Load())
-	for i := range old.buckets {
-		from := &old.buckets[i]
-		for s := range from.keys {
-			key := from.keys[s].Load()
-			if key == 0 {
-				continue
-			}
-			to := t.bucket(key)
-			free := to.find(0)
-			to.states[free].Store(from.states[s].Load())
-			to.keys[free].Store(key)
-		}
-	}
+	t := x.tableOf(make([]bucket, x.buckets), old.holes.Load())
+	old.each(func(key uint64, state uint64) {
+		to := t.bucket(key)
+		free := to.find(0)
+		to.states[free].Store(state)
+		to.keys[free].Store(key)
+	})
 	x.table.Store(t)
+	if t.census == nil {
+		old.leave()
+	}
+	return grown
 }
 
 // Reset forgets everything: the pod has started anew, with a cache of so many chunks (0: not known yet). Requests that
@@ -345,7 +386,9 @@ func (x *Index) Reset(chunks int) {
 	if chunks > 0 {
 		x.buckets = x.fit(chunks)
 	}
-	x.table.Store(nil)
+	if t := x.table.Swap(nil); t != nil {
+		t.leave()
+	}
 	x.entries.Store(0)
 }
 
@@ -374,10 +417,25 @@ func (x *Index) size() int {
 // Len returns the number of chunks in the index, alive or not.
 func (x *Index) Len() int { return int(x.entries.Load()) }
 
-// Bytes returns the size of the table.
-func (x *Index) Bytes() int {
-	if t := x.table.Load(); t != nil {
-		return len(t.buckets) * bucketBytes
+// Size returns how many bytes the table has, or will have once there is something in it.
+func (x *Index) Size() int {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.buckets == 0 {
+		return x.fit(DefaultChunks) * bucketBytes
 	}
-	return 0
+	return x.buckets * bucketBytes
+}
+
+// Bytes returns the size of the table, and of the bits that a census has for it.
+func (x *Index) Bytes() int {
+	t := x.table.Load()
+	if t == nil {
+		return 0
+	}
+	n := len(t.buckets) * bucketBytes
+	if c := t.census; c != nil {
+		n += len(c.rows) / c.words / 8
+	}
+	return n
 }

@@ -526,20 +526,32 @@ func BenchmarkPinKeep(b *testing.B) {
 	}
 }
 
-// BenchmarkRotate pins and keeps prompts that come again only when the table has lost most of them: every chunk takes the
-// slot of an old one.
+// BenchmarkRotate pins and keeps prompts that come again only when the tables have lost most of them: every chunk takes the
+// slot of an old one, in one of so many tables.
 func BenchmarkRotate(b *testing.B) {
-	var x Index
-	prompts := make([][]uint64, 256)
-	for i := range prompts {
-		prompts[i] = numbered(uint64(i), 186)
-	}
-	b.ReportAllocs()
-	clock := uint64(0)
-	for b.Loop() {
-		c := prompts[clock%256]
-		clock++
-		x.Keep(c, x.Pin(c, clock, wide, step), clock, step)
+	for _, n := range []int{1, 100} {
+		for _, census := range []bool{false, true} {
+			b.Run(fmt.Sprintf("%d/census=%v", n, census), func(b *testing.B) {
+				indexes := make([]Index, n)
+				if census {
+					c := NewCensus(n, indexes[0].Size(), 0)
+					for i := range indexes {
+						indexes[i].Join(c)
+					}
+				}
+				prompts := make([][]uint64, 256*n)
+				for i := range prompts {
+					prompts[i] = numbered(uint64(i), 186)
+				}
+				b.ReportAllocs()
+				clock := 0
+				for b.Loop() {
+					x, c := &indexes[clock%n], prompts[clock%len(prompts)]
+					clock++
+					x.Keep(c, x.Pin(c, uint64(clock), wide, step), uint64(clock), step)
+				}
+			})
+		}
 	}
 }
 
