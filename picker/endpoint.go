@@ -53,54 +53,57 @@ const (
 // An Endpoint is one pod of a pool and all that is known of it. Its exported methods may be called at any time from any
 // goroutine, also after it has left its pool.
 type Endpoint struct {
+	// What a pick reads of every endpoint comes first, for as few cache lines as possible.
+
+	// Our own work in flight.
+	queued   atomic.Int64 // uncached tokens whose first token has not come
+	inflight atomic.Int64 // requests
+	held     atomic.Int64 // uncached tokens of requests in flight
+	promised atomic.Int64 // tokens that these are expected to generate
+	sent     atomic.Int64 // uncached tokens so far
+	turned   atomic.Int64 // when the queue's head became its head: one left it, or came to an empty one
+	nextDue  atomic.Int64 // the earliest time in due; never: none
+
+	// From outside.
+	view         atomic.Pointer[view] // the last scrape, never nil
+	ejectedUntil atomic.Int64         // nanoseconds of now
+	owing        atomic.Int64         // time of the first question that has had no answer; 0: none
+	heard        atomic.Int64         // time of the last first token or answer to a request
+	cost         atomic.Uint64        // float64: Spec.Cost, 1 where that is 0
+
+	// Learned.
+	clock  atomic.Uint64 // tokens the pod has computed, prompt and generated
+	speed  ratio         // seconds a prompt token
+	belief belief
+
+	index prefix.Index // has its own locking: readers never wait
+
 	// Fixed.
 	pool *Pool
 	spec Spec   // without what is not part of the identity
 	id   uint64 // hash of the identity, the same in every replica
 	name string
 
-	cost atomic.Uint64 // float64: Spec.Cost, 1 where that is 0
+	adapters  adapters
+	forecasts forecasts
 
-	// Has its own locking: readers never wait.
-	index    prefix.Index
-	adapters adapters
-
-	// Our own work in flight.
-	queued   atomic.Int64 // uncached tokens whose first token has not come
-	awaiting atomic.Int64 // requests that queued counts
-	turned   atomic.Int64 // when the queue's head became its head: one left it, or came to an empty one
-	inflight atomic.Int64 // requests
-	held     atomic.Int64 // uncached tokens of requests in flight
-	promised atomic.Int64 // tokens that these are expected to generate
-	nextDue  atomic.Int64 // the earliest time in due; never: none
+	awaiting  atomic.Int64  // requests that queued counts
+	ownClock  atomic.Uint64 // part of clock that we counted ourselves and the pod's counters will report once more
+	lastFirst atomic.Int64  // time of the last first token
 
 	// Our own work so far.
-	sent         atomic.Int64  // uncached tokens
 	promptTokens atomic.Uint64 // of requests that were computed
 	hitTokens    atomic.Uint64 // of these, believed to be cached
 	agedTokens   atomic.Uint64 // of these, known to the index but believed to have left the cache
 	cachedTokens atomic.Uint64 // reported as cached
 	reports      atomic.Uint64 // requests that reported cached tokens
 
-	// Learned.
-	clock     atomic.Uint64 // tokens the pod has computed, prompt and generated
-	ownClock  atomic.Uint64 // part of clock that we counted ourselves and the pod's counters will report once more
-	lastFirst atomic.Int64  // time of the last first token
-	speed     ratio         // seconds a prompt token
-	belief    belief
-	forecasts forecasts
+	scrapeFailures atomic.Uint64 // since the last scrape
 
-	// From outside.
-	view           atomic.Pointer[view] // the last scrape, never nil
-	scrapeFailures atomic.Uint64        // since the last scrape
-	owing          atomic.Int64         // time of the first question that has had no answer; 0: none
-	heard          atomic.Int64         // time of the last first token or answer to a request
-
-	// Ejection: times are nanoseconds of now.
-	failures     atomic.Int32 // consecutive ejections
-	strikes      atomic.Int32 // requests failed in a row
-	ejectedAt    atomic.Int64
-	ejectedUntil atomic.Int64
+	// Ejection.
+	failures  atomic.Int32 // consecutive ejections
+	strikes   atomic.Int32 // requests failed in a row
+	ejectedAt atomic.Int64 // nanoseconds of now
 
 	mu     sync.Mutex // guards what follows, and serialises Observe and Eject
 	due    []due      // requests whose first token will not be seen
@@ -166,14 +169,59 @@ func (e *Endpoint) Rank(key uint64) uint64 {
 	return prefix.Link(key, e.id)
 }
 
-// weigh fills in a candidate: everything a policy needs, from atomics.
-func (e *Endpoint) weigh(c *Candidate, m *measure) {
+// weigh fills in candidates of which the endpoint is known: everything a policy needs, from atomics.
+func (m *measure) weigh(c []Candidate) {
+	if census := m.pool.census.Load(); census != nil && len(c) >= minCensus {
+		m.weighMany(c, census)
+		return
+	}
+	for i := range c {
+		e := c[i].Endpoint
+		e.load(&c[i], m)
+		c[i].Depth = e.index.Match(m.request.Chain, e.clock.Load(), c[i].window, m.guess)
+		m.guess = c[i].Depth
+		e.value(&c[i], m)
+	}
+}
+
+// A search is what looking into many indexes at once needs for its duration.
+type search struct {
+	survey  prefix.Survey
+	queries [prefix.MaxQueries]prefix.Query
+}
+
+var searches = sync.Pool{New: func() any { return new(search) }}
+
+// weighMany is weigh for many endpoints, whose indexes it looks into at once.
+func (m *measure) weighMany(c []Candidate, census *prefix.Census) {
+	s := searches.Get().(*search)
+	s.survey.Take(census, m.request.Chain)
+	for len(c) > 0 {
+		some := c[:min(len(c), prefix.MaxQueries)]
+		queries := s.queries[:len(some)]
+		for i := range some {
+			e := some[i].Endpoint
+			e.load(&some[i], m)
+			queries[i] = prefix.Query{Index: &e.index, Clock: e.clock.Load(), Window: some[i].window}
+		}
+		s.survey.Match(queries)
+		for i := range some {
+			some[i].Depth = queries[i].Depth
+			some[i].Endpoint.value(&some[i], m)
+		}
+		clear(queries)
+		c = c[len(some):]
+	}
+	searches.Put(s)
+}
+
+// load fills in what the endpoint has to do, whatever the prompt.
+func (e *Endpoint) load(c *Candidate, m *measure) {
 	if int64(m.now) >= e.nextDue.Load() {
 		e.releaseDue(m.now)
 	}
 	v := e.view.Load()
-	fresh := v.fresh(m.now, e.pool.cfg.StaleAfter)
-	c.Endpoint = e
+	fresh := v.fresh(m.now, m.pool.cfg.StaleAfter)
 	c.seen = e.queued.Load()
 	c.Queued = float64(c.seen)
 	c.InFlight = float64(e.inflight.Load())
@@ -183,27 +231,29 @@ func (e *Endpoint) weigh(c *Candidate, m *measure) {
 	}
 	c.KV = e.kv(v, fresh, m.others)
 	c.Speed = m.speed
-	if e.pool.has(LearnedSpeed) {
+	if m.pool.has(LearnedSpeed) {
 		c.Speed = e.speed.mean(m.speed, speedPrior)
 	}
 	c.left = c.Queued - e.progress(c, m.now)
 	c.capacity = v.capacity
 	c.full = max(c.KV, float64(e.held.Load()+e.promised.Load())/v.capacity)
 	c.window = e.window(v, c.KV)
-	c.Depth = e.index.Match(m.request.Chain, e.clock.Load(), c.window, m.guess)
-	m.guess = c.Depth
-	c.Hit = m.cached(c.Depth) * e.belief.credit()
-	c.Uncached = m.tokens - c.Hit
-	c.Again = m.again * c.Uncached
-	// The sidecar that asks for a prompt passes on which engine is meant: it has to be the like one.
-	if o := m.prefill.Endpoint; o != nil && o != e && o.spec.Engine == e.spec.Engine && c.Uncached >= float64(m.request.RemotePrefill) {
-		c.prefill = m.prefill.Score
-	}
-	m.best = max(m.best, c.Hit)
 	if m.adapter != 0 {
 		c.Adapter = e.adapterCost(m.adapter, v)
 	}
 	c.Cost = e.Cost()
+}
+
+// value fills in what follows from the chunks of the prompt that the endpoint holds.
+func (e *Endpoint) value(c *Candidate, m *measure) {
+	c.Hit = m.cached(c.Depth) * e.belief.credit()
+	c.Uncached = m.tokens - c.Hit
+	c.Again = m.again * c.Uncached
+	m.best = max(m.best, c.Hit)
+	// The sidecar that asks for a prompt passes on which engine is meant: it has to be the like one.
+	if o := m.prefill.Endpoint; o != nil && o != e && o.spec.Engine == e.spec.Engine && c.Uncached >= float64(m.request.RemotePrefill) {
+		c.prefill = m.prefill.Score
+	}
 	if m.request.SLO != (SLO{}) {
 		e.predict(c, m)
 	} else {
@@ -490,7 +540,16 @@ func (e *Endpoint) Silent(now time.Duration) bool {
 // learnBelief takes in how much was cached in truth. A pod that keeps more than it says needs a larger index.
 func (e *Endpoint) learnBelief(v evidence) {
 	if e.belief.learn(v) {
-		e.index.Grow(chunks(e.view.Load().capacity * e.belief.stretch()))
+		e.grow(e.view.Load().capacity * e.belief.stretch())
+	}
+}
+
+// grow makes room in the index for a cache of so many tokens.
+func (e *Endpoint) grow(capacity float64) {
+	if e.index.Grow(chunks(capacity)) {
+		e.pool.mu.Lock()
+		defer e.pool.mu.Unlock()
+		e.pool.count()
 	}
 }
 

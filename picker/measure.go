@@ -30,6 +30,7 @@ const (
 
 // measure is a request in tokens, for the duration of one pick.
 type measure struct {
+	pool     *Pool
 	request  *Request
 	now      time.Duration
 	tokens   float64 // of the whole prompt, at least 1
@@ -48,7 +49,7 @@ type measure struct {
 }
 
 func (p *Pool) measure(r *Request, now time.Duration) measure {
-	m := measure{request: r, now: now}
+	m := measure{pool: p, request: r, now: now}
 	m.tokens, m.output = p.size(r)
 	m.perChunk = m.tokens * prefix.ChunkSize / float64(max(r.Bytes, prefix.Offset(len(r.Chain)), prefix.ChunkSize))
 	m.speed = p.meanSpeed()

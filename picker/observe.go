@@ -15,18 +15,18 @@ const auditTokens = 65536
 type view struct {
 	at             time.Duration
 	moved          time.Duration // of the last scrape at which nothing ran, or the engine had got on since the one before
-	scraped        bool          // there was a scrape
-	sample         Sample        // counters and constants are kept from earlier scrapes
-	hasKV          bool          // this scrape told KVUsage
-	hasClock       bool          // this scrape told PromptComputed and Generated
 	kv             float64       // 0..1
 	capacity       float64       // tokens, > 0
 	foreign        float64       // requests on the pod that are not ours
 	foreignWaiting float64       // of these, waiting
-	adapters       int64         // time of the last scrape that saw adapters running
 	sent           int64         // the endpoint's sent
 	held           int64         // and held
 	inflight       int64         // and inflight
+	scraped        bool          // there was a scrape
+	hasKV          bool          // this scrape told KVUsage
+	hasClock       bool          // this scrape told PromptComputed and Generated
+	adapters       int64         // time of the last scrape that saw adapters running
+	sample         Sample        // counters and constants are kept from earlier scrapes
 }
 
 func (v *view) fresh(now, staleAfter time.Duration) bool { return v.scraped && now-v.at < staleAfter }
@@ -81,7 +81,7 @@ func (e *Endpoint) Observe(s Sample, now time.Duration) {
 		e.audit = audit{}
 	} else {
 		if v.capacity > old.capacity || !old.scraped {
-			e.index.Grow(chunks(v.capacity))
+			e.grow(v.capacity)
 		}
 		e.advanceTo(&old.sample, &s)
 	}

@@ -6,6 +6,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/fairway-proxy/fairway/picker/prefix"
 )
 
 var (
@@ -49,7 +51,9 @@ type Pool struct {
 	prefills atomic.Pointer[[]*Endpoint] // those that compute prompts for others; likewise
 	all      atomic.Pointer[[]*Endpoint] // likewise
 
-	mu sync.Mutex // serialises SetEndpoints and growth of models
+	census atomic.Pointer[prefix.Census] // which of all may hold a chunk; nil: they are few
+
+	mu sync.Mutex // serialises SetEndpoints, growth of models and what makes another census
 
 	// Learned over all endpoints, the prior for those that have learned nothing yet.
 	speed    ratio // seconds a prompt token
@@ -230,9 +234,38 @@ func (p *Pool) SetEndpoints(specs []Spec) {
 			prefills = append(prefills, e)
 		}
 	}
+	for _, e := range *p.all.Load() {
+		if !taken[e.spec] {
+			e.index.Join(nil)
+		}
+	}
 	p.all.Store(&all)
 	p.prefills.Store(&prefills)
 	p.set.Store(&next)
+	p.count()
+}
+
+// minCensus is how many endpoints a pool has at least that takes a census: of fewer, looking into one index after the other costs less
+// than having the census know of every chunk that comes and goes.
+const minCensus = 32
+
+// count has all endpoints take part in a census that suits them. The caller holds mu.
+func (p *Pool) count() {
+	all, bytes := *p.all.Load(), 0
+	for _, e := range all {
+		bytes += e.index.Size()
+	}
+	c := p.census.Load()
+	switch {
+	case len(all) < minCensus:
+		c = nil
+	case c == nil || !c.Suits(len(all), bytes/len(all)):
+		c = prefix.NewCensus(len(all), bytes/len(all), p.cfg.IndexSecret)
+	}
+	for _, e := range all {
+		e.index.Join(c)
+	}
+	p.census.Store(c)
 }
 
 // freed tells whoever waits that an endpoint may have become less busy. No lock may be held.
@@ -276,12 +309,12 @@ func (p *Pool) Pick(r *Request, now time.Duration) (Lease, error) {
 // Reserve takes a lease on an endpoint that somebody else has chosen.
 func (p *Pool) Reserve(e *Endpoint, r *Request, now time.Duration) Lease {
 	m := p.measure(r, now)
-	var c Candidate
-	e.weigh(&c, &m)
+	c := [...]Candidate{{Endpoint: e}}
+	m.weigh(c[:])
 	if r.Candidates != nil {
-		*r.Candidates = append((*r.Candidates)[:0], c)
+		*r.Candidates = append((*r.Candidates)[:0], c[0])
 	}
-	l, _ := e.reserve(&c, &m, true)
+	l, _ := e.reserve(&c[0], &m, true)
 	return l
 }
 
@@ -333,8 +366,9 @@ func (p *Pool) candidates(c []Candidate, m *measure) ([]Candidate, error) {
 		return c, ErrNoEndpoints
 	}
 	var refuge *Endpoint // ejected longest ago
-	at, silent := len(c), false
-	p.choosePrefill(m)
+	silent := false
+	c = p.choosePrefill(c, m)
+	at := len(c)
 	for _, e := range set {
 		if excluded(m.request.Exclude, e) {
 			continue
@@ -350,28 +384,25 @@ func (p *Pool) candidates(c []Candidate, m *measure) ([]Candidate, error) {
 			continue
 		}
 		c = append(c, Candidate{})
-		e.weigh(&c[len(c)-1], m)
+		c[len(c)-1].Endpoint = e
 	}
-	if len(c) > at {
-		return c, nil
-	}
-	if silent {
+	if len(c) == at && silent {
 		for _, e := range set {
 			if !excluded(m.request.Exclude, e) && !e.Ejected(m.now) {
-				c = append(c, Candidate{})
-				e.weigh(&c[len(c)-1], m)
+				c = append(c, Candidate{Endpoint: e})
 			}
 		}
-		if len(c) > at {
-			return c, nil
+		if len(c) == at {
+			return p.candidates(c, m) // somebody has ejected them in this very moment
 		}
-		return p.candidates(c, m) // somebody has ejected them in this very moment
 	}
-	if refuge == nil {
-		return c, ErrExcluded
+	if len(c) == at {
+		if refuge == nil {
+			return c, ErrExcluded
+		}
+		c = append(c, Candidate{Endpoint: refuge})
 	}
-	c = append(c, Candidate{})
-	refuge.weigh(&c[len(c)-1], m)
+	m.weigh(c[at:])
 	return c, nil
 }
 

@@ -592,38 +592,72 @@ func BenchmarkWeigh(b *testing.B) {
 			}
 		})
 	}
-	// Prompts of 100,000 tokens in turn, of which holders have the beginning, as far as it happens; the tables are full.
-	const prompts = 64
 	for _, n := range []struct{ pods, holders int }{{100, 100}, {1000, 8}, {1000, 1000}} {
 		b.Run(fmt.Sprintf("%dpods/%dholders", n.pods, n.holders), func(b *testing.B) {
-			p := newTestPool(n.pods, Config{})
-			random := rand.New(rand.NewPCG(1, 2))
-			chain := func() []uint64 {
-				c := make([]uint64, 213)
-				for i := range c {
-					c[i] = random.Uint64()
-				}
-				return c
-			}
-			hold := func(e *Endpoint, c []uint64) { e.index.Keep(c, e.index.Pin(c, 0, 1<<30, 1), 0, 1) }
-			for _, e := range p.Endpoints() {
-				for range 80 {
-					hold(e, chain())
-				}
-			}
-			requests := make([]*Request, prompts)
-			for i := range requests {
-				r := &Request{Chain: chain(), Hash: random.Uint64(), Bytes: 409_600}
-				for _, at := range random.Perm(n.pods)[:n.holders] {
-					hold(p.Endpoints()[at], r.Chain[:1+random.IntN(len(r.Chain))])
-				}
-				requests[i] = r
-			}
+			p, requests := rotation(n.pods, n.holders)
 			terms := make([]Candidate, 0, n.pods)
 			b.ReportAllocs()
 			for i := 0; b.Loop(); i++ {
-				terms = p.Explain(terms[:0], requests[i%prompts], time.Second)
+				terms = p.Explain(terms[:0], requests[i%len(requests)], time.Second)
 			}
 		})
 	}
+}
+
+// BenchmarkWeighers is the same by as many at once as there are processors, alone and while somebody writes to the indexes as fast as
+// that goes.
+func BenchmarkWeighers(b *testing.B) {
+	p, requests := rotation(100, 100)
+	for _, writers := range []int{0, 1} {
+		b.Run(fmt.Sprintf("%dwriters", writers), func(b *testing.B) {
+			var stop atomic.Bool
+			var wg sync.WaitGroup
+			for range writers {
+				wg.Go(func() {
+					for i := 0; !stop.Load(); i++ {
+						hold(p.Endpoints()[i%100], requests[i%len(requests)].Chain)
+					}
+				})
+			}
+			b.ReportAllocs()
+			b.RunParallel(func(pb *testing.PB) {
+				terms := make([]Candidate, 0, 100)
+				for i := rand.IntN(len(requests)); pb.Next(); i++ {
+					terms = p.Explain(terms[:0], requests[i%len(requests)], time.Second)
+				}
+			})
+			stop.Store(true)
+			wg.Wait()
+		})
+	}
+}
+
+// hold has an endpoint keep a chain.
+func hold(e *Endpoint, c []uint64) { e.index.Keep(c, e.index.Pin(c, 0, 1<<30, 1), 0, 1) }
+
+// rotation returns a pool whose tables are full, and prompts of 100,000 tokens of which so many have the beginning, as far as it happens.
+func rotation(pods, holders int) (*Pool, []*Request) {
+	p := newTestPool(pods, Config{})
+	random := rand.New(rand.NewPCG(1, 2))
+	chain := func() []uint64 {
+		c := make([]uint64, 213)
+		for i := range c {
+			c[i] = random.Uint64()
+		}
+		return c
+	}
+	for _, e := range p.Endpoints() {
+		for range 80 {
+			hold(e, chain())
+		}
+	}
+	requests := make([]*Request, 64)
+	for i := range requests {
+		r := &Request{Chain: chain(), Hash: random.Uint64(), Bytes: 409_600}
+		for _, at := range random.Perm(pods)[:holders] {
+			hold(p.Endpoints()[at], r.Chain[:1+random.IntN(len(r.Chain))])
+		}
+		requests[i] = r
+	}
+	return p, requests
 }

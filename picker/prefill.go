@@ -7,24 +7,31 @@ package picker
 const DefaultRemotePrefill = 512
 
 // choosePrefill finds the endpoint that would have computed the prompt soonest, of those that do that for others and are neither ejected nor silent.
-// What it does besides does not count: it has few requests to delay, since they leave with their first token.
-func (p *Pool) choosePrefill(m *measure) {
+// What it does besides does not count: it has few requests to delay, since they leave with their first token. It weighs them behind c, and
+// gives c back as it was, perhaps with more room.
+func (p *Pool) choosePrefill(c []Candidate, m *measure) []Candidate {
 	m.prefill = Candidate{}
 	if m.request.RemotePrefill <= 0 {
-		return
+		return c
 	}
+	at := len(c)
 	for _, e := range *p.prefills.Load() {
-		if e.Ejected(m.now) || e.Silent(m.now) {
-			continue
-		}
-		var c Candidate
-		e.weigh(&c, m)
-		c.Score = c.firstToken() + c.Speed*c.Adapter
-		if m.prefill.Endpoint == nil || c.Score < m.prefill.Score || c.Score == m.prefill.Score && e.Rank(m.request.Hash) > m.prefill.Endpoint.Rank(m.request.Hash) {
-			m.prefill = c
+		if !e.Ejected(m.now) && !e.Silent(m.now) {
+			c = append(c, Candidate{Endpoint: e})
 		}
 	}
+	m.weigh(c[at:])
+	best := &m.prefill
+	for i := range c[at:] {
+		x := &c[at+i]
+		x.Score = x.firstToken() + x.Speed*x.Adapter
+		if best.Endpoint == nil || x.Score < best.Score || x.Score == best.Score && x.Endpoint.Rank(m.request.Hash) > best.Endpoint.Rank(m.request.Hash) {
+			best = x
+		}
+	}
+	m.prefill = *best
 	m.best, m.guess = 0, 0 // of those that are picked among
+	return c[:at]
 }
 
 // firstToken is in how many seconds the first token is expected, adapters aside.
