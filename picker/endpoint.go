@@ -177,7 +177,7 @@ func (m *measure) weigh(c []Candidate) {
 	}
 	for i := range c {
 		e := c[i].Endpoint
-		e.load(&c[i], m)
+		e.burden(&c[i], m)
 		c[i].Depth = e.index.Match(m.request.Chain, e.clock.Load(), c[i].window, m.guess)
 		m.guess = c[i].Depth
 		e.value(&c[i], m)
@@ -201,7 +201,7 @@ func (m *measure) weighMany(c []Candidate, census *prefix.Census) {
 		queries := s.queries[:len(some)]
 		for i := range some {
 			e := some[i].Endpoint
-			e.load(&some[i], m)
+			e.burden(&some[i], m)
 			queries[i] = prefix.Query{Index: &e.index, Clock: e.clock.Load(), Window: some[i].window}
 		}
 		s.survey.Match(queries)
@@ -215,8 +215,8 @@ func (m *measure) weighMany(c []Candidate, census *prefix.Census) {
 	searches.Put(s)
 }
 
-// load fills in what the endpoint has to do, whatever the prompt.
-func (e *Endpoint) load(c *Candidate, m *measure) {
+// burden fills in what the endpoint has to do, whatever the prompt.
+func (e *Endpoint) burden(c *Candidate, m *measure) {
 	if int64(m.now) >= e.nextDue.Load() {
 		e.releaseDue(m.now)
 	}

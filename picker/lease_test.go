@@ -356,7 +356,11 @@ func TestRequestsDoNotAllocate(t *testing.T) {
 	}
 	for _, policy := range []Policy{nil, &RoundRobin{}, LeastRequest{}} {
 		for _, stream := range []bool{true, false} {
-			p := newTestPool(20, Config{Policy: policy})
+			pods := minCensus / 2
+			if stream {
+				pods = minCensus
+			}
+			p := newTestPool(pods, Config{Policy: policy})
 			for _, e := range p.Endpoints() {
 				e.Observe(sample(known{KVUsage: .2, Running: 1, Waiting: 1}), 0)
 			}

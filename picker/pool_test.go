@@ -521,6 +521,42 @@ func TestExplain(t *testing.T) {
 	}
 }
 
+// However many endpoints there are, and come and go, each is seen to hold what its own index says.
+func TestCensusChangesNoCandidate(t *testing.T) {
+	p := NewPool(Config{IndexSecret: 7})
+	random := rand.New(rand.NewPCG(5, 6))
+	for round, n := range []int{minCensus, 2 * minCensus, 3, 150, 70, 71} {
+		p.SetEndpoints(specs(n))
+		for i, e := range p.Endpoints() {
+			switch random.IntN(8) {
+			case 0:
+				e.Observe(sample(known{BlockSize: 16, NumBlocks: float64(int(2000) << (i % 8))}), time.Duration(round))
+			case 1:
+				e.Eject(time.Duration(round)) // empties its index
+				e.Readmit()
+			}
+		}
+		for id := range 10 {
+			r := prompt(prose(id, 20_000))
+			for _, e := range p.Endpoints() {
+				if random.IntN(3) == 0 {
+					hold(e, r.Chain[:random.IntN(len(r.Chain)+1)])
+				}
+			}
+			c := p.Explain(nil, r, 0)
+			if len(c) != n {
+				t.Fatalf("%d candidates of %d endpoints", len(c), n)
+			}
+			for i := range c {
+				e := c[i].Endpoint
+				if want := e.index.Match(r.Chain, e.clock.Load(), c[i].window, 0); c[i].Depth != want {
+					t.Errorf("of %d endpoints, %s holds %d chunks, not %d", n, e.Name(), want, c[i].Depth)
+				}
+			}
+		}
+	}
+}
+
 // Weighing endpoints waits for nobody: not for a writer of an index, not for a scrape being taken in, not for SetEndpoints.
 func TestWeighingTakesNoLock(t *testing.T) {
 	p := newTestPool(3, Config{})
