@@ -250,7 +250,7 @@ func TestModelLabelIsBounded(t *testing.T) {
 	if n := models(t, reg)["model-0"]; n != 2 {
 		t.Errorf("model-0 counts %v", n)
 	}
-	if n := len(*r.metrics.models.Load()); n != maxModels {
+	if n := len(*r.metrics.tallies.models.known.Load()); n != maxModels {
 		t.Errorf("%d names are held", n)
 	}
 }

@@ -284,7 +284,7 @@ func newReceipt(rec *Record, seq uint64, replica string) Receipt {
 	if rec.TTFT > 0 {
 		r.Actual.TTFT = after(rec.TTFT - p.At)
 	}
-	if each, ok := perToken(rec); ok {
+	if each, ok := perToken(rec.Duration, rec.TTFT, rec.CompletionTokens); ok {
 		r.Actual.TPOT = after(each)
 	}
 	if p.At > 0 {
