@@ -74,19 +74,18 @@ type Record struct {
 	Trace Trace
 
 	Pick Pick
-
-	line []byte // memory for its line in the access log
 }
 
 // Reset makes rec that of an exchange of which nothing is known yet, and keeps the
 // memory it has.
 func (rec *Record) Reset() {
-	p, line := rec.Pick, rec.line[:0]
-	p.Reset()
+	candidates, tried := rec.Pick.Candidates, rec.Pick.Tried
+	clear(tried)
 	*rec = Record{} // apart from what follows, so that it is cleared where it lies
 	rec.PromptTokens, rec.CachedTokens, rec.CompletionTokens = Unknown, Unknown, Unknown
 	rec.PredictedTokens, rec.PredictedHit = Unknown, Unknown
-	rec.Pick, rec.line = p, line
+	rec.Pick.Chosen, rec.Pick.Next = -1, -1
+	rec.Pick.Candidates, rec.Pick.Tried = candidates[:0], tried[:0]
 }
 
 // texts are the fields that a stranger may have worded.
@@ -158,10 +157,7 @@ func (r *Recorder) Done(rec *Record) {
 	r.istio.done(rec)
 	r.policies.count(rec)
 	if r.log != nil {
-		l := line{rec.line[:0], r.log.format}
-		l.access(rec)
-		r.log.add(l.b)
-		rec.line = l.b
+		r.log.exchange(rec)
 	}
 	if r.tracing != nil && rec.Trace.Sampled {
 		r.tracing.Span(rec)
@@ -176,8 +172,6 @@ func (r *Recorder) DoneTCP(rec *Record) {
 	r.metrics.doneTCP(rec)
 	r.policies.count(rec)
 	if r.log != nil {
-		l := line{format: r.log.format}
-		l.tcp(rec)
-		r.log.add(l.b)
+		r.log.connection(rec)
 	}
 }

@@ -3,8 +3,6 @@ package account
 import (
 	"bytes"
 	"io"
-	"math"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,6 +27,7 @@ const (
 type Log struct {
 	w      io.Writer
 	format Format
+	desks  sync.Pool // of *desk: a processor gets the one that it had before, which is in its cache
 
 	mu    sync.Mutex
 	lines []byte      // not written yet; guarded by mu
@@ -44,6 +43,26 @@ type Log struct {
 
 // NewLog makes an access log that writes to w.
 func NewLog(w io.Writer, f Format) *Log { return &Log{w: w, format: f} }
+
+// exchange writes the line of an exchange.
+func (l *Log) exchange(rec *Record) {
+	d, _ := l.desks.Get().(*desk)
+	if d == nil {
+		d = new(desk)
+	}
+	line := line{d.memory[:0], l.format}
+	line.access(rec, &d.stamp)
+	l.add(line.b)
+	d.memory = line.b
+	l.desks.Put(d)
+}
+
+// connection writes the line of a connection that was passed on unread.
+func (l *Log) connection(rec *Record) {
+	line := line{format: l.format}
+	line.tcp(rec, new(stamp))
+	l.add(line.b)
+}
 
 // add takes a line, which ends with a newline.
 func (l *Log) add(line []byte) {
@@ -111,198 +130,4 @@ func (l *Log) Close() error {
 	l.writing.Lock()
 	defer l.writing.Unlock()
 	return l.err
-}
-
-// key is a field's name, as a line of each Format has it.
-type key [2]string
-
-func named(name string) key { return key{Text: " " + name + "=", JSON: `,"` + name + `":`} }
-
-// Keys of the access log.
-var (
-	keyRequestID        = named("request_id")
-	keyMethod           = named("method")
-	keyPath             = named("path")
-	keyCode             = named("response_code")
-	keyReason           = named("response_code_details")
-	keyFlags            = named("response_flags")
-	keyRemote           = named("downstream_remote_address")
-	keyHost             = named("upstream_host")
-	keyCluster          = named("upstream_cluster")
-	keyModel            = named("model")
-	keyStream           = named("stream")
-	keyDuration         = named("duration_ms")
-	keyBytesReceived    = named("bytes_received")
-	keyBytesSent        = named("bytes_sent")
-	keyAttempts         = named("upstream_request_attempt_count")
-	keyCriticality      = named("criticality")
-	keyShed             = named("shed")
-	keyTTFT             = named("ttft_ms")
-	keyQueue            = named("queue_ms")
-	keyDecidedBy        = named("decided_by")
-	keyPromptTokens     = named("prompt_tokens")
-	keyCachedTokens     = named("cached_tokens")
-	keyCompletionTokens = named("completion_tokens")
-	keyPredictedPrompt  = named("predicted_prompt_tokens")
-	keyPredictedCached  = named("predicted_cached_tokens")
-	keyProtocol         = named("protocol")
-	keyPeer             = named("downstream_peer_uri_san")
-	keyService          = named("destination_service")
-	keyPrincipal        = named("principal")
-	keyDenied           = named("denied_by")
-	keyDryRunDenied     = named("dry_run_denied_by")
-	keyAudited          = named("audited_by")
-)
-
-// line is one that is being laid out.
-type line struct {
-	b      []byte
-	format Format
-}
-
-func (l *line) begin(rec *Record) {
-	at := rec.Start.Add(rec.Duration)
-	if l.format == JSON {
-		l.b = append(l.b, `{"time":"`...)
-		l.b = at.AppendFormat(l.b, time.RFC3339Nano)
-		l.b = append(l.b, `","level":"INFO","msg":"access"`...)
-		return
-	}
-	l.b = append(l.b, "time="...)
-	l.b = appendTime(l.b, at)
-	l.b = append(l.b, " level=INFO msg=access"...)
-}
-
-// appendTime appends a time as package slog writes it in text, to the millisecond: the layout
-// that package time is quick at, and three digits in it.
-func appendTime(b []byte, t time.Time) []byte {
-	zone := len(b) + len("2006-01-02T15:04:05")
-	b = t.AppendFormat(b, time.RFC3339)
-	ms := t.Nanosecond() / int(time.Millisecond)
-	return slices.Insert(b, zone, '.', byte('0'+ms/100), byte('0'+ms/10%10), byte('0'+ms%10))
-}
-
-func (l *line) end() {
-	if l.format == JSON {
-		l.b = append(l.b, '}')
-	}
-	l.b = append(l.b, '\n')
-}
-
-func (l *line) key(k key) { l.b = append(l.b, k[l.format]...) }
-
-func (l *line) text(k key, value string) {
-	l.key(k)
-	if l.format == Text && plain(value) {
-		l.b = append(l.b, value...)
-		return
-	}
-	l.b = appendQuoted(l.b, value)
-}
-
-// told is text, but for an empty value.
-func (l *line) told(k key, value string) {
-	if value != "" {
-		l.text(k, value)
-	}
-}
-
-func (l *line) number(k key, n int64) {
-	l.key(k)
-	l.b = appendInt(l.b, n)
-}
-
-// count is number, but for what nobody told.
-func (l *line) count(k key, n int) {
-	if n >= 0 {
-		l.number(k, int64(n))
-	}
-}
-
-func (l *line) truth(k key, v bool) {
-	l.key(k)
-	if v {
-		l.b = append(l.b, "true"...)
-	} else {
-		l.b = append(l.b, "false"...)
-	}
-}
-
-// milliseconds writes a time, to the microsecond.
-func (l *line) milliseconds(k key, d time.Duration) {
-	l.key(k)
-	us := int64(math.Round(float64(max(d, 0)) / 1000))
-	l.b = appendInt(l.b, us/1000)
-	if rest := us % 1000; rest != 0 {
-		l.b = append(l.b, '.', byte('0'+rest/100), byte('0'+rest/10%10), byte('0'+rest%10))
-	}
-}
-
-// access lays out the line of an exchange. Text of prompts or answers never stands in it; field names are Envoy's where it has one.
-func (l *line) access(rec *Record) {
-	l.begin(rec)
-	l.text(keyRequestID, rec.ID)
-	l.text(keyMethod, rec.Method)
-	l.text(keyPath, rec.Path)
-	l.number(keyCode, int64(rec.Status))
-	l.text(keyReason, rec.Reason)
-	l.text(keyFlags, responseFlags(rec))
-	l.text(keyRemote, rec.Remote)
-	l.text(keyHost, rec.Endpoint)
-	l.text(keyCluster, rec.Pool)
-	l.text(keyModel, clip(rec.Model))
-	l.truth(keyStream, rec.Streamed)
-	l.milliseconds(keyDuration, rec.Duration)
-	l.number(keyBytesReceived, rec.BytesIn)
-	l.number(keyBytesSent, rec.BytesOut)
-	l.number(keyAttempts, int64(1+rec.Retries))
-	l.policy(rec)
-	l.told(keyCriticality, rec.Criticality)
-	l.told(keyShed, rec.Shed)
-	if rec.TTFT > 0 {
-		l.milliseconds(keyTTFT, rec.TTFT)
-	}
-	if rec.Pick.At > 0 {
-		l.milliseconds(keyQueue, rec.Pick.Queued)
-	}
-	l.told(keyDecidedBy, rec.Pick.DecidedBy)
-	l.count(keyPromptTokens, rec.PromptTokens)
-	l.count(keyCachedTokens, rec.CachedTokens)
-	l.count(keyCompletionTokens, rec.CompletionTokens)
-	l.count(keyPredictedPrompt, rec.PredictedTokens)
-	l.count(keyPredictedCached, rec.PredictedHit)
-	l.mesh(rec)
-	l.end()
-}
-
-// tcp lays out the line of a connection that was passed on unread.
-func (l *line) tcp(rec *Record) {
-	l.begin(rec)
-	l.text(keyRequestID, rec.ID)
-	l.text(keyProtocol, "tcp")
-	l.text(keyReason, rec.Reason)
-	l.text(keyFlags, responseFlags(rec))
-	l.text(keyRemote, rec.Remote)
-	l.text(keyHost, rec.Endpoint)
-	l.text(keyCluster, rec.Pool)
-	l.milliseconds(keyDuration, rec.Duration)
-	l.number(keyBytesReceived, rec.BytesIn)
-	l.number(keyBytesSent, rec.BytesOut)
-	l.mesh(rec)
-	l.policy(rec)
-	l.end()
-}
-
-// mesh adds what only a tunnel tells.
-func (l *line) mesh(rec *Record) {
-	l.told(keyPeer, rec.Peer)
-	l.told(keyService, rec.Service)
-}
-
-// policy adds whose the request is, and what policies say of it.
-func (l *line) policy(rec *Record) {
-	l.told(keyPrincipal, rec.Principal)
-	l.told(keyDenied, rec.Policy)
-	l.told(keyDryRunDenied, rec.DryRunPolicy)
-	l.told(keyAudited, rec.AuditPolicy)
 }

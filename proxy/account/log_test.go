@@ -173,7 +173,7 @@ func TestTextLine(t *testing.T) {
 	rec := told()
 	rec.Path, rec.Model, rec.Reason, rec.Start = "/v1/a=b", "two words \"x\"\n", "", time.Unix(1e9, 0).UTC()
 	l := line{format: Text}
-	l.access(rec)
+	l.access(rec, new(stamp))
 	const want = `time=2001-09-09T01:46:41.234Z level=INFO msg=access request_id=the-id method=POST path="/v1/a=b" response_code=200 response_code_details="" response_flags=- ` +
 		`downstream_remote_address=192.0.2.1:4711 upstream_host=10.0.0.1:8000 upstream_cluster=the-pool model="two words \"x\"\n" stream=true ` +
 		`duration_ms=1234.567 bytes_received=16 bytes_sent=17 upstream_request_attempt_count=2 ttft_ms=98.765 ` +
@@ -187,8 +187,8 @@ func TestMilliseconds(t *testing.T) {
 	for d, want := range map[time.Duration]string{
 		0: "0", 999: "0.001", 1000: "0.001", time.Millisecond: "1", 1500 * time.Microsecond: "1.500", 30 * time.Microsecond: "0.030", time.Hour: "3600000", -time.Second: "0",
 	} {
-		l := line{format: JSON}
-		if l.milliseconds(named("d"), d); string(l.b) != `,"d":`+want {
+		l, key := line{format: JSON}, named("d")
+		if l.milliseconds(&key, d); string(l.b) != `,"d":`+want {
 			t.Errorf("%v: %s", d, l.b)
 		}
 	}
@@ -210,8 +210,12 @@ func FuzzQuote(f *testing.F) {
 				t.Errorf("%s holds %U", q, c)
 			}
 		}
-		if plain(s) && strings.ContainsAny(s, " \"\\=\n") {
-			t.Errorf("%q is plain", s)
+		if got := string(appendText(nil, s, JSON)); got != string(q) {
+			t.Errorf("%q is %s in JSON, not %s", s, got, q)
+		}
+		word := s != "" && !strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r >= 0x7f || strings.ContainsRune("\"\\=", r) })
+		if got := string(appendText(nil, s, Text)); word && got != s || !word && got != string(q) {
+			t.Errorf("%q is %s in text", s, got)
 		}
 	})
 }
@@ -249,10 +253,7 @@ func BenchmarkLog(b *testing.B) {
 			log := NewLog(open(b), format)
 			defer log.Close()
 			for b.Loop() {
-				l := line{rec.line[:0], format}
-				l.access(rec)
-				log.add(l.b)
-				rec.line = l.b
+				log.exchange(rec)
 			}
 		})
 	}

@@ -1,6 +1,7 @@
 package account
 
 import (
+	"encoding/binary"
 	"strconv"
 	"unicode"
 	"unicode/utf8"
@@ -8,33 +9,42 @@ import (
 
 func appendInt(b []byte, n int64) []byte { return strconv.AppendInt(b, n, 10) }
 
-// What a character of ASCII needs.
-const (
-	bare   = 1 << iota // neither quotes around it nor an escape
-	quoted             // no escape in quotes
-)
-
-var chars = func() (t [256]uint8) {
-	for c := ' '; c < 0x7f; c++ {
-		switch c {
-		case '"', '\\':
-		case ' ', '=':
-			t[c] = quoted
-		default:
-			t[c] = bare | quoted
-		}
+// appendText writes a text as a line has it: as it is if a reader takes it for one word, or else quoted.
+func appendText(b []byte, s string, f Format) []byte {
+	switch {
+	case f == Text && s != "" && plain([]byte(s), ' '+1, '='):
+		return append(b, s...)
+	case f == JSON && plain([]byte(s), ' ', '"'):
+		b = append(b, '"')
+		b = append(b, s...)
+		return append(b, '"')
 	}
-	return t
-}()
+	return appendQuoted(b, s)
+}
 
-// plain tells whether text may stand in a line without quotes.
-func plain(s string) bool {
-	for i := range len(s) {
-		if chars[s[i]]&bare == 0 {
-			return false
+// plain tells whether s needs no escape: it is ASCII, from the character first on, and none of ", \, DEL and but.
+func plain(s []byte, first, but uint64) bool {
+	const all = 0x8080808080808080
+	good, n := uint64(all), len(s)
+	switch {
+	case n >= 8:
+		for i := 0; i < n-8; i += 8 {
+			good &= allowed(binary.LittleEndian.Uint64(s[i:]), first, but)
 		}
+		good &= allowed(binary.LittleEndian.Uint64(s[n-8:]), first, but)
+	case n >= 4:
+		good &= allowed(uint64(binary.LittleEndian.Uint32(s))|uint64(binary.LittleEndian.Uint32(s[n-4:]))<<32, first, but)
+	case n > 0:
+		good &= allowed(uint64(s[0])*0x010101010101|uint64(s[n/2])<<48|uint64(s[n-1])<<56, first, but)
 	}
-	return s != ""
+	return good&all == all
+}
+
+// allowed has the top bits of the eight characters in w set if plain takes all of them.
+func allowed(w, first, but uint64) uint64 {
+	const each = 0x0101010101010101 // times a byte: eight of them
+	// A sum with 0x80−n has its top bit if the character is n or more, one with 0x7f if there is any difference.
+	return (w + (0x80-first)*each) & (w ^ '"'*each + 0x7f*each) & (w ^ '\\'*each + 0x7f*each) & (w ^ but*each + 0x7f*each) &^ (w + each) &^ w
 }
 
 // appendQuoted writes a JSON string (RFC 8259 section 7). Whatever is no text that can be printed is escaped, and what is no UTF-8 is
@@ -44,7 +54,7 @@ func appendQuoted(b []byte, s string) []byte {
 	start := 0
 	for i := 0; i < len(s); {
 		c := s[i]
-		if chars[c]&quoted != 0 {
+		if ' ' <= c && c < 0x7f && c != '"' && c != '\\' {
 			i++
 			continue
 		}

@@ -119,7 +119,6 @@ func (r *receipts) add(rec *Record) {
 	s.seq = seq
 	candidates, tried := s.rec.Pick.Candidates, s.rec.Pick.Tried
 	s.rec = *rec
-	s.rec.line = nil
 	s.rec.Pick.Candidates = append(candidates[:0], rec.Pick.Candidates...)
 	s.rec.Pick.Tried = append(tried[:0], rec.Pick.Tried...)
 	for _, text := range s.rec.texts() {
