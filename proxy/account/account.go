@@ -88,11 +88,6 @@ func (rec *Record) Reset() {
 	rec.Pick.Candidates, rec.Pick.Tried = candidates[:0], tried[:0]
 }
 
-// texts are the fields that a stranger may have worded.
-func (rec *Record) texts() [9]*string {
-	return [...]*string{&rec.ID, &rec.Method, &rec.Path, &rec.Model, &rec.Remote, &rec.Peer, &rec.Service, &rec.Principal, &rec.Reason}
-}
-
 // Reasons that are not the type of an error answer.
 const (
 	PickerAnswered  = "picker_answered" // the pool's own endpoint picker, in an endpoint's place

@@ -38,13 +38,6 @@ type Pick struct {
 	Shadow        Shadow
 }
 
-// Reset makes p the zero value, and keeps the memory it has.
-func (p *Pick) Reset() {
-	clear(p.Candidates)
-	clear(p.Tried)
-	*p = Pick{Chosen: -1, Next: -1, Candidates: p.Candidates[:0], Tried: p.Tried[:0]}
-}
-
 // Fail notes that an endpoint failed the request, at so long after its head.
 func (p *Pick) Fail(endpoint string, at time.Duration, why error) {
 	if len(p.Tried) < maxTried {
@@ -90,8 +83,8 @@ type Attempt struct {
 	Why      string
 }
 
-// receipts are the records of the last exchanges, in a ring. It has as much memory as they need at most: a record that is written over
-// leaves its own to the next.
+// receipts are what is kept of the last exchanges, in a ring. It has as much memory as they need at most: one that is written over leaves its
+// own to the next.
 type receipts struct {
 	slots []slot
 	n     atomic.Uint64 // exchanges so far
@@ -101,10 +94,39 @@ type receipts struct {
 type slot struct {
 	mu  sync.Mutex
 	seq uint64 // of the exchange, from 1; 0: empty
-	rec Record
+	kept
 }
 
-// add keeps a copy of rec.
+// kept is what a receipt has of a Record, and no more: the ring goes round as fast as requests come, and what it holds is in no cache by then.
+type kept struct {
+	id, method, path, model, pool, endpoint, reason, criticality, shed string
+
+	status, retries int32
+	streamed        bool
+	trace           [16]byte
+	start           int64 // nanoseconds since 1970
+	duration, ttft  time.Duration
+
+	promptTokens, cachedTokens, completionTokens, predictedTokens, predictedHit int
+
+	Pick
+}
+
+// keep makes k what there is to keep of rec. What a stranger may have worded is clipped.
+func (k *kept) keep(rec *Record) {
+	k.id, k.method, k.path, k.model = clip(rec.ID), clip(rec.Method), clip(rec.Path), clip(rec.Model)
+	k.pool, k.endpoint, k.reason, k.criticality, k.shed = rec.Pool, rec.Endpoint, clip(rec.Reason), rec.Criticality, rec.Shed
+	k.status, k.retries, k.streamed, k.trace = int32(rec.Status), int32(rec.Retries), rec.Streamed, rec.Trace.ID
+	k.start, k.duration, k.ttft = rec.Start.UnixNano(), rec.Duration, rec.TTFT
+	k.promptTokens, k.cachedTokens, k.completionTokens = rec.PromptTokens, rec.CachedTokens, rec.CompletionTokens
+	k.predictedTokens, k.predictedHit = rec.PredictedTokens, rec.PredictedHit
+	candidates, tried := k.Candidates, k.Tried
+	k.Pick = rec.Pick
+	k.Candidates = append(candidates[:0], rec.Pick.Candidates...)
+	k.Tried = append(tried[:0], rec.Pick.Tried...)
+}
+
+// add keeps what there is of rec.
 func (r *receipts) add(rec *Record) {
 	if len(r.slots) == 0 {
 		return
@@ -117,13 +139,7 @@ func (r *receipts) add(rec *Record) {
 		return // the ring went round meanwhile
 	}
 	s.seq = seq
-	candidates, tried := s.rec.Pick.Candidates, s.rec.Pick.Tried
-	s.rec = *rec
-	s.rec.Pick.Candidates = append(candidates[:0], rec.Pick.Candidates...)
-	s.rec.Pick.Tried = append(tried[:0], rec.Pick.Tried...)
-	for _, text := range s.rec.texts() {
-		*text = clip(*text)
-	}
+	s.keep(rec)
 }
 
 // clip bounds a text, and lets go of what it was cut from.
@@ -143,9 +159,9 @@ type Query struct {
 	Limit    int    // at most so many; 0: all
 }
 
-func (q *Query) wants(rec *Record) bool {
-	return (q.ID == "" || q.ID == rec.ID) && (q.Model == "" || q.Model == rec.Model) && (q.Pool == "" || q.Pool == rec.Pool) &&
-		(q.Endpoint == "" || q.Endpoint == rec.Endpoint || slices.ContainsFunc(rec.Pick.Tried, func(a Attempt) bool { return a.Endpoint == q.Endpoint }))
+func (q *Query) wants(k *kept) bool {
+	return (q.ID == "" || q.ID == k.id) && (q.Model == "" || q.Model == k.model) && (q.Pool == "" || q.Pool == k.pool) &&
+		(q.Endpoint == "" || q.Endpoint == k.endpoint || slices.ContainsFunc(k.Tried, func(a Attempt) bool { return a.Endpoint == q.Endpoint }))
 }
 
 // Receipts gives the receipts that q wants, the newest first.
@@ -162,8 +178,8 @@ func (r *Recorder) Receipts(q Query) []Receipt {
 	for back := range min(newest, uint64(len(ring.slots))) {
 		s := &ring.slots[(newest-1-back)%uint64(len(ring.slots))]
 		s.mu.Lock()
-		if s.seq != 0 && q.wants(&s.rec) {
-			all = append(all, newReceipt(&s.rec, s.seq, r.replica))
+		if s.seq != 0 && q.wants(&s.kept) {
+			all = append(all, s.receipt(r.replica))
 		}
 		s.mu.Unlock()
 		if q.Limit > 0 && len(all) == q.Limit {
@@ -264,26 +280,26 @@ type CandidateReceipt struct {
 	Home            bool    `json:"home"`
 }
 
-func newReceipt(rec *Record, seq uint64, replica string) Receipt {
-	p := &rec.Pick
+func (s *slot) receipt(replica string) Receipt {
+	p := &s.Pick
 	r := Receipt{
-		Receipt: rec.ID + "@" + replica, ID: rec.ID, Replica: replica, Seq: seq, Time: rec.Start,
-		Method: rec.Method, Path: rec.Path, Model: rec.Model, Pool: rec.Pool, Endpoint: rec.Endpoint, Prefill: p.Prefill, Stream: rec.Streamed,
-		Code: rec.Status, Reason: rec.Reason, Criticality: rec.Criticality, Shed: rec.Shed, Retries: rec.Retries, Duration: rec.Duration.Seconds(), Queued: p.Queued.Seconds(),
-		Predicted: Outcome{PromptTokens: known(rec.PredictedTokens), CachedTokens: known(rec.PredictedHit), TTFT: after(p.PredictedTTFT), TPOT: after(p.PredictedTPOT)},
-		Actual:    Outcome{PromptTokens: known(rec.PromptTokens), CachedTokens: known(rec.CachedTokens), CompletionTokens: known(rec.CompletionTokens)},
+		Receipt: s.id + "@" + replica, ID: s.id, Replica: replica, Seq: s.seq, Time: time.Unix(0, s.start),
+		Method: s.method, Path: s.path, Model: s.model, Pool: s.pool, Endpoint: s.endpoint, Prefill: p.Prefill, Stream: s.streamed,
+		Code: int(s.status), Reason: s.reason, Criticality: s.criticality, Shed: s.shed, Retries: int(s.retries), Duration: s.duration.Seconds(), Queued: p.Queued.Seconds(),
+		Predicted: Outcome{PromptTokens: known(s.predictedTokens), CachedTokens: known(s.predictedHit), TTFT: after(p.PredictedTTFT), TPOT: after(p.PredictedTPOT)},
+		Actual:    Outcome{PromptTokens: known(s.promptTokens), CachedTokens: known(s.cachedTokens), CompletionTokens: known(s.completionTokens)},
 		DecidedBy: p.DecidedBy, Weighed: p.Weighed,
 	}
-	if rec.Trace.On() {
-		r.TraceID = hex.EncodeToString(rec.Trace.ID[:])
+	if s.trace != [16]byte{} {
+		r.TraceID = hex.EncodeToString(s.trace[:])
 	}
 	if s := &p.Shadow; s.Policy != "" {
 		r.Shadow = &ShadowReceipt{s.Policy, s.Endpoint, s.FirstToken - s.Chosen}
 	}
-	if rec.TTFT > 0 {
-		r.Actual.TTFT = after(rec.TTFT - p.At)
+	if s.ttft > 0 {
+		r.Actual.TTFT = after(s.ttft - p.At)
 	}
-	if each, ok := perToken(rec.Duration, rec.TTFT, rec.CompletionTokens); ok {
+	if each, ok := perToken(s.duration, s.ttft, s.completionTokens); ok {
 		r.Actual.TPOT = after(each)
 	}
 	if p.At > 0 {
