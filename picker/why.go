@@ -104,18 +104,20 @@ func (p *Pool) factor(a, b *Candidate) Factor {
 			best, most = f, gain
 		}
 	}
-	alike := func(f Factor, change func(*Candidate)) {
-		c := *b
-		change(&c)
-		consider(f, b.Score-p.scoreAs(&c))
+	alike := func(f Factor, differ bool, change func(*Candidate)) {
+		if differ { // as they do in little, as a rule
+			c := *b
+			change(&c)
+			consider(f, b.Score-p.scoreAs(&c))
+		}
 	}
-	alike(Cache, func(c *Candidate) { c.Uncached, c.Again = a.Uncached, a.Again })
-	alike(Queue, func(c *Candidate) { c.Queued = a.Queued })
-	alike(Requests, func(c *Candidate) { c.InFlight = a.InFlight })
-	alike(KV, func(c *Candidate) { c.KV = a.KV })
-	alike(Speed, func(c *Candidate) { c.Speed = a.Speed })
-	alike(Adapter, func(c *Candidate) { c.Adapter = a.Adapter })
-	alike(Price, func(c *Candidate) { c.Premium = a.Premium })
+	alike(Cache, a.Uncached != b.Uncached || a.Again != b.Again, func(c *Candidate) { c.Uncached, c.Again = a.Uncached, a.Again })
+	alike(Queue, a.Queued != b.Queued, func(c *Candidate) { c.Queued = a.Queued })
+	alike(Requests, a.InFlight != b.InFlight, func(c *Candidate) { c.InFlight = a.InFlight })
+	alike(KV, a.KV != b.KV, func(c *Candidate) { c.KV = a.KV })
+	alike(Speed, a.Speed != b.Speed, func(c *Candidate) { c.Speed = a.Speed })
+	alike(Adapter, a.Adapter != b.Adapter, func(c *Candidate) { c.Adapter = a.Adapter })
+	alike(Price, a.Premium != b.Premium, func(c *Candidate) { c.Premium = a.Premium })
 	if a.Home {
 		c := *a
 		c.Forgiven = 0
