@@ -772,6 +772,7 @@ func TestFloods(t *testing.T) {
 		{"resets of one stream", func(p *peer) error { return p.WriteRSTStream(1, http2.ErrCodeCancel) }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel() // each waits for floodPause
 			flooded := make(chan bool, 1)
 			p := dial(t, listen(t, &Server{
 				Handler: func(s *Stream) { <-s.Context().Done() },
@@ -789,6 +790,7 @@ func TestFloods(t *testing.T) {
 	}
 	// A window of a byte at a time has an answer cut into bytes.
 	t.Run("windows of a byte", func(t *testing.T) {
+		t.Parallel()
 		flooded := make(chan bool, 1)
 		p := dial(t, listen(t, &Server{
 			Handler: func(s *Stream) {

@@ -37,6 +37,11 @@ const (
 	pingWait  = 15 * time.Second
 )
 
+// floodPause is how long a connection that is cut for a flood stays open, unread: a client that
+// comes back at once has as many more of them open, and the bounds on connections are bounds on
+// floods.
+const floodPause = 500 * time.Millisecond
+
 // prefaceTimeout is how long the client's preface may take.
 const prefaceTimeout = 10 * time.Second
 
@@ -186,6 +191,10 @@ func (h *handed) Read(p []byte) (int, error) {
 		h.flooded = true
 		if h.server.Misbehaved != nil {
 			h.server.Misbehaved(Flood)
+		}
+		select {
+		case <-time.After(floodPause):
+		case <-h.over:
 		}
 		return 0, errFlood
 	}
