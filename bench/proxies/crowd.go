@@ -11,8 +11,10 @@ import (
 )
 
 const (
-	crowdPace   = 500 * time.Millisecond // between the events of one stream
-	crowdEvents = 60
+	crowdPace    = 500 * time.Millisecond // between the events of one stream
+	crowdEvents  = 60
+	crowdBegin   = 5 * time.Second // from the first request to the last
+	crowdEngines = 100             // fewer hold no 10,000 streams, and Fairway would keep requests waiting
 )
 
 // crowding measures each proxy with n streams under way at once, each with an event
@@ -20,11 +22,11 @@ const (
 // and what it holds for a stream. This process and the proxy need two open files a
 // stream each, but for tunnels.
 func crowding(dir string, n int, metrics []byte) error {
-	site, err := newSite(dir, metrics)
+	site, err := newSite(dir, metrics, crowdEngines)
 	if err != nil {
 		return err
 	}
-	fmt.Printf("%d streams at once, %d events each, one every %v. Late: behind the moment at which the event is due if nothing takes any time, clients' and engines' own delays included.\n\n", n, crowdEvents, crowdPace)
+	fmt.Printf("%d streams at once, %d events each, one every %v, from %d engines. Late: behind the moment at which the event is due if nothing takes any time, clients' and engines' own delays included.\n\n", n, crowdEvents, crowdPace, crowdEngines)
 	row := func(cells ...string) { fmt.Printf("| %s |\n", strings.Join(cells, " | ")) }
 	row("", "events/s", "late p50, ms", "p99", "most", "over 1 s", "cores", "a stream, KB", "failed")
 	row(slices.Repeat([]string{"---"}, 9)...)
@@ -40,7 +42,7 @@ func crowding(dir string, n int, metrics []byte) error {
 			log.Printf("round %d of %d: %s", round+1, *rounds, name)
 			idle, before, began := p.resident(), p.cpu(), time.Now()
 			var held int64
-			late, failed, err := crowd(p.to, n, crowdEvents, crowdPace, func() { held = p.resident() - idle })
+			late, failed, err := crowd(p.to, n, crowdEvents, crowdBegin, crowdPace, func() { held = p.resident() - idle })
 			cores, rate := (p.cpu()-before).Seconds()/time.Since(began).Seconds(), float64(len(late))/time.Since(began).Seconds()
 			p.stop()
 			if err != nil {
@@ -62,10 +64,10 @@ func search(sorted []time.Duration, d time.Duration) int {
 	return i
 }
 
-// crowd has n streams of so many events under way, which begin within one pace of each
-// other. It calls f when half of their time is over, and gives how late each event came,
-// sorted, and how many streams were not whole.
-func crowd(to dialer, n, events int, pace time.Duration, f func()) (late []time.Duration, failed int, err error) {
+// crowd has n streams of so many events under way, which begin one after the other. It
+// calls f when half of their time is over, and gives how late each event came, sorted,
+// and how many streams were not whole.
+func crowd(to dialer, n, events int, begin, pace time.Duration, f func()) (late []time.Duration, failed int, err error) {
 	clients, err := connect(to, n)
 	if err != nil {
 		return nil, 0, err
@@ -75,13 +77,13 @@ func crowd(to dialer, n, events int, pace time.Duration, f func()) (late []time.
 	var mu sync.Mutex // guards late, failed and err
 	var all sync.WaitGroup
 	start := time.Now().Add(100 * time.Millisecond)
-	half := time.AfterFunc(time.Until(start)+pace*time.Duration(events)/2, f)
+	half := time.AfterFunc(time.Until(start)+(begin+pace*time.Duration(events))/2, f)
 	defer half.Stop()
 	for i, c := range clients {
 		all.Go(func() {
-			begin := start.Add(pace * time.Duration(i) / time.Duration(n))
-			time.Sleep(time.Until(begin))
-			own, e := c.events(l.requests[i%variants], begin, pace)
+			at := start.Add(begin * time.Duration(i) / time.Duration(n))
+			time.Sleep(time.Until(at))
+			own, e := c.events(l.requests[i%variants], at, pace)
 			mu.Lock()
 			defer mu.Unlock()
 			late = append(late, own...)
@@ -95,6 +97,9 @@ func crowd(to dialer, n, events int, pace time.Duration, f func()) (late []time.
 	if len(late) == 0 {
 		return nil, failed, fmt.Errorf("no event came: %w", err)
 	}
+	if failed > 0 {
+		log.Printf("%d streams failed, one of them: %v", failed, err)
+	}
 	slices.Sort(late)
 	return late, failed, nil
 }
@@ -106,7 +111,7 @@ func (c *client) events(request []byte, begin time.Time, pace time.Duration) (la
 		return nil, err
 	}
 	if head, err := readHead(c.r); err != nil || !bytes.HasPrefix(head, []byte("HTTP/1.1 200 ")) {
-		return nil, fmt.Errorf("answered %q: %w", head, err)
+		return nil, fmt.Errorf("answered %q, %v", head, err)
 	}
 	for {
 		line, err := c.r.ReadSlice('\n')

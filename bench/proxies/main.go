@@ -77,7 +77,7 @@ func run() error {
 	if *crowded > 0 {
 		return crowding(dir, *crowded, metrics)
 	}
-	site, err := newSite(dir, metrics)
+	site, err := newSite(dir, metrics, 3)
 	if err != nil {
 		return err
 	}

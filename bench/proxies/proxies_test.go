@@ -28,7 +28,7 @@ func TestMeasureDirect(t *testing.T) {
 	if n, failed, err := saturate(tcp(b.address()), events, 4, 50*time.Millisecond); err != nil || n == 0 || failed != 0 {
 		t.Fatalf("%d streams, %d failed: %v", n, failed, err)
 	}
-	late, broken, err := crowd(tcp(b.address()), 4, 3, 5*time.Millisecond, func() {})
+	late, broken, err := crowd(tcp(b.address()), 4, 3, time.Millisecond, 5*time.Millisecond, func() {})
 	if err != nil || len(late) != 12 || broken != 0 || late[0] < 0 {
 		t.Fatalf("%d events, %d streams failed: %v; late: %v", len(late), broken, err, late)
 	}

@@ -21,7 +21,7 @@ import (
 	"github.com/fairway-proxy/fairway/bench/e2e/ztunnel"
 )
 
-// site is what the proxies stand in front of: three engines, each of which can be
+// site is what the proxies stand in front of: some engines, each of which can be
 // reached by TCP, by TLS and by a tunnel of the mesh.
 type site struct {
 	dir      string // for files
@@ -39,7 +39,7 @@ const (
 	vip     = "10.96.0.7:80"
 )
 
-func newSite(dir string, metrics []byte) (*site, error) {
+func newSite(dir string, metrics []byte, engines int) (*site, error) {
 	s := &site{dir: dir}
 	var err error
 	if s.cert, err = selfSigned(); err != nil {
@@ -52,7 +52,7 @@ func newSite(dir string, metrics []byte) (*site, error) {
 	if err != nil {
 		return nil, err
 	}
-	for i := range 3 {
+	for i := range engines {
 		b, err := newBackend(metrics)
 		if err != nil {
 			return nil, err

@@ -36,6 +36,7 @@ func apart(b testing.TB, to net.Addr, delay time.Duration) net.Addr {
 		return to
 	}
 	l := loopback(b)
+	b.Cleanup(func() { l.Close() })
 	type piece struct {
 		due  time.Time
 		data []byte
