@@ -36,10 +36,12 @@ func (x *Exchange) direct(d director) error {
 		x.passOver(func(e *picker.Endpoint) bool { return !slices.Contains(subset, e.Address()) })
 		x.want.Exclude = x.tried
 	}
+	x.beginWeighing()
 	asked := Now()
 	choice, err := x.pool.chooser.Choose(x.ctx, &x.want)
 	x.notePick(asked)
 	if err != nil {
+		x.endWeighing()
 		return x.noEndpoint(err)
 	}
 	lease := choice.Lease
@@ -48,7 +50,8 @@ func (x *Exchange) direct(d director) error {
 	x.noteChoice(&lease)
 	x.head.Fields = slices.DeleteFunc(x.head.Fields, func(f message.Field) bool { return authz.Steers(f.Name) }) // they have not been judged
 	x.steer(&lease)
-	d.Direct(inOrder(lease.Endpoint(), x.weighed, 1+x.server.config.Fallbacks))
+	d.Direct(inOrder(lease.Endpoint(), x.weighing.candidates, 1+x.server.config.Fallbacks))
+	x.endWeighing()
 	x.begun = true
 
 	if err := x.forward(d); err != nil {
@@ -86,8 +89,10 @@ func (x *Exchange) follow(lease *picker.Lease, served string) {
 		return // it has left the pool: the lease that has ended stands in
 	}
 	x.notePick(now)
+	x.beginWeighing()
 	*lease = x.pool.picker.Reserve(endpoints[i], &x.want, now)
 	x.noteChoice(lease)
+	x.endWeighing()
 }
 
 // errPassedOver is why another endpoint answered than the one that was named first.

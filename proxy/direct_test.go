@@ -26,7 +26,7 @@ func TestLeaseFollowsToABusyEndpoint(t *testing.T) {
 		t.Fatal(err)
 	}
 	x := Exchange{progress: progress{pool: &pool{picker: p}}}
-	x.want = picker.Request{Bytes: 100, Room: picker.Room{Queued: 1000}, Until: Now() + 1, Exclude: []*picker.Endpoint{busy}, Candidates: &x.weighed}
+	x.want = picker.Request{Bytes: 100, Room: picker.Room{Queued: 1000}, Until: Now() + 1, Exclude: []*picker.Endpoint{busy}}
 	lease := p.Reserve(named, &x.want, Now())
 	x.follow(&lease, "busy")
 	if lease.Endpoint() != busy || x.record.Endpoint != "busy" || named.Load(Now()).InFlight != 0 || busy.Load(Now()).InFlight != 2 {

@@ -100,8 +100,7 @@ type memory struct {
 	read     openai.Request
 	segments [][]byte     // the body on its way up, edits included
 	consult  consultation // of the pool's own picker; zero without one
-	weighed  []picker.Candidate
-	shadowed []picker.Candidate // the same, as a shadow policy sees them
+	weighing *weighing    // the choice that is being made; nil at other times
 	chain    []uint64
 	tried    []*picker.Endpoint // that failed before they answered
 
@@ -301,7 +300,6 @@ func (x *Exchange) measure() {
 	seed := prefix.ExtendSeed(prefix.Seed(x.target), x.salt())
 	x.chain, x.want.Hash, x.want.Bytes = prefix.AppendChain(x.chain[:0], seed, x.read.Spans)
 	x.want.Chain = x.chain
-	x.want.Candidates = &x.weighed
 	x.want.Tokens = x.read.MediaTokens
 	if x.read.Tokens >= 0 { // the prompt's bytes are token ids
 		x.want.Tokens += x.read.Tokens
@@ -327,15 +325,17 @@ func (x *Exchange) edit() {
 // be tried.
 func (x *Exchange) attempt() (again bool, err error) {
 	x.want.Exclude = x.tried
-	x.weighed = x.weighed[:0]
+	x.beginWeighing()
 	asked := Now()
 	choice, err := x.chooser.Choose(x.ctx, &x.want)
 	x.notePick(asked)
 	if err != nil {
+		x.endWeighing()
 		return false, x.noEndpoint(err)
 	}
 	endpoint := choice.Lease.Endpoint()
 	x.noteChoice(&choice.Lease)
+	x.endWeighing()
 	outcome := picker.NeverSent
 	defer func() { choice.Lease.End(Now(), outcome) }()
 
@@ -452,15 +452,13 @@ func (x *Exchange) forget() {
 	clear(x.segments[:cap(x.segments)])
 	clear(x.renamed[:cap(x.renamed)])
 	clear(x.tried[:cap(x.tried)])
-	clear(x.weighed[:cap(x.weighed)])
-	clear(x.shadowed[:cap(x.shadowed)])
 }
 
 // reset makes x ready for another request, keeping the memory it has.
 func (x *Exchange) reset(s Stream) {
 	x.stream, x.start = s, Now()
 	m := &x.memory
-	m.asks, m.owed, m.tried, m.weighed, m.id = m.asks[:0], m.owed[:0], m.tried[:0], m.weighed[:0], m.id[:0]
+	m.asks, m.owed, m.tried, m.id = m.asks[:0], m.owed[:0], m.tried[:0], m.id[:0]
 	m.record.Reset()
 	m.record.Start, m.record.Remote = processStart.Add(x.start), s.Remote()
 }

@@ -21,6 +21,6 @@ func (x *Exchange) passAsItIs() error {
 	}
 	x.read.Reset()
 	x.kind, x.model, x.early, x.record.Operation = openai.Other, nil, false, ""
-	x.want.Hash, x.want.Waited, x.want.Candidates = rand.Uint64(), true, &x.weighed
+	x.want.Hash, x.want.Waited = rand.Uint64(), true
 	return nil
 }

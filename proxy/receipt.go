@@ -3,6 +3,7 @@ package proxy
 import (
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/fairway-proxy/fairway/picker"
@@ -11,6 +12,31 @@ import (
 )
 
 // What is kept of a choice, so that it can be explained.
+
+// weighing is what a choice goes by: much, in a pool of many endpoints. It is given back
+// as soon as what a receipt tells is noted, since streams live long.
+type weighing struct {
+	candidates []picker.Candidate
+	shadowed   []picker.Candidate // the same, as a shadow policy sees them
+}
+
+var weighings = sync.Pool{New: func() any { return new(weighing) }}
+
+// beginWeighing has the next choice leave its candidates.
+func (x *Exchange) beginWeighing() {
+	x.weighing = weighings.Get().(*weighing)
+	x.want.Candidates = &x.weighing.candidates
+}
+
+// endWeighing forgets them.
+func (x *Exchange) endWeighing() {
+	w := x.weighing
+	x.weighing, x.want.Candidates = nil, nil
+	clear(w.candidates)
+	clear(w.shadowed)
+	w.candidates, w.shadowed = w.candidates[:0], w.shadowed[:0]
+	weighings.Put(w)
+}
 
 // notePick keeps when an endpoint was chosen, and how long that took since it was asked for.
 func (x *Exchange) notePick(asked time.Duration) {
@@ -38,19 +64,20 @@ func (x *Exchange) noteChoice(l *picker.Lease) {
 
 	p, pool := &x.record.Pick, x.pool.picker
 	p.PredictedTTFT, p.PredictedTPOT = l.Predicted()
-	chosen, next, factor := pool.Why(x.weighed, l.Endpoint())
-	p.Weighed, p.Chosen, p.Next, p.DecidedBy = len(x.weighed), -1, -1, ""
+	weighed := x.weighing.candidates
+	chosen, next, factor := pool.Why(weighed, l.Endpoint())
+	p.Weighed, p.Chosen, p.Next, p.DecidedBy = len(weighed), -1, -1, ""
 	p.Candidates, p.Shadow = p.Candidates[:0], account.Shadow{}
 	if chosen < 0 {
 		return
 	}
-	x.noteShadow(&x.weighed[chosen])
+	x.noteShadow(&weighed[chosen])
 	p.DecidedBy = factor.String()
 	if slices.Contains(x.consult.endpoints, l.Endpoint()) {
 		p.DecidedBy = "endpoint_picker" // the pool's own
 	}
-	for i := range x.weighed {
-		c := &x.weighed[i]
+	for i := range weighed {
+		c := &weighed[i]
 		at := len(p.Candidates)
 		switch {
 		case at < account.MaxCandidates:

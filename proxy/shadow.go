@@ -31,11 +31,12 @@ func (p *pool) setShadow(name ShadowPolicy) {
 // both by the terms of the pool's own policy, for that is what is known of both.
 func (x *Exchange) noteShadow(chosen *picker.Candidate) {
 	s := x.pool.shadow.Load()
-	if s == nil || len(x.weighed) < 2 {
+	w := x.weighing
+	if s == nil || len(w.candidates) < 2 {
 		return
 	}
-	x.shadowed = append(x.shadowed[:0], x.weighed...) // it writes scores of its own
-	other := &x.weighed[s.policy.Choose(x.shadowed, &x.want)]
+	w.shadowed = append(w.shadowed[:0], w.candidates...) // it writes scores of its own
+	other := &w.candidates[s.policy.Choose(w.shadowed, &x.want)]
 	pool := x.pool.picker
 	x.record.Pick.Shadow = account.Shadow{
 		Policy: string(s.name), Endpoint: other.Endpoint.Name(), Agrees: other == chosen,
