@@ -302,8 +302,8 @@ func FuzzFind(f *testing.F) {
 				return
 			}
 		}
-		if !strings.HasPrefix(string(r.Target), "/") || len(authority) > 200 {
-			return
+		if !strings.HasPrefix(string(r.Target), "/") || len(authority) > 200 || !message.ValidAuthority(r.Authority) {
+			return // a request that is refused before
 		}
 		for i := range len(name) { // ASCII folds, and nothing else
 			if name[i] >= 0x80 {
