@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/url"
 	"time"
 
 	"go.opentelemetry.io/otel"
@@ -37,7 +38,14 @@ func startTracing(c file.Tracing, replica string, log *slog.Logger) (*tracing, e
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { log.Warn("tracing", "error", err) }))
 	var client otlptrace.Client
 	if c.Protocol == file.OTLPHTTP {
-		client = otlptracehttp.NewClient(otlptracehttp.WithEndpointURL(c.Endpoint))
+		at, err := url.Parse(c.Endpoint)
+		if err != nil {
+			return nil, fmt.Errorf("tracing.endpoint: %w", err)
+		}
+		if at.Path == "" || at.Path == "/" {
+			at.Path = "/v1/traces" // OTLP's default for HTTP
+		}
+		client = otlptracehttp.NewClient(otlptracehttp.WithEndpointURL(at.String()))
 	} else {
 		client = otlptracegrpc.NewClient(otlptracegrpc.WithEndpointURL(c.Endpoint))
 	}
