@@ -84,7 +84,6 @@ func (c *Client) Reconnect() {
 		}),
 		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(codec{}), grpc.MaxCallRecvMsgSize(c.config.MessageLimit), grpc.MaxCallSendMsgSize(c.config.MessageLimit)),
 		grpc.WithIdleTimeout(0),
-		grpc.WithSharedWriteBuffer(true),
 	)
 	if err != nil {
 		panic(err) // of our own options
