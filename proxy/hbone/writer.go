@@ -294,6 +294,11 @@ func (c *conn) runFlush(background bool) {
 		}
 		c.mu.Lock()
 		if err != nil {
+			if c.client && !c.greeted {
+				// In TLS 1.3 a server refuses a certificate when the client's handshake is over, and is gone: why is
+				// there to be read, and watch bounds how long the reader takes.
+				return
+			}
 			c.failLocked(err)
 			break
 		}
