@@ -190,11 +190,7 @@ func (l *line) access(rec *Record, s *stamp) {
 	l.text(&keyMethod, rec.Method)
 	l.text(&keyPath, rec.Path)
 	l.number(&keyCode, int64(rec.Status))
-	l.text(&keyReason, rec.Reason)
-	l.text(&keyFlags, responseFlags(rec))
-	l.text(&keyRemote, rec.Remote)
-	l.text(&keyHost, rec.Endpoint)
-	l.text(&keyCluster, rec.Pool)
+	l.way(rec)
 	l.text(&keyModel, clip(rec.Model))
 	l.truth(&keyStream, rec.Streamed)
 	l.milliseconds(&keyDuration, rec.Duration)
@@ -225,17 +221,22 @@ func (l *line) tcp(rec *Record, s *stamp) {
 	l.begin(rec, s)
 	l.text(&keyRequestID, rec.ID)
 	l.text(&keyProtocol, "tcp")
-	l.text(&keyReason, rec.Reason)
-	l.text(&keyFlags, responseFlags(rec))
-	l.text(&keyRemote, rec.Remote)
-	l.text(&keyHost, rec.Endpoint)
-	l.text(&keyCluster, rec.Pool)
+	l.way(rec)
 	l.milliseconds(&keyDuration, rec.Duration)
 	l.number(&keyBytesReceived, rec.BytesIn)
 	l.number(&keyBytesSent, rec.BytesOut)
 	l.mesh(rec)
 	l.policy(rec)
 	l.end()
+}
+
+// way adds where it came from, where it went, and how it ended.
+func (l *line) way(rec *Record) {
+	l.text(&keyReason, rec.Reason)
+	l.text(&keyFlags, responseFlags(rec))
+	l.text(&keyRemote, rec.Remote)
+	l.text(&keyHost, rec.Endpoint)
+	l.text(&keyCluster, rec.Pool)
 }
 
 // mesh adds what only a tunnel tells.

@@ -334,9 +334,7 @@ func BenchmarkStalled(b *testing.B) {
 				if one[0] == 's' {
 					<-first
 				}
-				io.Copy(struct{ io.Writer }{io.Discard}, c)
-				c.Write([]byte("."))
-				c.Close()
+				drain(c)
 			})
 			stuck := make([]half, stalled)
 			for i := range stuck {
@@ -345,20 +343,13 @@ func BenchmarkStalled(b *testing.B) {
 				stuck[i].Write([]byte("s"))
 				stuck[i].Write(make([]byte, 8<<20))
 			}
-			live := r.dial()
-			live.Write([]byte("l"))
-			p := make([]byte, 64<<10)
-			b.SetBytes(int64(len(p)))
-			for b.Loop() {
-				if _, err := live.Write(p); err != nil {
-					b.Fatal(err)
-				}
-			}
-			live.CloseWrite()
-			io.ReadAll(live)
+			bulk(b, func() half {
+				live := r.dial()
+				live.Write([]byte("l"))
+				return live
+			})
 			b.ReportMetric(float64(defaultBudget.Held())/(1<<20), "held-MiB")
 			close(first)
-			live.Close()
 			for _, c := range stuck {
 				c.Close()
 			}
