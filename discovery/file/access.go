@@ -24,9 +24,7 @@ func (r *reader) auth(c *Config) field {
 		r.mapping(n, path, map[string]field{
 			"keys":      textInto(r, &c.Keys, "the path of a file"),
 			"anonymous": r.yesNo(&anonymous),
-			"jwtRules": r.list(func(_ int, n *yaml.Node, path string) {
-				a.Tokens = append(a.Tokens, r.token(n, path))
-			}),
+			"jwtRules":  listInto(r, &a.Tokens, r.token),
 		})
 		a.HasKeys = c.Keys != ""
 		a.Required = !anonymous && (a.HasKeys || len(a.Tokens) > 0)
@@ -39,19 +37,17 @@ func (r *reader) token(n *yaml.Node, path string) (t authz.TokenRule) {
 		"audiences": r.texts(&t.Audiences, "an audience"),
 		"jwks":      textInto(r, &t.JWKS, "a JSON Web Key Set"),
 		"jwksUri":   textInto(r, &t.JWKSURI, "a URL"),
-		"fromHeaders": r.list(func(_ int, n *yaml.Node, path string) {
-			var h authz.TokenHeader
+		"fromHeaders": listInto(r, &t.FromHeaders, func(n *yaml.Node, path string) (h authz.TokenHeader) {
 			r.mapping(n, path, map[string]field{"name": textInto(r, &h.Name, "a field name"), "prefix": textInto(r, &h.Prefix, "a prefix")})
-			t.FromHeaders = append(t.FromHeaders, h)
+			return h
 		}),
 		"fromParams":            r.texts(&t.FromParams, "the name of a parameter"),
 		"fromCookies":           r.texts(&t.FromCookies, "the name of a cookie"),
 		"forwardOriginalToken":  r.yesNo(&t.ForwardOriginalToken),
 		"outputPayloadToHeader": textInto(r, &t.OutputPayloadToHeader, "a field name"),
-		"outputClaimToHeaders": r.list(func(_ int, n *yaml.Node, path string) {
-			var c authz.ClaimHeader
+		"outputClaimToHeaders": listInto(r, &t.OutputClaimToHeaders, func(n *yaml.Node, path string) (c authz.ClaimHeader) {
 			r.mapping(n, path, map[string]field{"header": textInto(r, &c.Header, "a field name"), "claim": textInto(r, &c.Claim, "a claim")})
-			t.OutputClaimToHeaders = append(t.OutputClaimToHeaders, c)
+			return c
 		}),
 		"spaceDelimitedClaims": r.texts(&t.SpaceDelimitedClaims, "a claim"),
 		"timeout":              r.duration(&t.Timeout, minInterval),
@@ -59,27 +55,21 @@ func (r *reader) token(n *yaml.Node, path string) (t authz.TokenRule) {
 	return t
 }
 
-func (r *reader) policies(a *authz.Config) field {
-	return r.list(func(_ int, n *yaml.Node, path string) {
-		var p authz.Policy
-		r.mapping(n, path, map[string]field{
-			"name":     textInto(r, &p.Name, "a name"),
-			"action":   textInto(r, &p.Action, oneOf(actions)),
-			"dryRun":   r.yesNo(&p.DryRun),
-			"provider": r.section(map[string]field{"name": textInto(r, &p.Provider, "the name of one of extension_providers")}),
-			"rules": r.list(func(_ int, n *yaml.Node, path string) {
-				p.Rules = append(p.Rules, r.rule(n, path))
-			}),
-		})
-		a.Policies = append(a.Policies, p)
+func (r *reader) policy(n *yaml.Node, path string) (p authz.Policy) {
+	r.mapping(n, path, map[string]field{
+		"name":     textInto(r, &p.Name, "a name"),
+		"action":   textInto(r, &p.Action, oneOf(actions)),
+		"dryRun":   r.yesNo(&p.DryRun),
+		"provider": r.section(map[string]field{"name": textInto(r, &p.Provider, "the name of one of extension_providers")}),
+		"rules":    listInto(r, &p.Rules, r.rule),
 	})
+	return p
 }
 
 func (r *reader) rule(n *yaml.Node, path string) (u authz.Rule) {
 	const value = "a value"
 	r.mapping(n, path, map[string]field{
-		"from": r.list(func(_ int, n *yaml.Node, path string) {
-			var s authz.Source
+		"from": listInto(r, &u.From, func(n *yaml.Node, path string) (s authz.Source) {
 			r.mapping(n, path, map[string]field{"source": r.section(map[string]field{
 				"principals": r.texts(&s.Principals, value), "notPrincipals": r.texts(&s.NotPrincipals, value),
 				"requestPrincipals": r.texts(&s.RequestPrincipals, value), "notRequestPrincipals": r.texts(&s.NotRequestPrincipals, value),
@@ -89,24 +79,22 @@ func (r *reader) rule(n *yaml.Node, path string) (u authz.Rule) {
 				"ipBlocks": r.texts(&s.IPBlocks, value), "notIpBlocks": r.texts(&s.NotIPBlocks, value),
 				"remoteIpBlocks": r.texts(&s.RemoteIPBlocks, value), "notRemoteIpBlocks": r.texts(&s.NotRemoteIPBlocks, value),
 			})})
-			u.From = append(u.From, s)
+			return s
 		}),
-		"to": r.list(func(_ int, n *yaml.Node, path string) {
-			var o authz.Operation
+		"to": listInto(r, &u.To, func(n *yaml.Node, path string) (o authz.Operation) {
 			r.mapping(n, path, map[string]field{"operation": r.section(map[string]field{
 				"hosts": r.texts(&o.Hosts, value), "notHosts": r.texts(&o.NotHosts, value),
 				"ports": r.texts(&o.Ports, value), "notPorts": r.texts(&o.NotPorts, value),
 				"methods": r.texts(&o.Methods, value), "notMethods": r.texts(&o.NotMethods, value),
 				"paths": r.texts(&o.Paths, value), "notPaths": r.texts(&o.NotPaths, value),
 			})})
-			u.To = append(u.To, o)
+			return o
 		}),
-		"when": r.list(func(_ int, n *yaml.Node, path string) {
-			var c authz.Condition
+		"when": listInto(r, &u.When, func(n *yaml.Node, path string) (c authz.Condition) {
 			r.mapping(n, path, map[string]field{
 				"key": textInto(r, &c.Key, "an attribute"), "values": r.texts(&c.Values, value), "notValues": r.texts(&c.NotValues, value),
 			})
-			u.When = append(u.When, c)
+			return c
 		}),
 	})
 	return u
@@ -114,7 +102,7 @@ func (r *reader) rule(n *yaml.Node, path string) (u authz.Rule) {
 
 // prefixes is the field of a list of addresses and CIDRs.
 func (r *reader) prefixes(into *[]netip.Prefix) field {
-	return r.list(func(_ int, n *yaml.Node, path string) {
+	return r.list(func(n *yaml.Node, path string) {
 		s, ok := r.text(n, path, "an address or a CIDR such as 10.0.0.0/8")
 		if !ok {
 			return

@@ -81,7 +81,7 @@ func (r *reader) authorizer(n *yaml.Node, path string, p *extauthz.Provider, mor
 
 // names is the field of a list of patterns of field names, whatever their case.
 func (r *reader) names(into *[]string) field {
-	return r.list(func(_ int, n *yaml.Node, path string) {
+	return r.list(func(n *yaml.Node, path string) {
 		if s, ok := r.text(n, path, "the name of a field"); ok {
 			*into = append(*into, strings.ToLower(s))
 		}

@@ -168,7 +168,7 @@ func (r *reader) entries(n *yaml.Node, path, want string, entry func(key string,
 }
 
 // list reads the items of a list. A list without a value counts as left out.
-func (r *reader) list(item func(i int, n *yaml.Node, path string)) field {
+func (r *reader) list(item field) field {
 	return func(n *yaml.Node, path string) {
 		n = r.visit(n, path)
 		if n == nil || isNull(n) {
@@ -181,9 +181,14 @@ func (r *reader) list(item func(i int, n *yaml.Node, path string)) field {
 		for i, it := range n.Content {
 			at := path + "[" + strconv.Itoa(i) + "]"
 			r.lines[at] = it.Line
-			item(i, it, at)
+			item(it, at)
 		}
 	}
+}
+
+// listInto is the field of a list of what item reads.
+func listInto[T any](r *reader, into *[]T, item func(n *yaml.Node, path string) T) field {
+	return r.list(func(n *yaml.Node, path string) { *into = append(*into, item(n, path)) })
 }
 
 // scalar returns the node of a single value, nil after telling why there is
@@ -227,7 +232,7 @@ func textInto[T ~string](r *reader, into *T, want string) field {
 
 // texts is the field of a list of strings.
 func (r *reader) texts(into *[]string, want string) field {
-	return r.list(func(_ int, n *yaml.Node, path string) {
+	return r.list(func(n *yaml.Node, path string) {
 		if s, ok := r.text(n, path, want); ok {
 			*into = append(*into, s)
 		}

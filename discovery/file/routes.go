@@ -26,19 +26,11 @@ func (r *reader) route(n *yaml.Node, path string) route.Route {
 	out := route.Route{Name: path, Rules: make([]route.Rule, 1)}
 	rule := &out.Rules[0]
 	r.mapping(n, path, map[string]field{
-		"name": textInto(r, &out.Name, "a name"),
-		"hostnames": r.list(func(_ int, n *yaml.Node, path string) {
-			if h, ok := r.text(n, path, "a hostname"); ok {
-				out.Hostnames = append(out.Hostnames, h)
-			}
-		}),
-		"matches": r.list(func(_ int, n *yaml.Node, path string) {
-			rule.Matches = append(rule.Matches, r.match(n, path))
-		}),
-		"filters": r.filters(&rule.Filters),
-		"backendRefs": r.list(func(_ int, n *yaml.Node, path string) {
-			rule.Backends = append(rule.Backends, r.backend(n, path))
-		}),
+		"name":        textInto(r, &out.Name, "a name"),
+		"hostnames":   r.texts(&out.Hostnames, "a hostname"),
+		"matches":     listInto(r, &rule.Matches, r.match),
+		"filters":     r.filters(&rule.Filters),
+		"backendRefs": listInto(r, &rule.Backends, r.backend),
 		"timeouts": r.section(map[string]field{
 			"request":        r.optionalDuration(&rule.Timeouts.Request),
 			"backendRequest": r.optionalDuration(&rule.Timeouts.BackendRequest),
@@ -46,10 +38,9 @@ func (r *reader) route(n *yaml.Node, path string) route.Route {
 		"retry": func(n *yaml.Node, path string) {
 			rule.Retry = &route.Retry{Attempts: defaultAttempts}
 			r.mapping(n, path, map[string]field{
-				"codes": r.list(func(_ int, n *yaml.Node, path string) {
-					var code int
+				"codes": listInto(r, &rule.Retry.Codes, func(n *yaml.Node, path string) (code int) {
 					r.number(&code, 599)(n, path)
-					rule.Retry.Codes = append(rule.Retry.Codes, code)
+					return code
 				}),
 				"attempts": r.number(&rule.Retry.Attempts, maxAttempts),
 				"backoff":  r.duration(&rule.Retry.Backoff, 0),
@@ -69,22 +60,20 @@ func (r *reader) match(n *yaml.Node, path string) (m route.Match) {
 			})
 		},
 		"method":      textInto(r, &m.Method, "a method such as POST"),
-		"headers":     r.values(&m.Headers),
-		"queryParams": r.values(&m.Query),
+		"headers":     listInto(r, &m.Headers, r.valueMatch),
+		"queryParams": listInto(r, &m.Query, r.valueMatch),
 	})
 	return m
 }
 
-func (r *reader) values(into *[]route.ValueMatch) field {
-	return r.list(func(_ int, n *yaml.Node, path string) {
-		v := route.ValueMatch{Type: route.Exact}
-		r.mapping(n, path, map[string]field{
-			"type":  textInto(r, &v.Type, "Exact or RegularExpression"),
-			"name":  textInto(r, &v.Name, "a name"),
-			"value": textInto(r, &v.Value, "a value"),
-		})
-		*into = append(*into, v)
+func (r *reader) valueMatch(n *yaml.Node, path string) route.ValueMatch {
+	v := route.ValueMatch{Type: route.Exact}
+	r.mapping(n, path, map[string]field{
+		"type":  textInto(r, &v.Type, "Exact or RegularExpression"),
+		"name":  textInto(r, &v.Name, "a name"),
+		"value": textInto(r, &v.Value, "a value"),
 	})
+	return v
 }
 
 // backend reads the name of a pool and its weight, which is 1 unless told
@@ -113,7 +102,7 @@ var filterKeys = map[string]string{
 }
 
 func (r *reader) filters(f *route.Filters) field {
-	return r.list(func(_ int, n *yaml.Node, path string) {
+	return r.list(func(n *yaml.Node, path string) {
 		var kind string
 		var given []string
 		// one is the field of the settings of a filter that there may be once.
@@ -169,20 +158,10 @@ func (r *reader) filters(f *route.Filters) field {
 func (r *reader) modifier(into **route.HeaderModifier) field {
 	return func(n *yaml.Node, path string) {
 		m := new(route.HeaderModifier)
-		fields := func(into *[]message.Field) field {
-			return r.list(func(_ int, n *yaml.Node, path string) {
-				var name, value string
-				r.mapping(n, path, map[string]field{
-					"name":  textInto(r, &name, "a name"),
-					"value": textInto(r, &value, "a value"),
-				})
-				*into = append(*into, message.Field{Name: []byte(name), Value: []byte(value)})
-			})
-		}
 		r.mapping(n, path, map[string]field{
-			"set": fields(&m.Set),
-			"add": fields(&m.Add),
-			"remove": r.list(func(_ int, n *yaml.Node, path string) {
+			"set": listInto(r, &m.Set, r.headerField),
+			"add": listInto(r, &m.Add, r.headerField),
+			"remove": r.list(func(n *yaml.Node, path string) {
 				if name, ok := r.text(n, path, "a name"); ok {
 					m.Remove = append(m.Remove, strings.ToLower(name))
 				}
@@ -190,6 +169,15 @@ func (r *reader) modifier(into **route.HeaderModifier) field {
 		})
 		*into = m
 	}
+}
+
+func (r *reader) headerField(n *yaml.Node, path string) message.Field {
+	var name, value string
+	r.mapping(n, path, map[string]field{
+		"name":  textInto(r, &name, "a name"),
+		"value": textInto(r, &value, "a value"),
+	})
+	return message.Field{Name: []byte(name), Value: []byte(value)}
 }
 
 func (r *reader) pathModifier(into **route.PathModifier) field {

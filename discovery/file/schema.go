@@ -25,108 +25,117 @@ const (
 // config reads the whole file: this function and those below are the schema.
 func (r *reader) config(n *yaml.Node, c *Config) {
 	w := c.World
-	l, t, m, s := &c.Listen, &w.Timeouts, &w.Limits, &w.Scrape
-	const address = `an address such as ":8080"`
 	r.mapping(n, "", map[string]field{
-		"listen": r.section(map[string]field{
-			"http":     textInto(r, &l.HTTP, address),
-			"hbone":    textInto(r, &l.HBONE, address),
-			"sandwich": textInto(r, &l.Sandwich, address),
-			"metrics":  textInto(r, &l.Metrics, address),
-			"admin":    textInto(r, &l.Admin, address),
-			"tls": r.section(map[string]field{
-				"certificate": textInto(r, &l.TLS.Certificate, "the path of a file"),
-				"key":         textInto(r, &l.TLS.Key, "the path of a file"),
-			}),
-		}),
-		"log": r.section(map[string]field{
-			"level":  textInto(r, &c.Log.Level, oneOf(levels)),
-			"access": textInto(r, &c.Log.Access, oneOf(accessFormats)),
-		}),
-		"tracing": r.section(map[string]field{
-			"endpoint": textInto(r, &c.Tracing.Endpoint, "the URL of a collector, such as http://collector:4317"),
-			"protocol": textInto(r, &c.Tracing.Protocol, oneOf(otlps)),
-			"sampling": r.share(&c.Tracing.Sampling),
-		}),
-		"auth":     r.auth(c),
-		"policies": r.policies(&w.Access),
-		"extension_providers": r.list(func(_ int, n *yaml.Node, path string) {
-			w.Authorizers = append(w.Authorizers, r.provider(n, path))
-		}),
-		"normalization":   textInto(r, &w.Access.Normalization, oneOf(normalizations)),
-		"trusted_proxies": r.prefixes(&w.Access.TrustedProxies),
-		"pools": r.list(func(_ int, n *yaml.Node, path string) {
-			w.Pools = append(w.Pools, r.pool(n, path))
-		}),
-		"models": r.list(func(_ int, n *yaml.Node, path string) {
-			w.Models = append(w.Models, r.model(n, path))
-		}),
-		"objectives": r.list(func(_ int, n *yaml.Node, path string) {
-			w.Objectives = append(w.Objectives, r.objective(n, path))
-		}),
-		"slo": r.list(func(_ int, n *yaml.Node, path string) {
-			w.SLOs = append(w.SLOs, r.slo(n, path))
-		}),
-		"cost_label": textInto(r, &c.CostLabel, "the name of a label"),
-		"queue": r.section(map[string]field{
-			"off":            r.yesNo(&w.Queue.Off),
-			"requests":       r.numberFrom(1, &w.Queue.Requests, maxConnections),
-			"bytes":          size(r, &w.Queue.Bytes, maxBytes),
-			"wait":           r.duration(&w.Queue.Wait, minInterval),
-			"sheddable_wait": r.duration(&w.Queue.SheddableWait, minInterval),
-			"lower_share":    r.share(&w.Queue.LowerShare),
-		}),
-		"budgets": r.list(func(_ int, n *yaml.Node, path string) {
-			w.Budgets = append(w.Budgets, r.budget(n, path))
-		}),
-		"raise_priority": textInto(r, &w.RaisePriority, oneOf(raisePriorities)),
-		"routes": r.list(func(_ int, n *yaml.Node, path string) {
-			w.Routes = append(w.Routes, r.route(n, path))
-		}),
-		"timeouts": r.section(map[string]field{
-			"connect":     r.duration(&t.Connect, minInterval),
-			"first_byte":  r.duration(&t.FirstByte, 0),
-			"stream_idle": r.duration(&t.StreamIdle, 0),
-			"request":     r.duration(&t.Request, 0),
-			"drain":       r.duration(&t.Drain, 0),
-		}),
-		"limits": r.section(map[string]field{
-			"body":        size(r, &m.Body, maxBytes),
-			"buffers":     size(r, &m.Buffers, maxBytes),
-			"headers":     size(r, &m.Headers, maxHeaderBytes),
-			"connections": r.number(&m.Connections, maxConnections),
+		"listen":              r.listen(&c.Listen),
+		"log":                 r.log(&c.Log),
+		"tracing":             r.tracing(&c.Tracing),
+		"auth":                r.auth(c),
+		"policies":            listInto(r, &w.Access.Policies, r.policy),
+		"extension_providers": listInto(r, &w.Authorizers, r.provider),
+		"normalization":       textInto(r, &w.Access.Normalization, oneOf(normalizations)),
+		"trusted_proxies":     r.prefixes(&w.Access.TrustedProxies),
+		"pools":               listInto(r, &w.Pools, r.pool),
+		"models":              listInto(r, &w.Models, r.model),
+		"objectives":          listInto(r, &w.Objectives, r.objective),
+		"slo":                 listInto(r, &w.SLOs, r.slo),
+		"cost_label":          textInto(r, &c.CostLabel, "the name of a label"),
+		"queue":               r.queue(&w.Queue),
+		"budgets":             listInto(r, &w.Budgets, r.budget),
+		"raise_priority":      textInto(r, &w.RaisePriority, oneOf(raisePriorities)),
+		"routes":              listInto(r, &w.Routes, r.route),
+		"timeouts":            r.timeouts(&w.Timeouts),
+		"limits":              r.limits(&w.Limits),
+		"scrape":              r.scrape(&w.Scrape),
+		"remote_prefill":      r.numberFrom(1, &w.RemotePrefill, maxConnections),
+		"cache_salt":          textInto(r, &w.CacheSalt, oneOf(cacheSalts)),
+		"usage":               textInto(r, &w.Usage, oneOf(usageModes)),
+		"model_names":         textInto(r, &w.ModelNames, oneOf(modelNames)),
+		"pickers":             textInto(r, &w.Pickers, oneOf(pickerChoices)),
+		"explain":             textInto(r, &w.Explain, oneOf(explainModes)),
+		"shadow":              textInto(r, &w.Shadow, oneOf(shadowPolicies)),
+		"tls":                 r.tls(&c.TLS),
+		"services":            listInto(r, &w.Services, r.service),
+		"waypoint_for":        textInto(r, &w.WaypointFor, oneOf(waypointFor)),
+	})
+}
 
-			"connections_per_address": r.number(&m.ConnectionsByAddress, maxConnections),
-			"requests_per_principal":  r.number(&m.RequestsByPrincipal, maxConnections),
+func (r *reader) listen(l *Listen) field {
+	const address = `an address such as ":8080"`
+	return r.section(map[string]field{
+		"http":     textInto(r, &l.HTTP, address),
+		"hbone":    textInto(r, &l.HBONE, address),
+		"sandwich": textInto(r, &l.Sandwich, address),
+		"metrics":  textInto(r, &l.Metrics, address),
+		"admin":    textInto(r, &l.Admin, address),
+		"tls": r.section(map[string]field{
+			"certificate": textInto(r, &l.TLS.Certificate, "the path of a file"),
+			"key":         textInto(r, &l.TLS.Key, "the path of a file"),
 		}),
-		"scrape": r.section(map[string]field{
-			"interval": r.duration(&s.Interval, minInterval),
-			"timeout":  r.duration(&s.Timeout, minInterval),
-			"path":     textInto(r, &s.Path, "a path such as /metrics"),
-		}),
-		"remote_prefill": r.numberFrom(1, &w.RemotePrefill, maxConnections),
-		"cache_salt":     textInto(r, &w.CacheSalt, oneOf(cacheSalts)),
-		"usage":          textInto(r, &w.Usage, oneOf(usageModes)),
-		"model_names":    textInto(r, &w.ModelNames, oneOf(modelNames)),
-		"pickers":        textInto(r, &w.Pickers, oneOf(pickerChoices)),
-		"explain":        textInto(r, &w.Explain, oneOf(explainModes)),
-		"shadow":         textInto(r, &w.Shadow, oneOf(shadowPolicies)),
-		"tls":            r.tls(&c.TLS),
-		"services": r.list(func(_ int, n *yaml.Node, path string) {
-			w.Services = append(w.Services, r.service(n, path))
-		}),
-		"waypoint_for": textInto(r, &w.WaypointFor, oneOf(waypointFor)),
+	})
+}
+
+func (r *reader) log(l *Log) field {
+	return r.section(map[string]field{
+		"level":  textInto(r, &l.Level, oneOf(levels)),
+		"access": textInto(r, &l.Access, oneOf(accessFormats)),
+	})
+}
+
+func (r *reader) tracing(t *Tracing) field {
+	return r.section(map[string]field{
+		"endpoint": textInto(r, &t.Endpoint, "the URL of a collector, such as http://collector:4317"),
+		"protocol": textInto(r, &t.Protocol, oneOf(otlps)),
+		"sampling": r.share(&t.Sampling),
+	})
+}
+
+func (r *reader) queue(q *proxy.Queue) field {
+	return r.section(map[string]field{
+		"off":            r.yesNo(&q.Off),
+		"requests":       r.numberFrom(1, &q.Requests, maxConnections),
+		"bytes":          size(r, &q.Bytes, maxBytes),
+		"wait":           r.duration(&q.Wait, minInterval),
+		"sheddable_wait": r.duration(&q.SheddableWait, minInterval),
+		"lower_share":    r.share(&q.LowerShare),
+	})
+}
+
+func (r *reader) timeouts(t *proxy.Timeouts) field {
+	return r.section(map[string]field{
+		"connect":     r.duration(&t.Connect, minInterval),
+		"first_byte":  r.duration(&t.FirstByte, 0),
+		"stream_idle": r.duration(&t.StreamIdle, 0),
+		"request":     r.duration(&t.Request, 0),
+		"drain":       r.duration(&t.Drain, 0),
+	})
+}
+
+func (r *reader) limits(l *proxy.Limits) field {
+	return r.section(map[string]field{
+		"body":        size(r, &l.Body, maxBytes),
+		"buffers":     size(r, &l.Buffers, maxBytes),
+		"headers":     size(r, &l.Headers, maxHeaderBytes),
+		"connections": r.number(&l.Connections, maxConnections),
+
+		"connections_per_address": r.number(&l.ConnectionsByAddress, maxConnections),
+		"requests_per_principal":  r.number(&l.RequestsByPrincipal, maxConnections),
+	})
+}
+
+func (r *reader) scrape(s *proxy.Scrape) field {
+	return r.section(map[string]field{
+		"interval": r.duration(&s.Interval, minInterval),
+		"timeout":  r.duration(&s.Timeout, minInterval),
+		"path":     textInto(r, &s.Path, "a path such as /metrics"),
 	})
 }
 
 func (r *reader) pool(n *yaml.Node, path string) (p proxy.Pool) {
 	r.mapping(n, path, map[string]field{
-		"name": textInto(r, &p.Name, "a name"),
-		"endpoints": r.list(func(_ int, n *yaml.Node, path string) {
-			p.Endpoints = append(p.Endpoints, r.endpoint(n, path))
-		}),
-		"plain":  r.yesNo(&p.Plain),
-		"picker": func(n *yaml.Node, path string) { p.Picker = r.picker(n, path) },
+		"name":      textInto(r, &p.Name, "a name"),
+		"endpoints": listInto(r, &p.Endpoints, r.endpoint),
+		"plain":     r.yesNo(&p.Plain),
+		"picker":    func(n *yaml.Node, path string) { p.Picker = r.picker(n, path) },
 	})
 	return p
 }
@@ -197,9 +206,7 @@ func (r *reader) model(n *yaml.Node, path string) (m proxy.Model) {
 		"name":        textInto(r, &m.Name, "a name"),
 		"pool":        textInto(r, &m.Pool, "the name of a pool"),
 		"criticality": textInto(r, &m.Criticality, oneOf(criticalities)),
-		"targets": r.list(func(_ int, n *yaml.Node, path string) {
-			m.Targets = append(m.Targets, r.target(n, path))
-		}),
+		"targets":     listInto(r, &m.Targets, r.target),
 	})
 	return m
 }

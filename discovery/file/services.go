@@ -20,20 +20,17 @@ func (r *reader) service(n *yaml.Node, path string) (v proxy.Service) {
 	r.mapping(n, path, map[string]field{
 		"host": textInto(r, &v.Host, "the full name of a Service"),
 		"vip":  r.address(&v.VIPs),
-		"vips": r.list(func(_ int, n *yaml.Node, path string) { r.address(&v.VIPs)(n, path) }),
-		"ports": r.list(func(_ int, n *yaml.Node, path string) {
-			var p proxy.ServicePort
+		"vips": r.list(r.address(&v.VIPs)),
+		"ports": listInto(r, &v.Ports, func(n *yaml.Node, path string) (p proxy.ServicePort) {
 			port := 0
 			r.mapping(n, path, map[string]field{
 				"port":     r.number(&port, 65535),
 				"protocol": textInto(r, &p.Protocol, oneOf(portProtocols)),
 				"pool":     textInto(r, &p.Pool, "the name of a pool"),
-				"routes": r.list(func(_ int, n *yaml.Node, path string) {
-					p.Routes = append(p.Routes, r.route(n, path))
-				}),
+				"routes":   listInto(r, &p.Routes, r.route),
 			})
 			p.Port = uint16(port)
-			v.Ports = append(v.Ports, p)
+			return p
 		}),
 	})
 	return v
