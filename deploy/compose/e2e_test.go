@@ -16,11 +16,12 @@ import (
 	"os/exec"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/fairway-proxy/fairway/bench/e2e/process"
 )
 
 const (
@@ -463,19 +464,8 @@ func (s stream) events(t *testing.T) func(yield func(string) bool) {
 	}
 }
 
-// requestsCounted is the sum of fairway_requests_total.
+// requestsCounted is how many requests have ended.
 func requestsCounted(t *testing.T) float64 {
 	t.Helper()
-	sum := 0.0
-	for line := range strings.Lines(string(get(t, ops+"/metrics").body)) {
-		if strings.HasPrefix(line, "fairway_requests_total") {
-			fields := strings.Fields(line)
-			n, err := strconv.ParseFloat(fields[len(fields)-1], 64)
-			if err != nil {
-				t.Fatalf("/metrics: %q: %v", line, err)
-			}
-			sum += n
-		}
-	}
-	return sum
+	return process.Metric(t, ops+"/metrics", "fairway_requests_total")
 }

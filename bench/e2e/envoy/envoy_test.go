@@ -90,7 +90,7 @@ func TestConversation(t *testing.T) {
 				history = append(history, message{"assistant", strings.Repeat("Because. ", 30)})
 			}
 			for kind, most := range map[string]float64{"prompt": 1, "cached": 0.7} {
-				got := metric(t, "http://"+p.metrics+"/metrics", fmt.Sprintf(`fairway_tokens_total{kind=%q,model="m",pool="default"}`, kind))
+				got := process.Metric(t, "http://"+p.metrics+"/metrics", "fairway_tokens_total", fmt.Sprintf("kind=%q", kind), `model="m"`)
 				var want float64
 				for _, e := range engines {
 					if kind == "prompt" {
@@ -104,7 +104,7 @@ func TestConversation(t *testing.T) {
 				}
 			}
 			process.Await(t, patience, "no request is counted as in flight", func() bool {
-				return metric(t, "http://"+p.metrics+"/metrics", "fairway_endpoint_requests_in_flight") == 0
+				return process.Metric(t, "http://"+p.metrics+"/metrics", "fairway_endpoint_requests_in_flight") == 0
 			})
 		})
 	}
@@ -252,7 +252,7 @@ func TestClientLeaves(t *testing.T) {
 	r.Body.Close()
 	process.Await(t, patience, "the engine has stopped", func() bool { return engines[0].gauge(t, "vllm:num_requests_running") == 0 })
 	process.Await(t, patience, "the picker has let go", func() bool {
-		return metric(t, "http://"+p.metrics+"/metrics", "fairway_endpoint_requests_in_flight") == 0
+		return process.Metric(t, "http://"+p.metrics+"/metrics", "fairway_endpoint_requests_in_flight") == 0
 	})
 }
 
@@ -323,14 +323,14 @@ func TestBothEnds(t *testing.T) {
 				t.Errorf("%s: request %d went to %s, the first to %s", mode, i, where, first)
 			}
 		}
-		if n := metric(t, "http://"+metrics+"/metrics", `fairway_own_picker_requests_total{outcome="named",pool="llama"}`); n != 6 {
+		if n := process.Metric(t, "http://"+metrics+"/metrics", "fairway_own_picker_requests_total", `outcome="named"`); n != 6 {
 			t.Errorf("%s: the picker named an endpoint for %v requests of 6", mode, n)
 		}
 	}
 	process.Await(t, patience, "the picker counts no request as in flight", func() bool {
-		return metric(t, "http://"+p.metrics+"/metrics", "fairway_endpoint_requests_in_flight") == 0
+		return process.Metric(t, "http://"+p.metrics+"/metrics", "fairway_endpoint_requests_in_flight") == 0
 	})
-	if metric(t, "http://"+p.metrics+"/metrics", "fairway_tokens_total") == 0 {
+	if process.Metric(t, "http://"+p.metrics+"/metrics", "fairway_tokens_total") == 0 {
 		t.Error("the picker learned no tokens from the answers that it was told of")
 	}
 }

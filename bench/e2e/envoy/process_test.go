@@ -4,13 +4,10 @@ package envoy_test
 
 import (
 	"fmt"
-	"io"
 	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -62,32 +59,7 @@ func addressesOf(engines []*engine) []string {
 // gauge reads a metric off an engine's page.
 func (e *engine) gauge(t *testing.T, name string) float64 {
 	t.Helper()
-	return metric(t, "http://"+e.address+"/metrics", name)
-}
-
-// metric is the sum over a metric's samples on a page.
-func metric(t *testing.T, url, name string) float64 {
-	t.Helper()
-	r, err := http.Get(url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Body.Close()
-	page, err := io.ReadAll(r.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	sum := 0.0
-	for line := range strings.Lines(string(page)) {
-		if rest, ok := strings.CutPrefix(line, name); ok && (rest[0] == '{' || rest[0] == ' ') {
-			v, err := strconv.ParseFloat(strings.TrimSpace(rest[strings.LastIndexByte(rest, ' '):]), 64)
-			if err != nil {
-				t.Fatalf("%s: %v", line, err)
-			}
-			sum += v
-		}
-	}
-	return sum
+	return process.Metric(t, "http://"+e.address+"/metrics", name)
 }
 
 // picker is a running `fairway epp`.
@@ -167,7 +139,7 @@ func startEnvoy(t *testing.T, s setup, engines []string, pickers ...*picker) (ur
 	healthy = func(n int) {
 		t.Helper()
 		process.Await(t, patience, "Envoy holds its pickers for healthy", func() bool {
-			return metric(t, "http://"+admin+"/stats/prometheus", `envoy_cluster_membership_healthy{envoy_cluster_name="picker"}`) == float64(n)
+			return process.Metric(t, "http://"+admin+"/stats/prometheus", "envoy_cluster_membership_healthy", `envoy_cluster_name="picker"`) == float64(n)
 		})
 	}
 	healthy(len(pickers))

@@ -3,7 +3,6 @@
 package hbone_test
 
 import (
-	"bufio"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -115,22 +114,10 @@ func through(c *ztunnel.Client, authority string) *http.Client {
 	}}}
 }
 
-// metric is the value of the first line of the metrics page that begins so, 0 without
-// one.
-func (w *waypoint) metric(begin string) float64 {
-	resp, err := http.Get("http://" + w.metrics + "/metrics")
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	lines := bufio.NewScanner(resp.Body)
-	for lines.Scan() {
-		if rest, ok := strings.CutPrefix(lines.Text(), begin); ok {
-			v, _ := strconv.ParseFloat(rest[strings.LastIndexByte(rest, ' ')+1:], 64)
-			return v
-		}
-	}
-	return 0
+// metric is what the waypoint counts.
+func (w *waypoint) metric(name string, words ...string) float64 {
+	w.t.Helper()
+	return process.Metric(w.t, "http://"+w.metrics+"/metrics", name, words...)
 }
 
 // startPod puts a ztunnel before what listens at app, on an address of its own, and
@@ -215,7 +202,7 @@ func TestWaypointChat(t *testing.T) {
 	// The engine is reached by its ztunnel alone, and its metrics are read before anybody
 	// has asked it anything.
 	process.Await(t, patience, "a scrape", func() bool {
-		return w.metric(`fairway_endpoint_scrape_age_seconds{`) > 0 && engine.Stats().Connections > 0
+		return w.metric("fairway_endpoint_scrape_age_seconds") > 0 && engine.Stats().Connections > 0
 	})
 	client := through(w.client(), serviceIP+":80")
 
@@ -326,8 +313,8 @@ func TestWaypointRefusals(t *testing.T) {
 		{"a port that is not ours", with(func(*tls.Config) {}), ztunnel.Request{Authority: serviceIP + ":81"}, 404, "admit"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			line := fmt.Sprintf("fairway_hbone_refused_total{reason=%q}", test.counted)
-			before := w.metric(line)
+			refused := func() float64 { return w.metric("fairway_hbone_refused_total", fmt.Sprintf("reason=%q", test.counted)) }
+			before := refused()
 			ctx, cancel := context.WithTimeout(t.Context(), patience)
 			defer cancel()
 			c := &ztunnel.Client{Address: w.hbone, TLS: test.tls}
@@ -337,7 +324,7 @@ func TestWaypointRefusals(t *testing.T) {
 			if err == nil || int(answered) != test.status {
 				t.Errorf("got %v, want status %d", err, test.status)
 			}
-			process.Await(t, patience, "the count", func() bool { return w.metric(line) > before })
+			process.Await(t, patience, "the count", func() bool { return refused() > before })
 		})
 	}
 	process.Await(t, patience, "its line in the log", func() bool { return w.logged("10.96.0.8:80") })
@@ -460,7 +447,7 @@ func TestWaypointPostgreSQL(t *testing.T) {
 				t.Fatalf("%v, %q and %d bytes: %s", err, first, len(rest), stderr)
 			}
 			process.Await(t, patience, "the connection's line", func() bool { return w.logged("protocol=tcp", "upstream_cluster=app", ca.ID("default", ofClients)) })
-			process.Await(t, patience, "its count", func() bool { return w.metric(`fairway_tcp_connections_total{pool="app",reason=""}`) >= 1 })
+			process.Await(t, patience, "its count", func() bool { return w.metric("fairway_tcp_connections_total", `reason=""`) >= 1 })
 		})
 	}
 }

@@ -230,10 +230,10 @@ status: {phase: Running, podIP: %[5]s, podIPs: [{ip: %[5]s}], conditions: [{type
 `, p.name, p.namespace, p.labels, annotations, p.ip, ready)
 }
 
-// metric is a sum over a page of its engine.
-func (p *pod) metric(t *testing.T, begin string) float64 {
+// metric is what its engine counts.
+func (p *pod) metric(t *testing.T, name string) float64 {
 	t.Helper()
-	return metric(t, "http://"+p.address()+"/metrics", begin)
+	return process.Metric(t, "http://"+p.address()+"/metrics", name)
 }
 
 // capture has a ztunnel take the pod's tunnels.

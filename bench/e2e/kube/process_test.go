@@ -7,8 +7,6 @@ import (
 	"io"
 	"net/http"
 	"os/exec"
-	"strconv"
-	"strings"
 	"testing"
 	"time"
 
@@ -54,26 +52,4 @@ func get(url string) (int, string) {
 	defer r.Body.Close()
 	body, _ := io.ReadAll(r.Body)
 	return r.StatusCode, string(body)
-}
-
-// metric is the sum over the samples of a metrics page whose lines begin so.
-func metric(t *testing.T, url, begin string) float64 {
-	t.Helper()
-	status, page := get(url)
-	if status != http.StatusOK {
-		t.Fatalf("%s: %d", url, status)
-	}
-	sum := 0.0
-	for line := range strings.Lines(page) {
-		rest, ok := strings.CutPrefix(line, begin)
-		if !ok || !strings.ContainsAny(rest[:1], "{, }") {
-			continue
-		}
-		v, err := strconv.ParseFloat(strings.TrimSpace(rest[strings.LastIndexByte(rest, ' '):]), 64)
-		if err != nil {
-			t.Fatalf("%s: %v", line, err)
-		}
-		sum += v
-	}
-	return sum
 }

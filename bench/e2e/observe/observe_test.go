@@ -31,9 +31,9 @@ func startDemo(t *testing.T) demo {
 }
 
 // page is the demo's metrics.
-func (d demo) page(t *testing.T) []byte {
+func (d demo) page(t *testing.T) string {
 	t.Helper()
-	return mustGet(t, "http://"+d.metrics+"/metrics")
+	return page(t, "http://"+d.metrics+"/metrics")
 }
 
 // settle waits until the demo's traffic is over.
@@ -41,7 +41,7 @@ func (d demo) settle(t *testing.T) {
 	t.Helper()
 	process.Eventually(t, patience, func() error {
 		page := d.page(t)
-		if n := sum(t, page, "fairway_requests_total{"); n < 200 || sum(t, page, "fairway_requests_live ") > 0 {
+		if n := sum(t, page, "fairway_requests_total"); n < 200 || sum(t, page, "fairway_requests_live") > 0 {
 			return fmt.Errorf("%v requests have ended, and some are under way", n)
 		}
 		return nil
@@ -120,7 +120,7 @@ func keepAsking(url string, enough <-chan struct{}) {
 		case <-enough:
 			return
 		case <-tick.C:
-			_, _ = get(url) // that it fails is the point
+			_, _ = process.Page(url) // that it fails is the point
 		}
 	}
 }
@@ -128,10 +128,10 @@ func keepAsking(url string, enough <-chan struct{}) {
 // testRules has promtool look at the rules, and make their conditions.
 func testRules(t *testing.T) {
 	dir := "../../../deploy/grafana/"
-	if out := run(t, nil, os.Getenv("E2E_PROMTOOL"), "check", "rules", "--lint=all", "--lint-fatal", dir+"alerts.yaml"); !strings.Contains(out, "rules found") {
+	if out := run(t, "", os.Getenv("E2E_PROMTOOL"), "check", "rules", "--lint=all", "--lint-fatal", dir+"alerts.yaml"); !strings.Contains(out, "rules found") {
 		t.Error(out)
 	}
-	run(t, nil, os.Getenv("E2E_PROMTOOL"), "test", "rules", dir+"alerts_test.yaml")
+	run(t, "", os.Getenv("E2E_PROMTOOL"), "test", "rules", dir+"alerts_test.yaml")
 }
 
 // testScrapes holds Prometheus to the page that it read, and Grafana's expressions to Prometheus.
@@ -140,7 +140,7 @@ func testScrapes(t *testing.T, d demo, p prometheus) {
 	page := d.page(t)
 	run(t, page, os.Getenv("E2E_PROMTOOL"), "check", "metrics")
 	for _, name := range []string{"fairway_requests_total", "fairway_tokens_total", "fairway_time_to_first_token_seconds_count", "fairway_picks_total"} {
-		want := sum(t, page, name+"{")
+		want := sum(t, page, name)
 		process.Eventually(t, patience, func() error {
 			got, err := p.query(fmt.Sprintf("sum(%s{instance=%q})", name, d.metrics))
 			if err == nil && (len(got) != 1 || got["map[]"] != want) {
@@ -216,22 +216,22 @@ func testBrowser(t *testing.T, d demo) {
 		}
 		return s
 	}
-	total := sum(t, page, "fairway_requests_total{")
+	total := sum(t, page, "fairway_requests_total")
 	b.until(fmt.Sprintf("document.getElementById('f-total').textContent === %q", number(total)))
-	failed := total - sum(t, page, "fairway_requests_total{", `code="200"`, `reason=""`)
-	hit := sum(t, page, "fairway_tokens_total{", `kind="cached"`) / sum(t, page, "fairway_tokens_total{", `kind="prompt"`)
+	failed := total - sum(t, page, "fairway_requests_total", `code="200"`, `reason=""`)
+	hit := sum(t, page, "fairway_tokens_total", `kind="cached"`) / sum(t, page, "fairway_tokens_total", `kind="prompt"`)
 	for id, want := range map[string]string{"f-failed": number(failed), "f-hit-all": fmt.Sprintf("%.0f%%", math.Round(100*hit)), "f-retries": "0", "f-shed": "0"} {
 		if got := b.text("document.getElementById('" + id + "').textContent"); got != want {
 			t.Errorf("%s is %q, want %q", id, got, want)
 		}
 	}
-	if got, want := b.text("document.querySelector('#models tbody').rows[0].cells[4].textContent"), number(sum(t, page, "fairway_requests_total{", `model="llama-3-8b"`)); got != want {
+	if got, want := b.text("document.querySelector('#models tbody').rows[0].cells[4].textContent"), number(sum(t, page, "fairway_requests_total", `model="llama-3-8b"`)); got != want {
 		t.Errorf("the model's requests are %q, want %q", got, want)
 	}
 	for i := range 3 {
 		row := fmt.Sprintf("document.querySelector('#pods tbody').rows[%d].cells", i)
 		endpoint := `endpoint="` + b.text(row+"[0].textContent") + `"`
-		if got, want := b.text(row+"[10].textContent"), number(sum(t, page, "fairway_endpoint_index_entries{", endpoint)); got != want {
+		if got, want := b.text(row+"[10].textContent"), number(sum(t, page, "fairway_endpoint_index_entries", endpoint)); got != want {
 			t.Errorf("the chunks at %s are %q, want %q", endpoint, got, want)
 		}
 	}
@@ -297,22 +297,22 @@ func testPanels(t *testing.T, b *browser, shots string) {
 	}
 	b.open("http://" + admin + "/")
 	b.until("document.getElementById('f-total').textContent === '12' && !document.getElementById('shadow').hidden")
-	page := mustGet(t, "http://"+metrics+"/metrics")
+	page := page(t, "http://"+metrics+"/metrics")
 	cell := func(table, key string, i int) string {
 		return b.text(fmt.Sprintf("document.querySelector('#%s tr[data-key=%q]').cells[%d].textContent", table, key, i))
 	}
 	for i, reason := range []string{"saturated", "queue_full", "queue_timeout", "deadline", "over_budget"} {
 		for _, worth := range []string{"critical", "standard", "sheddable"} {
-			want := fmt.Sprint(sum(t, page, "fairway_shed_total{", `criticality="`+worth+`"`, `reason="`+reason+`"`))
+			want := fmt.Sprint(sum(t, page, "fairway_shed_total", `criticality="`+worth+`"`, `reason="`+reason+`"`))
 			if got := cell("queues", "p "+worth, 4+i); got != want {
 				t.Errorf("of %s requests %s were shed for %s, by the metrics %s", worth, got, reason, want)
 			}
 		}
 	}
-	if got, want := cell("shadows", "p round-robin", 2), fmt.Sprint(sum(t, page, "fairway_shadow_picks_total{")); got != want || want == "0" {
+	if got, want := cell("shadows", "p round-robin", 2), fmt.Sprint(sum(t, page, "fairway_shadow_picks_total")); got != want || want == "0" {
 		t.Errorf("%s choices, by the metrics %s", got, want)
 	}
-	if got, want := cell("shadows", "p round-robin", 3), fmt.Sprintf("%.0f%%", 100*sum(t, page, "fairway_shadow_picks_total{", `agrees="true"`)/sum(t, page, "fairway_shadow_picks_total{")); got != want {
+	if got, want := cell("shadows", "p round-robin", 3), fmt.Sprintf("%.0f%%", 100*sum(t, page, "fairway_shadow_picks_total", `agrees="true"`)/sum(t, page, "fairway_shadow_picks_total")); got != want {
 		t.Errorf("it agrees in %s, by the metrics %s", got, want)
 	}
 	b.until("document.querySelector('#c-shadow .plot').getAttribute('aria-label').includes('ours')")
@@ -330,7 +330,7 @@ func testReceipts(t *testing.T, b *browser, admin string) {
 	b.until("document.getElementById('receipt').open && document.querySelector('#receipt .why')")
 	id := strings.TrimPrefix(b.text("document.getElementById('receipt-title').textContent"), "Request ")
 	why := b.text("document.querySelector('#receipt .why').textContent")
-	explained := run(t, nil, os.Getenv("E2E_FAIRWAY"), "explain", id, "--admin", admin)
+	explained := run(t, "", os.Getenv("E2E_FAIRWAY"), "explain", id, "--admin", admin)
 	chosen := regexp.MustCompile(`It went to ([0-9.:]+)`).FindStringSubmatch(why)
 	if chosen == nil || !strings.Contains(explained, chosen[0]) {
 		t.Errorf("the page says %q, fairway explain\n%s", why, explained)

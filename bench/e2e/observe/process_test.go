@@ -3,12 +3,9 @@
 package observe_test
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
 	"net/url"
 	"os"
 	"os/exec"
@@ -36,10 +33,10 @@ func start(t *testing.T, name string, argv ...string) *process.Process {
 }
 
 // run runs a program to its end, and gives what it printed.
-func run(t *testing.T, stdin []byte, argv ...string) string {
+func run(t *testing.T, stdin string, argv ...string) string {
 	t.Helper()
 	cmd := exec.Command(argv[0], argv[1:]...)
-	cmd.Stdin = bytes.NewReader(stdin)
+	cmd.Stdin = strings.NewReader(stdin)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Errorf("%s: %v\n%s", strings.Join(argv, " "), err, out)
@@ -47,47 +44,22 @@ func run(t *testing.T, stdin []byte, argv ...string) string {
 	return string(out)
 }
 
-func get(url string) ([]byte, error) {
-	resp, err := http.Get(url)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err == nil && resp.StatusCode != http.StatusOK {
-		err = fmt.Errorf("%s: %s: %s", url, resp.Status, body)
-	}
-	return body, err
-}
-
-func mustGet(t *testing.T, url string) []byte {
+// page is what a URL answers.
+func page(t *testing.T, url string) string {
 	t.Helper()
-	body, err := get(url)
+	text, err := process.Page(url)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return body
+	return text
 }
 
-// sum adds up the samples of a metrics page whose line begins with a prefix and holds all words.
-func sum(t *testing.T, page []byte, prefix string, words ...string) float64 {
+// sum is process.Sum of a page that can be read.
+func sum(t *testing.T, page, name string, words ...string) float64 {
 	t.Helper()
-	total := 0.0
-lines:
-	for line := range strings.Lines(string(page)) {
-		if !strings.HasPrefix(line, prefix) {
-			continue
-		}
-		for _, w := range words {
-			if !strings.Contains(line, w) {
-				continue lines
-			}
-		}
-		var v float64
-		if _, err := fmt.Sscan(line[strings.LastIndexByte(line, ' ')+1:], &v); err != nil {
-			t.Fatalf("%q: %v", line, err)
-		}
-		total += v
+	total, err := process.Sum(page, name, words...)
+	if err != nil {
+		t.Fatal(err)
 	}
 	return total
 }
@@ -108,7 +80,7 @@ func startPrometheus(t *testing.T, targets ...string) prometheus {
 	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	run(t, nil, os.Getenv("E2E_PROMTOOL"), "check", "config", config)
+	run(t, "", os.Getenv("E2E_PROMTOOL"), "check", "config", config)
 	address := process.FreeAddress()
 	server := start(t, "prometheus", os.Getenv("E2E_PROMETHEUS"), "--config.file="+config, "--storage.tsdb.path="+filepath.Join(dir, "data"), "--web.listen-address="+address)
 	p := prometheus{"http://" + address}
@@ -118,7 +90,7 @@ func startPrometheus(t *testing.T, targets ...string) prometheus {
 
 // query evaluates an expression now, and gives the values of its series by their labels.
 func (p prometheus) query(expression string) (map[string]float64, error) {
-	body, err := get(p.url + "/api/v1/query?query=" + url.QueryEscape(expression))
+	body, err := process.Page(p.url + "/api/v1/query?query=" + url.QueryEscape(expression))
 	if err != nil {
 		return nil, err
 	}
@@ -129,7 +101,7 @@ func (p prometheus) query(expression string) (map[string]float64, error) {
 			Result     json.RawMessage
 		}
 	}
-	if err := json.Unmarshal(body, &answer); err != nil {
+	if err := json.Unmarshal([]byte(body), &answer); err != nil {
 		return nil, err
 	}
 	if answer.Status != "success" {

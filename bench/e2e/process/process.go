@@ -1,7 +1,7 @@
 //go:build e2e && linux
 
-// Package process runs the programs of end-to-end suites: it starts them, waits until they are up, keeps what they print and
-// ends them.
+// Package process runs the programs of end-to-end suites: it starts them, waits until they are up, keeps what they print, reads
+// what they count and ends them.
 package process
 
 import (

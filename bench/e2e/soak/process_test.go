@@ -4,13 +4,9 @@ package soak_test
 
 import (
 	"cmp"
-	"fmt"
-	"io"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -68,45 +64,6 @@ func logFile(t *testing.T, path string) *os.File {
 	return f
 }
 
-// asking gives up, so that whoever polls does not hang on a program that is frozen.
-var asking = &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
-
-// metric is the sum over a metric's samples on a page, of those whose labels contain with.
-func metric(url, name, with string) (float64, error) {
-	page, err := page(url)
-	if err != nil {
-		return 0, err
-	}
-	return sum(page, name, with)
-}
-
-func page(url string) (string, error) {
-	r, err := asking.Get(url)
-	if err != nil {
-		return "", err
-	}
-	defer r.Body.Close()
-	text, err := io.ReadAll(r.Body)
-	return string(text), err
-}
-
-// sum is metric of a page that is there.
-func sum(page, name, with string) (float64, error) {
-	sum := 0.0
-	for line := range strings.Lines(page) {
-		rest, ok := strings.CutPrefix(line, name)
-		if !ok || rest == "" || rest[0] != '{' && rest[0] != ' ' || !strings.Contains(rest, with) {
-			continue
-		}
-		v, err := strconv.ParseFloat(strings.TrimSpace(rest[strings.LastIndexByte(rest, ' '):]), 64)
-		if err != nil {
-			return 0, fmt.Errorf("%s: %w", line, err)
-		}
-		sum += v
-	}
-	return sum, nil
-}
-
 // fairway is a running `fairway serve`.
 type fairway struct {
 	*process.Process
@@ -140,11 +97,11 @@ func (f *fairway) write(t *testing.T, config string) {
 func (f *fairway) reload(t *testing.T, config string) {
 	t.Helper()
 	page := "http://" + f.metrics + "/metrics"
-	before, _ := metric(page, "fairway_world_version", "")
+	before, _ := process.SumAt(page, "fairway_world_version")
 	f.write(t, config)
 	f.Signal(syscall.SIGHUP)
 	process.Await(t, patience, "the configuration is in force", func() bool {
-		now, err := metric(page, "fairway_world_version", "")
+		now, err := process.SumAt(page, "fairway_world_version")
 		return err == nil && now > before
 	})
 }

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/fairway-proxy/fairway/bench/e2e/process"
 )
 
 // usage is what a process holds.
@@ -27,7 +29,7 @@ func used(f *fairway) (u usage, ok bool) {
 	if err != nil {
 		return u, false
 	}
-	goroutines, err := metric("http://"+f.metrics+"/metrics", "go_goroutines", "")
+	goroutines, err := process.SumAt("http://"+f.metrics+"/metrics", "go_goroutines")
 	if err != nil {
 		return u, false
 	}

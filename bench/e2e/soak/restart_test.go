@@ -64,9 +64,9 @@ backend replicas
 type tokens struct{ prompt, cached float64 }
 
 func (f *fairway) tokens() (n tokens) {
-	text, _ := page("http://" + f.metrics + "/metrics")
-	n.prompt, _ = sum(text, "fairway_tokens_total", `kind="prompt"`)
-	n.cached, _ = sum(text, "fairway_tokens_total", `kind="cached"`)
+	page, _ := process.Page("http://" + f.metrics + "/metrics")
+	n.prompt, _ = process.Sum(page, "fairway_tokens_total", `kind="prompt"`)
+	n.cached, _ = process.Sum(page, "fairway_tokens_total", `kind="cached"`)
 	return n
 }
 

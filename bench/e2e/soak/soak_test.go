@@ -270,8 +270,8 @@ func quiet(t *testing.T, f *fairway, c *client) {
 	c.http.CloseIdleConnections()
 	page := "http://" + f.metrics + "/metrics"
 	process.Await(t, patience, "nothing is live and nothing is buffered", func() bool {
-		live, err := metric(page, "fairway_requests_live", "")
-		buffered, err2 := metric(page, "fairway_request_bodies_bytes", "")
+		live, err := process.SumAt(page, "fairway_requests_live")
+		buffered, err2 := process.SumAt(page, "fairway_request_bodies_bytes")
 		return err == nil && err2 == nil && live == 0 && buffered == 0
 	})
 	time.Sleep(7 * time.Second) // engines close idle connections after 5

@@ -134,13 +134,13 @@ func (e *engine) awaitUp(t *testing.T) {
 // running is how many requests the engine works on.
 func (e *engine) running(t *testing.T) float64 {
 	t.Helper()
-	return sum(t, e.url()+"/metrics", "vllm:num_requests_running{")
+	return process.Metric(t, e.url()+"/metrics", "vllm:num_requests_running")
 }
 
 // finished is how many answers the engine has brought to the length that was asked for.
 func (e *engine) finished(t *testing.T) float64 {
 	t.Helper()
-	return sum(t, e.url()+"/metrics", "vllm:request_success_total{", `finished_reason="length"`)
+	return process.Metric(t, e.url()+"/metrics", "vllm:request_success_total", `finished_reason="length"`)
 }
 
 // core is the id of the process that computes; the one that was started serves HTTP.
@@ -188,7 +188,7 @@ func startFairway(t *testing.T, name string, engines ...*engine) *fairway {
 // count counts the requests that ended for a reason; "" is an answer in full.
 func (f *fairway) count(t *testing.T, reason string) float64 {
 	t.Helper()
-	return sum(t, f.ops+"/metrics", "fairway_requests_total{", fmt.Sprintf("reason=%q", reason))
+	return process.Metric(t, f.ops+"/metrics", "fairway_requests_total", fmt.Sprintf("reason=%q", reason))
 }
 
 // awaitCount waits until n requests have ended for a reason: they are counted after their client has the last byte.
@@ -205,31 +205,8 @@ func (f *fairway) awaitCount(t *testing.T, reason string, n float64) {
 // scraped says whether an engine's metrics were read lately.
 func (f *fairway) scraped(t *testing.T, e *engine) error {
 	t.Helper()
-	if age := sum(t, f.ops+"/metrics", "fairway_endpoint_scrape_age_seconds{", e.address); age < 0 || age > 1 {
+	if age := process.Metric(t, f.ops+"/metrics", "fairway_endpoint_scrape_age_seconds", e.address); age < 0 || age > 1 {
 		return fmt.Errorf("the metrics of %s were last read %v s ago", e.Name, age)
 	}
 	return nil
-}
-
-// sum adds up the samples of a metrics page whose line begins with a prefix and holds every one of the words.
-func sum(t *testing.T, url, prefix string, words ...string) float64 {
-	t.Helper()
-	total := 0.0
-lines:
-	for line := range strings.Lines(string(get(t, url).body)) {
-		if !strings.HasPrefix(line, prefix) {
-			continue
-		}
-		for _, w := range words {
-			if !strings.Contains(line, w) {
-				continue lines
-			}
-		}
-		var value float64
-		if _, err := fmt.Sscan(line[strings.LastIndexByte(line, ' ')+1:], &value); err != nil {
-			t.Fatalf("%s: %q: %v", url, line, err)
-		}
-		total += value
-	}
-	return total
 }

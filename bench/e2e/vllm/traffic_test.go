@@ -135,7 +135,7 @@ func testDropped(t *testing.T, f *fleet, ask func(ctx context.Context, leave fun
 // requests meet connections which the engine is just closing.
 func testPauses(t *testing.T, f *fleet) {
 	const connections, duration = 40, 90 * time.Second
-	retries := sum(t, f.fairway.ops+"/metrics", "fairway_retries_total{")
+	retries := process.Metric(t, f.fairway.ops+"/metrics", "fairway_retries_total")
 	ctx, stop := context.WithTimeout(t.Context(), duration)
 	defer stop()
 	var answers atomic.Int64
@@ -158,7 +158,7 @@ func testPauses(t *testing.T, f *fleet) {
 	}
 	wg.Wait()
 	t.Logf("%d answers in %v, %v of them after a retry", answers.Load(), duration,
-		sum(t, f.fairway.ops+"/metrics", "fairway_retries_total{")-retries)
+		process.Metric(t, f.fairway.ops+"/metrics", "fairway_retries_total")-retries)
 }
 
 // ask asks for one token and wants it.
