@@ -3,7 +3,7 @@ package ztunnel
 import (
 	"context"
 	"crypto/tls"
-	"fmt"
+	"maps"
 	"net"
 	"strconv"
 	"sync"
@@ -232,21 +232,11 @@ func (cc *ClientConn) Connect(ctx context.Context, r Request) (*Tunnel, error) {
 	return cc.await(ctx, t)
 }
 
-// Begin asks for a tunnel and does not wait for the answer.
-func (cc *ClientConn) Begin(r Request) (*Tunnel, error) { return cc.begin(r) }
-
-// Await waits for the answer to what Begin asked for.
-func (cc *ClientConn) Await(ctx context.Context, t *Tunnel) (*Tunnel, error) { return cc.await(ctx, t) }
-
 // Settings are what the peer has announced.
 func (cc *ClientConn) Settings() map[http2.SettingID]uint32 {
 	cc.c.mu.Lock()
 	defer cc.c.mu.Unlock()
-	all := make(map[http2.SettingID]uint32)
-	for k, v := range cc.c.settings {
-		all[k] = v
-	}
-	return all
+	return maps.Clone(cc.c.settings)
 }
 
 // Pings is how many PINGs were answered.
@@ -256,34 +246,12 @@ func (cc *ClientConn) Pings() int {
 	return cc.c.pinged
 }
 
-// GoAway is the last GOAWAY that came, nil without one.
-func (cc *ClientConn) GoAway() *ErrGoAway {
-	cc.c.mu.Lock()
-	defer cc.c.mu.Unlock()
-	return cc.c.away
-}
-
 // Raw lets a test send what ztunnel never would.
 func (cc *ClientConn) Raw(frames func(*http2.Framer)) error {
 	return cc.c.send(func() {
 		cc.c.fr.AllowIllegalWrites = true
 		frames(cc.c.fr)
 	})
-}
-
-// Wait waits for the end of the connection and says what ended it.
-func (cc *ClientConn) Wait(ctx context.Context) error {
-	select {
-	case <-cc.ended:
-	case <-ctx.Done():
-		return fmt.Errorf("the connection goes on: %w", ctx.Err())
-	}
-	cc.c.mu.Lock()
-	defer cc.c.mu.Unlock()
-	if cc.c.away != nil {
-		return *cc.c.away
-	}
-	return cc.c.err
 }
 
 // Close closes the connection.
