@@ -148,10 +148,10 @@ func (c *consultation) failed(o PickerOutcome, why error) error {
 		c.ruling = nil
 	}
 	x.pool.consulted.count(o)
-	if c.picker.warns(Now()) {
+	c.picker.warning.Do(func() {
 		x.server.log.Warn("the pool's own endpoint picker failed", "pool", x.pool.name, "picker", c.picker.config.Address,
 			"failure_mode", or(c.picker.config.FailureMode, FailClose), "error", why)
-	}
+	})
 	if c.picker.failsOpen() {
 		return nil
 	}

@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/fairway-proxy/fairway/proxy/extproc"
 )
 
@@ -18,10 +20,10 @@ type ownPicker struct {
 	limit  int64 // of a body, in bytes
 	client *extproc.Client
 
-	warned   atomic.Int64 // when its failing was told last
-	timeouts atomic.Int32 // in a row
-	resting  atomic.Int64 // it is spared until then; 0: it is not
-	renewed  atomic.Int64 // when it was connected to anew
+	warning  rate.Sometimes
+	renewal  rate.Sometimes // of its connections
+	timeouts atomic.Int32   // in a row
+	resting  atomic.Int64   // it is spared until then; 0: it is not
 
 	mu      sync.Mutex
 	users   int  // exchanges that have it; guarded by mu
@@ -58,7 +60,10 @@ func newOwnPicker(c Picker, limit int64) *ownPicker {
 			config.TLS.RootCAs.AppendCertsFromPEM([]byte(c.Roots))
 		}
 	}
-	return &ownPicker{config: c, limit: limit, client: extproc.NewClient(config)}
+	return &ownPicker{
+		config: c, limit: limit, client: extproc.NewClient(config),
+		warning: rate.Sometimes{Interval: warnEvery}, renewal: rate.Sometimes{Interval: pickerRest},
+	}
 }
 
 func (o *ownPicker) failsOpen() bool { return o.config.FailureMode == FailOpen }
@@ -119,21 +124,10 @@ func (o *ownPicker) heard(err error) {
 	if o.timeouts.Add(1) < maxPickerTimeouts {
 		return
 	}
-	now := Now()
 	if o.failsOpen() {
-		o.resting.Store(int64(now + pickerRest))
+		o.resting.Store(int64(Now() + pickerRest))
 	}
-	if once(&o.renewed, now, pickerRest) {
-		o.client.Reconnect()
-	}
-}
-
-func (o *ownPicker) warns(now time.Duration) bool { return once(&o.warned, now, warnEvery) }
-
-// once tells whether it is the first call in so much time.
-func once(last *atomic.Int64, now, every time.Duration) bool {
-	was := last.Load()
-	return (was == 0 || int64(now)-was >= int64(every)) && last.CompareAndSwap(was, int64(now))
+	o.renewal.Do(o.client.Reconnect)
 }
 
 // PickerOutcome is what came of asking a pool's own picker.

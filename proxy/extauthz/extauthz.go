@@ -19,6 +19,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/fairway-proxy/fairway/proxy/message"
 )
 
@@ -111,10 +113,11 @@ type Authorizer struct {
 	client client
 	log    *slog.Logger
 
+	telling rate.Sometimes // of failures
+
 	mu      sync.Mutex
-	asking  int       // checks under way; guarded by mu
-	retired bool      // there will be no more; guarded by mu
-	told    time.Time // when it last told of a failure; guarded by mu
+	asking  int  // checks under way; guarded by mu
+	retired bool // there will be no more; guarded by mu
 }
 
 // client asks by gRPC or by HTTP.
@@ -136,7 +139,7 @@ func (a *Authorizers) Set(providers []Provider) map[string]*Authorizer {
 		p := &providers[i]
 		known := a.clients[p.Name]
 		if known == nil || !reflect.DeepEqual(&known.Provider, p) {
-			known = &Authorizer{Provider: *p, log: cmp.Or(a.Log, slog.Default())}
+			known = &Authorizer{Provider: *p, log: cmp.Or(a.Log, slog.Default()), telling: rate.Sometimes{Interval: time.Second}}
 			if p.HTTP {
 				known.client = newHTTPClient(p)
 			} else {
@@ -170,7 +173,9 @@ func (a *Authorizer) Check(ctx context.Context, r *Request) *Answer {
 	if answer.Err != nil {
 		answer.Status = cmp.Or(a.StatusOnError, 403)
 		if ctx.Err() == nil {
-			a.tell(answer)
+			a.telling.Do(func() {
+				a.log.Warn("an external authorizer fails", "provider", a.Name, "address", a.Address, "lets_pass", answer.Allowed, "error", answer.Err)
+			})
 		}
 	}
 	return answer
@@ -197,16 +202,6 @@ func (a *Authorizer) retire() {
 	a.retired = true
 	if a.asking == 0 {
 		a.client.close()
-	}
-}
-
-// tell tells the log of a failure.
-func (a *Authorizer) tell(answer *Answer) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if time.Since(a.told) >= time.Second {
-		a.told = time.Now()
-		a.log.Warn("an external authorizer fails", "provider", a.Name, "address", a.Address, "lets_pass", answer.Allowed, "error", answer.Err)
 	}
 }
 

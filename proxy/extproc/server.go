@@ -10,6 +10,7 @@ import (
 	"time"
 
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -50,9 +51,7 @@ type Server struct {
 	once          sync.Once
 	calls, checks rpc.Server // checks: of health alone
 	health        rpc.Health
-
-	mu    sync.Mutex
-	erred time.Time // when Log was told at Error last; guarded by mu
+	loud          rate.Sometimes // is Log told at Error
 }
 
 // healthConnections bounds those to ServeHealth's listener.
@@ -63,17 +62,15 @@ const errorEvery = 10 * time.Second
 
 // level is at which Log is told of a proxy that is set up wrongly.
 func (s *Server) level() slog.Level {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if time.Since(s.erred) < errorEvery {
-		return slog.LevelDebug
-	}
-	s.erred = time.Now()
-	return slog.LevelError
+	s.ready()
+	level := slog.LevelDebug
+	s.loud.Do(func() { level = slog.LevelError })
+	return level
 }
 
 func (s *Server) ready() {
 	s.once.Do(func() {
+		s.loud.Interval = errorEvery
 		s.calls.Handler, s.calls.MessageLimit, s.calls.BufferLimit = s.serve, s.MessageLimit, s.BufferLimit
 		s.calls.Connections, s.checks.Connections = s.Connections, healthConnections
 		s.checks.Handler = s.health.Serve
