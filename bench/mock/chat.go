@@ -30,7 +30,7 @@ func (x *exchange) chatCompletions() {
 		return
 	}
 	g.faults = faults
-	g.run(&chatDialect{g: g})
+	g.run(&chatDialect{newChunks(g, true)})
 }
 
 func (x *exchange) readChat() (*generation, *apiError) {
@@ -111,23 +111,7 @@ func tokenizeContent(t []uint32, raw json.RawMessage) []uint32 {
 }
 
 // chatDialect is how /v1/chat/completions answers.
-type chatDialect struct {
-	g      *generation
-	prefix []byte // of every event
-}
-
-func (c *chatDialect) event(w *events) {
-	if c.prefix == nil {
-		c.prefix = eventPrefix(c.g, "chat.completion.chunk")
-	}
-	w.data = append(w.data[:0], c.prefix...)
-}
-
-// eventPrefix is the beginning of every event of a stream, up to the choices.
-func eventPrefix(g *generation, object string) []byte {
-	return []byte(`data: {"id":` + quote(g.id) + `,"object":"` + object + `","created":` + strconv.FormatInt(g.created, 10) +
-		`,"model":` + quote(g.model) + `,"choices":[`)
-}
+type chatDialect struct{ chunks }
 
 func (c *chatDialect) open(*events) {}
 
@@ -171,27 +155,7 @@ func (c *chatDialect) delta(w *events, d *delta) {
 	if d.finish != "" {
 		w.appendStopReason(d)
 	}
-	w.data = append(w.data, `,"token_ids":`...)
-	w.appendTokens(c.g.tokenIDs, d.token)
-	w.data = append(w.data, "}]"...)
-	w.appendRunningUsage(d.tokens, true)
-	if d.finish != "" && !c.g.includeUsage {
-		w.appendFingerprint()
-	}
-	w.data = append(w.data, '}')
-	w.send()
-}
-
-func (c *chatDialect) end(w *events) {
-	if c.g.includeUsage {
-		c.event(w)
-		w.data = append(w.data, ']')
-		w.appendUsage(c.g.usage(), true)
-		w.appendFingerprint()
-		w.data = append(w.data, '}')
-		w.send()
-	}
-	w.done()
+	c.close(w, d)
 }
 
 // chatChoice is a choice of an answer in one piece.

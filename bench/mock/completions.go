@@ -18,7 +18,7 @@ func (x *exchange) completions() {
 		return
 	}
 	g.faults = faults
-	g.run(&completionDialect{g: g})
+	g.run(&completionDialect{chunks: newChunks(g, false)})
 }
 
 func (x *exchange) readCompletion() (*generation, *apiError) {
@@ -67,9 +67,8 @@ func readPrompts(raw json.RawMessage) (prompts [][]uint32, ok bool) {
 
 // completionDialect is how /v1/completions answers.
 type completionDialect struct {
-	g      *generation
-	prefix []byte // of every event
-	offset []int  // bytes said so far, by choice; kept only for logprobs
+	chunks
+	offset []int // bytes said so far, by choice; kept only for logprobs
 }
 
 // said counts the bytes of a token and returns how many came before it.
@@ -80,13 +79,6 @@ func (c *completionDialect) said(d *delta) (before int) {
 	before = c.offset[d.job.index]
 	c.offset[d.job.index] += len(d.piece)
 	return before
-}
-
-func (c *completionDialect) event(w *events) {
-	if c.prefix == nil {
-		c.prefix = eventPrefix(c.g, "text_completion")
-	}
-	w.data = append(w.data[:0], c.prefix...)
 }
 
 func (c *completionDialect) open(*events)  {}
@@ -109,27 +101,7 @@ func (c *completionDialect) delta(w *events, d *delta) {
 	w.appendStopReason(d)
 	w.data = append(w.data, `,"prompt_token_ids":`...)
 	w.appendTokens(c.g.tokenIDs && d.tokens == 1, c.g.prompts[d.job.index/c.g.params.n]...)
-	w.data = append(w.data, `,"token_ids":`...)
-	w.appendTokens(c.g.tokenIDs, d.token)
-	w.data = append(w.data, "}]"...)
-	w.appendRunningUsage(d.tokens, false)
-	if d.finish != "" && !c.g.includeUsage {
-		w.appendFingerprint()
-	}
-	w.data = append(w.data, '}')
-	w.send()
-}
-
-func (c *completionDialect) end(w *events) {
-	if c.g.includeUsage {
-		c.event(w)
-		w.data = append(w.data, ']')
-		w.appendUsage(c.g.usage(), false)
-		w.appendFingerprint()
-		w.data = append(w.data, '}')
-		w.send()
-	}
-	w.done()
+	c.close(w, d)
 }
 
 // completionChoice is a choice of an answer in one piece.

@@ -2,7 +2,49 @@ package mock
 
 import "strconv"
 
-// These append the parts that the events of both OpenAI completion APIs have in common.
+// chunks are the events of the two completions APIs, which begin and end alike.
+type chunks struct {
+	g      *generation
+	chat   bool   // they say more of the usage
+	prefix []byte // of every event, up to the choices
+}
+
+func newChunks(g *generation, chat bool) chunks {
+	object := "text_completion"
+	if chat {
+		object = "chat.completion.chunk"
+	}
+	return chunks{g, chat, []byte(`data: {"id":` + quote(g.id) + `,"object":"` + object + `","created":` + strconv.FormatInt(g.created, 10) +
+		`,"model":` + quote(g.model) + `,"choices":[`)}
+}
+
+// event begins an event.
+func (c *chunks) event(w *events) { w.data = append(w.data[:0], c.prefix...) }
+
+// close ends an event with one choice, and sends it.
+func (c *chunks) close(w *events, d *delta) {
+	w.data = append(w.data, `,"token_ids":`...)
+	w.appendTokens(c.g.tokenIDs, d.token)
+	w.data = append(w.data, "}]"...)
+	w.appendRunningUsage(d.tokens, c.chat)
+	if d.finish != "" && !c.g.includeUsage {
+		w.appendFingerprint()
+	}
+	w.data = append(w.data, '}')
+	w.send()
+}
+
+func (c *chunks) end(w *events) {
+	if c.g.includeUsage {
+		c.event(w)
+		w.data = append(w.data, ']')
+		w.appendUsage(c.g.usage(), c.chat)
+		w.appendFingerprint()
+		w.data = append(w.data, '}')
+		w.send()
+	}
+	w.done()
+}
 
 // appendJSON appends s as a JSON string.
 func appendJSON(b []byte, s string) []byte {

@@ -211,7 +211,7 @@ func TestTokenAllocatesNothing(t *testing.T) {
 	g.x = &exchange{c: &conn{}}
 	j := &job{call: g.call, gen: newGenerator(1)}
 	j.seq.Hashes = make([]engine.BlockHash, 0, 10_000)
-	w, d := &events{g: g}, &chatDialect{g: g}
+	w, d := &events{g: g}, &chatDialect{newChunks(g, true)}
 	var buf []delta
 	token := func() {
 		j.produce(false)
