@@ -266,7 +266,7 @@ func TestRemoteAddress(t *testing.T) {
 			}
 			c.TrustedProxies = append(c.TrustedProxies, p)
 		}
-		g, _ := authz.Compile(&c, nil)
+		g := authz.NewCompiler(&c, nil).Guard(nil)
 		var fields []message.Field
 		for _, value := range strings.Split(tt.forwarded, "|") {
 			if value != "" {

@@ -73,7 +73,7 @@ func TestUnclearPolicies(t *testing.T) {
 				if action == Custom && strings.HasPrefix(tt.rule.key(), "request.auth.") {
 					continue // of that it understands nothing
 				}
-				g, findings := Compile(&Config{Policies: rules(action, tt.rule)}, nil)
+				g, findings := compile(&Config{Policies: rules(action, tt.rule)}, nil)
 				found := false
 				for _, f := range findings {
 					found = found || f.Policy == 0 && f.Path == tt.path && strings.Contains(f.Text, tt.text)
@@ -91,7 +91,7 @@ func TestUnclearPolicies(t *testing.T) {
 				r = request(t, "GET / port=80 src=192.0.2.1 peer=cluster.local/ns/foo/sa/a h.y=1")
 			}
 			// Another rule of the policy is not touched.
-			if g, _ := Compile(&Config{Policies: rules(Allow, tt.rule, to(Operation{Methods: list("GET")}))}, nil); g.Judge(r).Denied {
+			if g, _ := compile(&Config{Policies: rules(Allow, tt.rule, to(Operation{Methods: list("GET")}))}, nil); g.Judge(r).Denied {
 				t.Error("the other rule allows nothing")
 			}
 		})
@@ -99,14 +99,14 @@ func TestUnclearPolicies(t *testing.T) {
 }
 
 func TestUnknownActionsDeny(t *testing.T) {
-	g, findings := Compile(&Config{Policies: rules("allow", to(Operation{Paths: list("/a")}))}, nil)
+	g, findings := compile(&Config{Policies: rules("allow", to(Operation{Paths: list("/a")}))}, nil)
 	if len(findings) != 1 || findings[0].Path != "action" {
 		t.Error(findings)
 	}
 	if !g.Judge(request(t, "GET /a")).Denied || g.Judge(request(t, "GET /b")).Denied {
 		t.Error("it denies what it does not match, or does not what it does")
 	}
-	if _, findings := Compile(&Config{Policies: rules(Deny)}, nil); len(findings) != 1 {
+	if _, findings := compile(&Config{Policies: rules(Deny)}, nil); len(findings) != 1 {
 		t.Errorf("a DENY without rules: %v", findings)
 	}
 }
@@ -118,7 +118,7 @@ func TestDecisionNames(t *testing.T) {
 	for i := range dry {
 		dry[i].DryRun, dry[i].Name = true, "dry"
 	}
-	g, _ := Compile(&Config{Policies: both(policies, dry)}, nil)
+	g, _ := compile(&Config{Policies: both(policies, dry)}, nil)
 	for line, want := range map[string]Decision{
 		"GET /":      {DryRun: true},
 		"GET /deny":  {DryRun: true, Denied: true, Policy: "foo/deny"},
@@ -145,7 +145,7 @@ func TestAsks(t *testing.T) {
 		ask("a", to(Operation{Paths: list("/a*")})), ask("b", to(Operation{Paths: list("*b")})), ask("a", to(Operation{Paths: list("/x", "/ab")})),
 		ask("m", model), ask("c", from(Source{Principals: list("cluster.local/ns/foo/sa/a")})), dry,
 	}}
-	g, _ := Compile(c, nil)
+	g, _ := compile(c, nil)
 	for line, want := range map[string]string{
 		"GET /":                                  "",
 		"GET /a":                                 "a",
@@ -193,7 +193,7 @@ func TestAsks(t *testing.T) {
 		{when("request.auth.claims[a]", "b"), "rules[0].when[0].key"},
 		{when("request.auth.principal", "b"), "rules[0].when[0].key"},
 	} {
-		g, findings := Compile(&Config{Policies: []Policy{ask("a", tt.rule)}}, nil)
+		g, findings := compile(&Config{Policies: []Policy{ask("a", tt.rule)}}, nil)
 		if len(findings) != 1 || findings[0].Path != tt.path || len(g.Asks(nil, request(t, "GET /"))) != 1 {
 			t.Errorf("%+v: %v", tt.rule, findings)
 		}
@@ -238,7 +238,7 @@ func TestScopes(t *testing.T) {
 func TestBeforeTheModelIsKnown(t *testing.T) {
 	policies := both(rules(Deny, Rule{To: to(Operation{Paths: list("/a")}).To, When: when("request.model", "secret").When}),
 		rules(Allow, Rule{To: to(Operation{NotPaths: list("/c")}).To, When: when("request.model", "open", "secret").When}))
-	g, _ := Compile(&Config{Policies: policies}, nil)
+	g, _ := compile(&Config{Policies: policies}, nil)
 	if !g.ReadsModel() {
 		t.Error("no policy is about the model")
 	}
@@ -263,7 +263,7 @@ func TestBeforeTheModelIsKnown(t *testing.T) {
 func TestPathsAreSpelledAlike(t *testing.T) {
 	for _, path := range []string{"/a;b", "/a%3Bb", "/a%3bb", "/a%2f%62", `/a\b`, "/%61/b", "/é", "/%c3%a9*", "/x/{*}/%62;"} {
 		for _, n := range []normalize.Mode{"", normalize.MergeSlashes, normalize.Base} {
-			g, findings := Compile(&Config{Policies: rules(Deny, to(Operation{Paths: list(path)})), Normalization: n}, nil)
+			g, findings := compile(&Config{Policies: rules(Deny, to(Operation{Paths: list(path)})), Normalization: n}, nil)
 			if len(findings) > 0 {
 				t.Fatal(findings)
 			}
@@ -314,7 +314,7 @@ func benchmarkRequest(t testing.TB) *Request {
 }
 
 func TestJudgeAllocs(t *testing.T) {
-	g, _ := Compile(&Config{Policies: benchmarkPolicies(50)}, nil)
+	g, _ := compile(&Config{Policies: benchmarkPolicies(50)}, nil)
 	r := benchmarkRequest(t)
 	if g.Judge(r).Denied {
 		t.Fatal("denied")
@@ -329,7 +329,7 @@ func TestJudgeAllocs(t *testing.T) {
 func BenchmarkJudge(b *testing.B) {
 	for _, n := range []int{1, 50} {
 		b.Run(fmt.Sprint(n, " policies"), func(b *testing.B) {
-			g, _ := Compile(&Config{Policies: benchmarkPolicies(n)}, nil)
+			g, _ := compile(&Config{Policies: benchmarkPolicies(n)}, nil)
 			r := benchmarkRequest(b)
 			b.ReportAllocs()
 			for b.Loop() {

@@ -62,13 +62,6 @@ type Guard struct {
 	trusted  []netip.Prefix
 }
 
-// Compile makes the Guard of a Config without Scopes, and tells what of c cannot be
-// understood.
-func Compile(c *Config, sets *KeySets) (*Guard, []Finding) {
-	g := NewCompiler(c, sets).Guard(nil)
-	return g, c.Check()
-}
-
 // newGuard makes the Guard of a Config without policies and tokens.
 func newGuard(c *Config) *Guard {
 	g := &Guard{Normalization: c.Normalization, Elsewhere: c.Elsewhere, hasKeys: c.HasKeys, required: c.Required, trusted: c.TrustedProxies}

@@ -113,7 +113,7 @@ func raw(header, claims string, signature []byte) string {
 // guardOf takes tokens by rules, and asks for nothing else.
 func guardOf(t testing.TB, sets *KeySets, rules ...TokenRule) *Guard {
 	t.Helper()
-	g, findings := Compile(&Config{Tokens: rules}, sets)
+	g, findings := compile(&Config{Tokens: rules}, sets)
 	if len(findings) > 0 {
 		t.Fatal(findings)
 	}
@@ -305,7 +305,7 @@ func TestSeveralTokenRules(t *testing.T) {
 }
 
 func TestSpaceDelimitedClaims(t *testing.T) {
-	g, _ := Compile(&Config{
+	g, _ := compile(&Config{
 		Tokens:   []TokenRule{{Issuer: "issuer", JWKS: inlineKeySet, SpaceDelimitedClaims: []string{"roles"}}},
 		Policies: rules(Allow, Rule{When: []Condition{{Key: "request.auth.claims[scope]", Values: list("write")}, {Key: "request.auth.claims[roles]", Values: list("dev")}}}),
 	}, nil)
@@ -323,7 +323,7 @@ func TestSpaceDelimitedClaims(t *testing.T) {
 func TestAPIKeys(t *testing.T) {
 	c := Config{HasKeys: true, Required: true, Keys: []Key{{"team-a", sha256.Sum256([]byte("secret"))}, {"team-a", sha256.Sum256([]byte("next"))}, {"team-b", sha256.Sum256([]byte("b"))}},
 		Tokens: []TokenRule{{Issuer: "issuer", JWKS: inlineKeySet}}}
-	g, _ := Compile(&c, nil)
+	g, _ := compile(&c, nil)
 	for _, tt := range []struct {
 		r    *Request
 		want string // principal, or in the error
@@ -354,12 +354,12 @@ func TestAPIKeys(t *testing.T) {
 		t.Error("a preflight, which never has a key, is refused")
 	}
 	c.Tokens = nil
-	g, _ = Compile(&c, nil)
+	g, _ = compile(&c, nil)
 	if err := g.Authenticate(t.Context(), bearing("/", "authorization", "Bearer nonsense")); err != ErrUnknownKey {
 		t.Error(err)
 	}
 	c.Required = false
-	g, _ = Compile(&c, nil)
+	g, _ = compile(&c, nil)
 	if err := g.Authenticate(t.Context(), bearing("/")); err != nil {
 		t.Error(err)
 	}
@@ -367,14 +367,14 @@ func TestAPIKeys(t *testing.T) {
 		t.Error(err)
 	}
 	c.Keys = nil // an empty file is not an open door
-	g, _ = Compile(&c, nil)
+	g, _ = compile(&c, nil)
 	if err := g.Authenticate(t.Context(), bearing("/", "authorization", "Bearer secret")); err != ErrUnknownKey {
 		t.Error(err)
 	}
 }
 
 func TestAPIKeyAllocs(t *testing.T) {
-	g, _ := Compile(&Config{HasKeys: true, Required: true, Keys: []Key{{"team-a", sha256.Sum256([]byte("secret"))}}}, nil)
+	g, _ := compile(&Config{HasKeys: true, Required: true, Keys: []Key{{"team-a", sha256.Sum256([]byte("secret"))}}}, nil)
 	r := bearing("/", "x", "1")
 	key := message.Field{Name: []byte("authorization"), Value: []byte("Bearer secret")}
 	ctx := t.Context()
@@ -615,7 +615,7 @@ func TestKeySetsOutliveGuards(t *testing.T) {
 	defer sets.Close()
 	c := &Config{Tokens: []TokenRule{{Issuer: "issuer", JWKSURI: "https://issuer.example/keys"}}}
 	for range 3 {
-		g, _ := Compile(c, sets)
+		g, _ := compile(c, sets)
 		if err := g.Authenticate(t.Context(), bearing("/", "authorization", "Bearer "+good(t))); err != nil {
 			t.Fatal(err)
 		}

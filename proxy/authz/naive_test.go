@@ -326,7 +326,7 @@ func TestJudgeAsTheNaiveOneDoes(t *testing.T) {
 		for i := range 1 + r.IntN(3) {
 			policies = append(policies, r.policy(i))
 		}
-		g, findings := Compile(&Config{Policies: policies, TrustDomains: trusted}, nil)
+		g, findings := compile(&Config{Policies: policies, TrustDomains: trusted}, nil)
 		if len(findings) > 0 {
 			t.Fatalf("%+v: %v", policies, findings)
 		}
@@ -360,8 +360,8 @@ func TestGuardDoesNotChange(t *testing.T) {
 	for i := range 20 {
 		policies = append(policies, r.policy(i))
 	}
-	one, _ := Compile(&Config{Policies: policies}, nil)
-	other, _ := Compile(&Config{Policies: policies}, nil)
+	one, _ := compile(&Config{Policies: policies}, nil)
+	other, _ := compile(&Config{Policies: policies}, nil)
 	for range 100 {
 		decide(t, one, r.request())
 	}

@@ -14,7 +14,7 @@ const (
 )
 
 // Policy is an AuthorizationPolicy that is known to apply: what it selects is the
-// business of whoever gives it to Compile.
+// business of whoever gives it to a Compiler.
 type Policy struct {
 	// Namespace is where service accounts without a namespace are.
 	Namespace, Name string
