@@ -140,9 +140,8 @@ func (a *app) reload(c *file.Config, err error, o *serveOptions) {
 		return
 	}
 	was, is := a.config.Load(), c
-	if was.Listen != is.Listen || !reflect.DeepEqual(was.TLS, is.TLS) || was.Keys != is.Keys ||
-		was.Log.Access != is.Log.Access || was.Tracing != is.Tracing || was.World.Limits.Headers != is.World.Limits.Headers || was.World.Limits.Connections != is.World.Limits.Connections {
-		a.log.Warn("changes to listen, tls, log.access, tracing, auth.keys, limits.headers and limits.connections take a restart; the rest is in force")
+	if !sameAtStart(was, is) {
+		a.log.Warn("changes to listen, tls, log.access, tracing, auth.keys, cost_label, limits.headers and limits.connections take a restart; the rest is in force")
 	}
 	if was.Log.Level != is.Log.Level && a.level != nil {
 		if level, err := parseLevel(is.Log.Level); err == nil {
@@ -151,6 +150,13 @@ func (a *app) reload(c *file.Config, err error, o *serveOptions) {
 	}
 	a.apply(c)
 	a.log.Info("configuration in force", "pools", len(a.config.Load().World.Pools), "endpoints", len(a.server.Endpoints()))
+}
+
+// sameAtStart tells whether two configurations differ in nothing that only a start takes up.
+func sameAtStart(a, b *file.Config) bool {
+	return a.Listen == b.Listen && reflect.DeepEqual(a.TLS, b.TLS) && a.Keys == b.Keys &&
+		a.Log.Access == b.Log.Access && a.Tracing == b.Tracing && a.CostLabel == b.CostLabel &&
+		a.World.Limits.Headers == b.World.Limits.Headers && a.World.Limits.Connections == b.World.Limits.Connections
 }
 
 // load reads the configuration that the flags ask for. The watcher is nil
