@@ -137,7 +137,7 @@ func (m *istioMetrics) of(rec *Record) *istioSeries {
 }
 
 // labels are the values of istioLabels.
-func (k *istioKey) labels() []string {
+func (k istioKey) labels() []string {
 	if ns, sa := serviceAccount(k.source.Principal); sa != "" {
 		k.source.Namespace = cmp.Or(k.source.Namespace, ns)
 	}
