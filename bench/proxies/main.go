@@ -24,7 +24,7 @@ var (
 	binary   = flag.String("fairway", "bin/fairway", "the `program` under test")
 	rounds   = flag.Int("rounds", 5, "how often everything is measured")
 	seconds  = flag.Float64("seconds", 2, "how long one measurement takes")
-	names    = flag.String("proxies", "direct,haproxy,nginx,envoy,net/http,fairway,fairway-tls,fairway-hbone", "what is measured, in this order and then in turn; fairway=PROGRAM is another build of it, epp (or epp=PROGRAM) an Envoy that asks Fairway where to, of which the picker alone is measured")
+	names    = flag.String("proxies", "direct,haproxy,nginx,envoy,net/http,fairway,fairway-tls,fairway-hbone", "what is measured, in this order and then in turn; each with =PROGRAM another build of it; epp an Envoy that asks Fairway where to, of which the picker alone is measured")
 	page     = flag.String("metrics", "discovery/scrape/testdata/vllm-0.32.txt", "the engines' metrics `page`")
 	only     = flag.String("only", "", "the one `load` whose CPU time is measured, and nothing else: 1k, 16k, 16k code, 220k or events")
 	asJSON   = flag.Bool("json", false, "print one JSON object in the place of tables")

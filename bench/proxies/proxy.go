@@ -60,7 +60,9 @@ func start(name string, s *site) (*proxy, error) {
 			p.cmd, p.to = picker(program, s, own), tcp(address)
 		}
 	default:
-		p.cmd, p.to, err = kinds[kind](s, address)
+		if p.cmd, p.to, err = kinds[kind](s, address); err == nil && another {
+			p.cmd.Path = program
+		}
 	}
 	if err != nil {
 		return nil, err
