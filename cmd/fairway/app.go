@@ -28,6 +28,7 @@ import (
 	"github.com/fairway-proxy/fairway/proxy/admin"
 	"github.com/fairway-proxy/fairway/proxy/dashboard"
 	"github.com/fairway-proxy/fairway/proxy/hbone"
+	"github.com/fairway-proxy/fairway/proxy/sock"
 )
 
 // app is a running proxy with all that belongs to it: the server, the scraper
@@ -189,7 +190,7 @@ func (a *app) listen(l file.Listen) error {
 			return fmt.Errorf("listen.http: %w (--listen, --metrics and --admin choose other addresses)", err)
 		}
 		if l.TLS != (file.TLS{}) {
-			a.plain = tls.NewListener(a.plain, a.tlsConfig())
+			a.plain = tls.NewListener(sock.Listener{Listener: a.plain}, a.tlsConfig())
 		}
 	}
 	if l.HBONE != "" {

@@ -26,6 +26,7 @@ import (
 	"github.com/fairway-proxy/fairway/proxy/authz"
 	"github.com/fairway-proxy/fairway/proxy/extproc"
 	"github.com/fairway-proxy/fairway/proxy/rpc"
+	"github.com/fairway-proxy/fairway/proxy/sock"
 )
 
 func newEPP() *cobra.Command {
@@ -112,7 +113,7 @@ func (o *eppOptions) run(cmd *cobra.Command) error {
 	}
 	defer listener.Close()
 	if secure != nil {
-		listener = tls.NewListener(listener, secure)
+		listener = tls.NewListener(sock.Listener{Listener: listener}, secure)
 	}
 	checks, err := o.theirs.listenHealth()
 	if err != nil {

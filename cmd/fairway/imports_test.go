@@ -73,7 +73,7 @@ var rules = map[string]rule{
 	"proxy/flood":     {never: noHTTPServer},
 	"proxy/h1":        {may: []string{"proxy/message", "proxy/sock"}},
 	"proxy/h2":        {may: []string{"proxy/flood", "proxy/message", "proxy/sock"}},
-	"proxy/hbone":     {may: []string{"mtls", "proxy/flood"}},
+	"proxy/hbone":     {may: []string{"mtls", "proxy/flood", "proxy/sock"}},
 	"proxy/message":   {never: noHTTPVersion},
 	"proxy/normalize": {never: noHTTPVersion},
 	"proxy/openai":    {may: []string{"picker/prefix"}, never: noHTTPVersion},

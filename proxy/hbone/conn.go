@@ -106,12 +106,17 @@ type role interface {
 	gone(err error)
 }
 
+// trier is a socket that can be written to without waiting: a sock.Bare.
+type trier interface {
+	TryWrite([]byte) (int, error)
+}
+
 // conn is a connection: the same at both ends.
 type conn struct {
 	role   role
 	client bool
 	raw    net.Conn
-	socket *socket  // raw's; the flusher's
+	try    trier    // raw's; the flusher's
 	out    *records // between raw and sec
 	sec    net.Conn // TLS, or out itself where there is none
 	budget *Budget
@@ -179,7 +184,7 @@ func newConn(r role, client bool, raw net.Conn, out *records, sec net.Conn, budg
 		initial:  protocolWindow,
 	}
 	c.w.window = protocolWindow
-	c.socket = newSocket(raw)
+	c.try, _ = raw.(trier)
 	c.br = bufio.NewReaderSize(source{c}, 4<<10)
 	c.fr = http2.NewFramer(nil, c.br)
 	c.fr.SetMaxReadFrameSize(maxFrame)

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/net/http2"
 
 	"github.com/fairway-proxy/fairway/mtls"
+	"github.com/fairway-proxy/fairway/proxy/sock"
 )
 
 const (
@@ -309,6 +310,7 @@ func (d *Dialer) handshake(ctx context.Context, to target) (*client, error) {
 	if err != nil {
 		return nil, failed(err)
 	}
+	raw = sock.Under(raw)
 	out := &records{Conn: raw}
 	var sec net.Conn = out
 	if d.TLS != nil {

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/net/http2"
 
 	"github.com/fairway-proxy/fairway/mtls"
+	"github.com/fairway-proxy/fairway/proxy/sock"
 )
 
 // maxStreams is how many tunnels a connection may have. ztunnel opens 100, and hangs
@@ -294,6 +295,7 @@ func (l *Listener) acceptConns() {
 			continue
 		}
 		pause = 0
+		raw = sock.Under(raw)
 		l.mu.Lock()
 		switch {
 		case l.closed:

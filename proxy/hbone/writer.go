@@ -339,7 +339,10 @@ func (c *conn) send(mayWait bool) (done bool, err error) {
 	for {
 		if w.cipher != nil {
 			rest := w.cipher.b[w.cipherAt:]
-			n, err := c.socket.writeNow(rest)
+			n, err := 0, error(nil)
+			if c.try != nil {
+				n, err = c.try.TryWrite(rest)
+			}
 			if err != nil {
 				return false, err
 			}

@@ -19,7 +19,7 @@ type raw struct {
 	tcp  *net.TCPConn
 
 	reading, writing operation
-	read, write      func(fd uintptr) bool // readOnce and writeOnce, bound once: RawConn's argument escapes
+	read, write, try func(fd uintptr) bool // readOnce, writeOnce and tryOnce, bound once: RawConn's argument escapes
 }
 
 // operation is one read or write under way.
@@ -44,7 +44,7 @@ func newRaw(c net.Conn) *raw {
 		return nil
 	}
 	r := &raw{conn: conn, tcp: tcp}
-	r.read, r.write = r.readOnce, r.writeOnce
+	r.read, r.write, r.try = r.readOnce, r.writeOnce, r.tryOnce
 	return r
 }
 
@@ -86,6 +86,26 @@ func (r *raw) Write(p []byte) (written int, err error) {
 		o.p = p[written:]
 		if err := r.conn.Write(r.write); err != nil {
 			return written, err
+		}
+		if o.errno != 0 {
+			return written, r.failed("write", o.errno)
+		}
+		written += o.n
+	}
+	return written, nil
+}
+
+// TryWrite writes of p what the socket takes at once.
+func (r *raw) TryWrite(p []byte) (written int, err error) {
+	o := &r.writing
+	defer func() { o.p = nil }()
+	for written < len(p) {
+		o.p = p[written:]
+		if err := r.conn.Write(r.try); err != nil {
+			return written, err
+		}
+		if o.errno == syscall.EAGAIN {
+			return written, nil
 		}
 		if o.errno != 0 {
 			return written, r.failed("write", o.errno)
@@ -152,6 +172,12 @@ func (r *raw) writeOnce(fd uintptr) bool {
 			return o.errno != syscall.EAGAIN
 		}
 	}
+}
+
+// tryOnce is writeOnce that does not have RawConn wait.
+func (r *raw) tryOnce(fd uintptr) bool {
+	r.writeOnce(fd)
+	return true
 }
 
 // failed wraps an error as package net does.

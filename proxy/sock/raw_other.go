@@ -10,3 +10,5 @@ type raw struct{ net.Conn }
 func newRaw(net.Conn) *raw { return nil }
 
 func (r *raw) WriteBuffers(v *net.Buffers) (int64, error) { return v.WriteTo(r.Conn) }
+
+func (r *raw) TryWrite([]byte) (int, error) { return 0, nil }

@@ -231,7 +231,7 @@ func (t *Transport) dial(ctx context.Context) (nc net.Conn, err error) {
 	if err != nil || t.TLS == nil {
 		return nc, err
 	}
-	c := tls.Client(nc, t.TLS)
+	c := tls.Client(sock.Under(nc), t.TLS)
 	if err := c.HandshakeContext(ctx); err != nil {
 		nc.Close()
 		return nil, err
