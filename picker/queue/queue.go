@@ -363,10 +363,16 @@ func (q *Queue) grant(now time.Duration) *Ticket {
 // grantOf takes out the first ticket of b that has room, of those whose turn it is, or else of some others.
 func (q *Queue) grantOf(b *band, room picker.Room, now time.Duration) *Ticket {
 	q.turns = b.turns(q.turns[:0], scan, beyond)
+	full := false // no endpoint has room, whatever the request, if alike
 	for _, t := range q.turns {
+		alike := t.request.SLO == (picker.SLO{}) && len(t.request.Exclude) == 0 // nothing sets it apart but its prompt
+		if full && alike {
+			continue
+		}
 		l, err := q.pick(t.request, room, now)
 		switch err {
 		case picker.ErrNoRoom:
+			full = full || alike && room.Anywhere && room.KV == 0
 			continue
 		case picker.ErrTooLate:
 			q.refuse(t, TooLate, now)

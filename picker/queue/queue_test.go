@@ -727,6 +727,27 @@ func BenchmarkOffer(b *testing.B) {
 	}
 }
 
+// BenchmarkWake looks in vain for room for 32 long prompts that wait.
+func BenchmarkWake(b *testing.B) {
+	bench := newBench(Config{})
+	bench.fill(b)
+	random := rand.New(rand.NewPCG(1, 2))
+	for i := range 32 {
+		r := ask(Standard, uint64(i), 55_000)
+		for range 180 {
+			r.Chain = append(r.Chain, random.Uint64())
+		}
+		bench.mustWait(b, r)
+	}
+	var decided []*Ticket
+	b.ReportAllocs()
+	for b.Loop() {
+		if decided = bench.queue.Wake(decided[:0], 0); len(decided) > 0 {
+			b.Fatal("there was room")
+		}
+	}
+}
+
 // What no endpoint is predicted to serve in time is refused if its priority is below 0, at once or as soon as that is so; what is worth more
 // is served though it will be late.
 func TestSheddableIsRefusedForItsSLO(t *testing.T) {
