@@ -96,7 +96,13 @@ func (r *Request) prompt(key []byte) {
 	case s.peek() == '[':
 		s.open()
 		for s.more(']') {
-			r.message()
+			if len(r.spans) < maxSpans {
+				r.message()
+			} else { // it is the last span's, whatever it says
+				start := s.pos
+				s.skip()
+				r.add(start, s.pos, false)
+			}
 		}
 	default:
 		r.text() // the input of responses may be a string; others are for the server to judge
