@@ -501,7 +501,7 @@ func (s *server) gone(err error) {
 	l.mu.Lock()
 	delete(l.conns, s.conn)
 	l.mu.Unlock()
-	l.Counters.Conns.Add(-1)
+	defer l.Counters.Conns.Add(-1) // why is counted by then
 	var ce http2.ConnectionError
 	switch {
 	case errors.As(err, &ce) && http2.ErrCode(ce) == http2.ErrCodeEnhanceYourCalm, errors.Is(err, errNotTaken):
@@ -531,8 +531,8 @@ const (
 )
 
 func (r *report) refuse(reason Reason, args ...any) {
-	r.counters.refused[reason].Add(1)
 	r.say("hbone: refused", append([]any{"reason", reason.String()}, args...)...)
+	r.counters.refused[reason].Add(1) // what is counted has been told
 }
 
 func (r *report) say(message string, args ...any) {
