@@ -44,6 +44,7 @@ type limits struct {
 	linger       time.Duration // from Close to RST_STREAM
 	drain        time.Duration // for the answer to the PING between two GOAWAYs
 	answer       time.Duration // for the answer to a CONNECT
+	calm         time.Duration // from a flood to its connection's end, in which nothing is read: who comes back at once has as many more of them open
 }
 
 var standardLimits = limits{
@@ -54,6 +55,7 @@ var standardLimits = limits{
 	linger:       5 * time.Second,
 	drain:        5 * time.Second,
 	answer:       20 * time.Second,
+	calm:         500 * time.Millisecond,
 }
 
 var (
@@ -143,9 +145,10 @@ type conn struct {
 
 	mu        sync.Mutex
 	w         writer
-	err       error // the connection has ended
-	greeted   bool  // the peer's SETTINGS have come; written by the reader alone
-	closing   bool  // nothing new is sent; when all is flushed, the end is
+	err       error         // the connection has ended
+	over      chan struct{} // closed then
+	greeted   bool          // the peer's SETTINGS have come; written by the reader alone
+	closing   bool          // nothing new is sent; when all is flushed, the end is
 	streams   map[uint32]*stream
 	lastPeer  uint32 // the highest number of a stream the peer opened and we looked at
 	seenPeer  uint32 // of those that came after our last GOAWAY too
@@ -178,6 +181,7 @@ func newConn(r role, client bool, raw net.Conn, out *records, sec net.Conn, budg
 		credit:   connWindow,
 		resets:   bucket{size: youngResets, every: int64(resetsEvery)},
 		streams:  make(map[uint32]*stream),
+		over:     make(chan struct{}),
 		nextID:   1,
 		maxFrame: minFrame,
 		maxOpen:  math.MaxInt32,
@@ -338,6 +342,7 @@ func (c *conn) failLocked(err error) {
 		return
 	}
 	c.err = err
+	close(c.over)
 	for _, s := range c.streams {
 		c.drop(s, err)
 	}

@@ -37,6 +37,12 @@ func (c *conn) blame(code http2.ErrCode, err error) error {
 	if detail := c.fr.ErrorDetail(); detail != nil {
 		err = fmt.Errorf("%w: %w", err, detail)
 	}
+	if code == http2.ErrCodeEnhanceYourCalm && !c.client {
+		select {
+		case <-time.After(c.limits.calm):
+		case <-c.over:
+		}
+	}
 	c.mu.Lock()
 	c.end(code, "", time.Second) // first: the last stream's end may be another's word
 	for _, s := range c.streams {

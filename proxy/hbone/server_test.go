@@ -490,7 +490,7 @@ func TestFloods(t *testing.T) {
 		{"the window overflows", func(r raw) error { return r.WriteWindowUpdate(0, windowLimit) }, http2.ErrCodeFlowControl, ReasonProtocol},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			w := m.listen(t, echo)
+			w := m.listen(t, echo, func(_ *Config, l *limits) { l.calm = 10 * time.Millisecond })
 			r := m.raw(t, w)
 			r.connect(1)
 			r.until(t, http2.FrameHeaders)
