@@ -29,6 +29,9 @@ var (
 	hostileRole = flag.String("hostile-role", "", "which of its processes TestHostileRole is, as JSON; TestHostileClientsCost says it")
 )
 
+// period is how long each turn is.
+const period = 2500 * time.Millisecond
+
 // hostileOrder is what one process of the measurement is to be: the engine, or the clients of
 // one attack.
 type hostileOrder struct {
@@ -161,43 +164,64 @@ func spent(t *testing.T, pid int) time.Duration {
 
 // sample is what others saw of a proxy for some time.
 type sample struct {
-	took []time.Duration
-	cpu  time.Duration // that the proxy has had
-	over time.Duration // in that time
-	peak int           // of its memory, KiB
+	took    times
+	settled times         // of took: those that came when half a second was over
+	direct  times         // of requests to the engine, past the proxy
+	cpu     time.Duration // that the proxy has had
+	over    time.Duration // in that time
+	peak    int           // of its memory, KiB
 }
 
-// add asks 400 times a second for that long.
+// times are how long requests took, those that are under way from when they were to begin.
+type times []time.Duration
+
+// quantile is of the times, in milliseconds.
+func (t times) quantile(q float64) float64 {
+	slices.Sort(t)
+	return t[int(q*float64(len(t)-1))].Seconds() * 1000
+}
+
+// add asks 400 times a second for that long, and the engine itself 100 times.
 func (s *sample) add(t *testing.T, target *target, d time.Duration) {
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	start, before := time.Now(), spent(t, target.pid)
 	const every = 2500 * time.Microsecond
-	for at := start; at.Before(start.Add(d)); at = at.Add(every) {
-		<-time.After(time.Until(at))
+	ask := func(at time.Time, url string, into ...*times) {
 		wg.Go(func() {
-			_, err := target.ask()
-			if err != nil {
+			if _, err := target.ask(url); err != nil {
 				t.Errorf("somebody else: %v", err)
 				return
 			}
 			mu.Lock()
 			defer mu.Unlock()
-			s.took = append(s.took, time.Since(at))
+			for _, all := range into {
+				*all = append(*all, time.Since(at))
+			}
 		})
-		if at.Sub(start)%(40*every) == 0 {
+	}
+	for i := 0; ; i++ {
+		since := time.Duration(i) * every
+		if since >= d {
+			break
+		}
+		at := start.Add(since)
+		<-time.After(time.Until(at))
+		if since < time.Second/2 {
+			ask(at, "http://"+target.http, &s.took)
+		} else {
+			ask(at, "http://"+target.http, &s.took, &s.settled)
+		}
+		if i%4 == 2 {
+			ask(at, target.behind, &s.direct)
+		}
+		if i%40 == 0 {
 			s.peak = max(s.peak, resident(t, target.pid))
 		}
 	}
 	s.cpu += spent(t, target.pid) - before
 	s.over += time.Since(start)
 	wg.Wait()
-}
-
-// quantile is of the times, in milliseconds.
-func (s *sample) quantile(q float64) float64 {
-	slices.Sort(s.took)
-	return s.took[int(q*float64(len(s.took)-1))].Seconds() * 1000
 }
 
 // share is how many processors the proxy took.
@@ -219,23 +243,23 @@ func TestHostileClientsCost(t *testing.T) {
 	defer engine.end()
 	url := engine.says(t)
 	var table strings.Builder
-	table.WriteString("| hostile clients | how many | cut off or refused | memory they hold, at most | measured | p50 of others | meanwhile | p99 of others | meanwhile | times | processors | meanwhile |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n")
+	table.WriteString("| hostile clients | how many | cut off or refused | memory they hold, at most | measured | p50 of others | meanwhile | p99 of others | meanwhile | times | after half a second | p99 of the engine itself | meanwhile | times | processors | meanwhile |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n")
 	for i := range attacks {
 		a := &attacks[i]
 		t.Run(a.name, func(t *testing.T) {
 			target := startTarget(t, binary, url)
 			var warm, quiet, attacked sample
-			warm.add(t, target, *hostile/5)
+			warm.add(t, target, time.Second)
 			cut, before := 0, 0
-			for turn := range 2 {
+			for turn := range int(max(*hostile/period, 1)) {
 				clients := startRole(t, hostileOrder{Attack: a.name, HTTP: target.http, HBONE: target.hbone, Dir: target.dir}, true)
 				clients.says(t) // that it is ready
-				quiet.add(t, target, *hostile/2)
+				quiet.add(t, target, period)
 				if turn == 0 {
 					before = quiet.peak
 				}
 				io.WriteString(clients.in, "\n")
-				attacked.add(t, target, *hostile/2)
+				attacked.add(t, target, period)
 				clients.in.Close()
 				n, err := strconv.Atoi(clients.says(t))
 				if err != nil {
@@ -245,8 +269,9 @@ func TestHostileClientsCost(t *testing.T) {
 				clients.end()
 			}
 			held, bound := max(attacked.peak-before, 0), a.bound*a.many
-			fmt.Fprintf(&table, "| %s | %d | %d | %.0f MiB | %.1f MiB | %.2f ms | %.2f ms | %.2f ms | %.2f ms | %.1f | %.2f | %.2f |\n", a.name, a.many, cut, float64(bound)/1024, float64(held)/1024,
-				quiet.quantile(0.5), attacked.quantile(0.5), quiet.quantile(0.99), attacked.quantile(0.99), attacked.quantile(0.99)/quiet.quantile(0.99), quiet.share(), attacked.share())
+			fmt.Fprintf(&table, "| %s | %d | %d | %.0f MiB | %.1f MiB | %.2f ms | %.2f ms | %.2f ms | %.2f ms | %.1f | %.1f | %.2f ms | %.2f ms | %.1f | %.2f | %.2f |\n", a.name, a.many, cut, float64(bound)/1024, float64(held)/1024,
+				quiet.took.quantile(0.5), attacked.took.quantile(0.5), quiet.took.quantile(0.99), attacked.took.quantile(0.99), attacked.took.quantile(0.99)/quiet.took.quantile(0.99), attacked.settled.quantile(0.99)/quiet.settled.quantile(0.99),
+				quiet.direct.quantile(0.99), attacked.direct.quantile(0.99), attacked.direct.quantile(0.99)/quiet.direct.quantile(0.99), quiet.share(), attacked.share())
 			if held > bound+16<<10 {
 				t.Errorf("%d KiB held, want %d and 16 MiB at most", held, bound)
 			}
