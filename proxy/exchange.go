@@ -246,12 +246,17 @@ func (x *Exchange) understand() error {
 		if err := x.receive(x.serving.bodyLimit + 1); err != nil {
 			return err
 		}
-		return unreadable(x.read.ReadForm(x.kind, message.Get(x.head.Fields, "content-type"), x.body.bytes))
+		return x.look(func() error {
+			return x.read.ReadForm(x.kind, message.Get(x.head.Fields, "content-type"), x.body.bytes)
+		})
 	}
 	if !x.body.whole {
-		known, err := x.read.ReadStart(x.kind, x.body.bytes)
-		if err != nil {
-			return unreadable(err)
+		known := false
+		if err := x.look(func() (err error) {
+			known, err = x.read.ReadStart(x.kind, x.body.bytes)
+			return err
+		}); err != nil {
+			return err
 		}
 		if known {
 			x.read.Model = bytes.Clone(x.read.Model) // the body moves as it grows
@@ -262,7 +267,24 @@ func (x *Exchange) understand() error {
 			return err
 		}
 	}
-	return unreadable(x.read.Read(x.kind, x.body.bytes))
+	return x.look(func() error { return x.read.Read(x.kind, x.body.bytes) })
+}
+
+// longRead is from how many bytes on a body is read for so long that others would notice.
+const longRead = 256 << 10
+
+// look has the body read. Large ones take half of the processors at most: whoever sends
+// them leaves others the rest.
+func (x *Exchange) look(read func() error) error {
+	if len(x.body.bytes) > longRead {
+		select {
+		case x.server.readers <- struct{}{}:
+			defer func() { <-x.server.readers }()
+		case <-x.ctx.Done():
+			return x.ended()
+		}
+	}
+	return unreadable(read())
 }
 
 // route finds the pool, the name its engines know the model by, and what the

@@ -100,6 +100,43 @@ func TestSlowBodyIsBounded(t *testing.T) {
 	}
 }
 
+// Large bodies are read by so many at once: the next waits, others do not, and it waits no
+// longer than its client or its time.
+func TestLargeBodiesAreReadInTurn(t *testing.T) {
+	s := startServer(t, World{Timeouts: Timeouts{Request: time.Minute}}, startPod(t, "", quick))
+	for range cap(s.readers) {
+		s.readers <- struct{}{}
+	}
+	ended := make(chan *memoryStream)
+	large := post("/v1/chat/completions", chat(false, 1, strings.Repeat("x", longRead)))
+	gone := post("/v1/chat/completions", chat(false, 1, strings.Repeat("x", longRead)))
+	for _, m := range []*memoryStream{large, gone} {
+		go func() {
+			s.Handle(m)
+			ended <- m
+		}()
+	}
+	gone.leave()
+	if m := <-ended; m != gone || m.started {
+		t.Errorf("whose client has gone: status %d", m.answer.Status)
+	}
+	small := post("/v1/chat/completions", chat(false, 1, "hello"))
+	s.Handle(small)
+	if small.answer.Status != 200 {
+		t.Errorf("a small one: status %d", small.answer.Status)
+	}
+	<-s.readers
+	if m := <-ended; m.answer.Status != 200 {
+		t.Errorf("status %d", m.answer.Status)
+	}
+	for range cap(s.readers) - 1 {
+		<-s.readers
+	}
+	if len(s.readers) != 0 {
+		t.Error("a reader has not ended")
+	}
+}
+
 // said sends text on a new connection and gives the status of the answer, 0 for none.
 func said(t *testing.T, address, text string) (net.Conn, int) {
 	t.Helper()

@@ -16,6 +16,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,6 +31,7 @@ import (
 	"github.com/fairway-proxy/fairway/proxy/h1"
 	"github.com/fairway-proxy/fairway/proxy/h2"
 	"github.com/fairway-proxy/fairway/proxy/hbone"
+	"github.com/fairway-proxy/fairway/proxy/turn"
 )
 
 // Config is what a Server is made with. The zero value works, apart from
@@ -84,6 +86,9 @@ type Server struct {
 
 	relays relays
 
+	turns   turn.Gate     // of requests that come many at once
+	readers chan struct{} // of large bodies: one for each that is looked at
+
 	http1 h1.Server
 	http2 h2.Server // on connections that http1 finds to begin with its preface
 
@@ -102,6 +107,7 @@ func New(c Config) *Server {
 		retries:   newRetryBudget(),
 		mirrors:   newMirrors(),
 		listeners: make(map[net.Listener]bool),
+		readers:   make(chan struct{}, max(runtime.GOMAXPROCS(0)/2, 1)),
 	}
 	s.keySets.Log, s.authorizers.Log = s.log, s.log
 	s.config.Picker.IndexSecret = or(c.Picker.IndexSecret, rand.Uint64())
@@ -111,6 +117,7 @@ func New(c Config) *Server {
 		BadRequest:    func(st *h1.Stream, err *h1.ProtocolError) { s.badRequest(st, err.Status, err) },
 		HTTP2:         s.http2.ServeConn,
 		HeadLate:      func() { s.reached[LimitTime].Add(1) },
+		Turns:         &s.turns,
 		HeaderLimit:   or(c.HeaderLimit, DefaultHeaderLimit),
 		HeaderTimeout: or(c.HeaderTimeout, 30*time.Second),
 		BodyTimeout:   or(c.BodyTimeout, time.Minute),
@@ -119,6 +126,7 @@ func New(c Config) *Server {
 	s.http2.Handler = func(st *h2.Stream) { s.Handle(st) }
 	s.http2.BadRequest = func(st *h2.Stream, err *h2.ProtocolError) { s.badRequest(st, err.Status, err) }
 	s.http2.Misbehaved = s.reached.countHTTP2
+	s.http2.Turns = &s.turns
 	s.http2.HeaderLimit = s.http1.HeaderLimit
 	s.http2.BodyTimeout = s.http1.BodyTimeout
 	s.http2.IdleTimeout = s.http1.IdleTimeout

@@ -61,7 +61,7 @@ var rules = map[string]rule{
 
 	"proxy": {
 		may: []string{"picker", "picker/prefix", "picker/queue", "proxy/account", "proxy/authz", "proxy/extauthz", "proxy/extproc", "proxy/h1", "proxy/h2",
-			"proxy/hbone", "proxy/message", "proxy/openai", "proxy/route", "proxy/sock", "proxy/upstream"},
+			"proxy/hbone", "proxy/message", "proxy/openai", "proxy/route", "proxy/sock", "proxy/turn", "proxy/upstream"},
 		never: noHTTPVersion,
 	},
 	"proxy/account":   {},
@@ -71,8 +71,8 @@ var rules = map[string]rule{
 	"proxy/extauthz":  {may: []string{"proxy/message"}},
 	"proxy/extproc":   {may: []string{"proxy/message", "proxy/rpc", "proxy/sock"}},
 	"proxy/flood":     {never: noHTTPServer},
-	"proxy/h1":        {may: []string{"proxy/message", "proxy/sock"}},
-	"proxy/h2":        {may: []string{"proxy/flood", "proxy/message", "proxy/sock"}},
+	"proxy/h1":        {may: []string{"proxy/message", "proxy/sock", "proxy/turn"}},
+	"proxy/h2":        {may: []string{"proxy/flood", "proxy/message", "proxy/sock", "proxy/turn"}},
 	"proxy/hbone":     {may: []string{"mtls", "proxy/flood", "proxy/sock"}},
 	"proxy/message":   {never: noHTTPVersion},
 	"proxy/normalize": {never: noHTTPVersion},
@@ -80,6 +80,7 @@ var rules = map[string]rule{
 	"proxy/rpc":       {may: []string{"proxy/flood"}, never: noHTTPServer},
 	"proxy/route":     {may: []string{"proxy/message", "proxy/normalize"}, never: noHTTPVersion},
 	"proxy/sock":      {never: noHTTPServer},
+	"proxy/turn":      {never: noHTTPServer},
 	"proxy/upstream":  {may: []string{"proxy/h1", "proxy/h2", "proxy/message", "proxy/sock"}, never: noHTTPServer},
 
 	"picker":        {may: []string{"picker/prefix"}, never: noOutside},

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/fairway-proxy/fairway/proxy/sock"
+	"github.com/fairway-proxy/fairway/proxy/turn"
 )
 
 // Server takes HTTP/1.1 requests off connections. Fields are set before the
@@ -31,6 +32,9 @@ type Server struct {
 	// connection is closed. Nil: nobody is told.
 	HeadLate func()
 
+	// Turns is where a request that was pipelined waits for its turn: it was here before the
+	// answer to the one before it had ended. Nil: it does not wait.
+	Turns *turn.Gate
 	// HeaderLimit is how large a request's head may be in bytes. 0: 64 KiB.
 	HeaderLimit int
 	// IdleTimeout is how long a connection may wait for a request to begin.

@@ -8,12 +8,14 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/fairway-proxy/fairway/proxy/message"
+	"github.com/fairway-proxy/fairway/proxy/turn"
 )
 
 // answer answers with a body of known length.
@@ -610,4 +612,39 @@ func TestCloseCutsEverything(t *testing.T) {
 		t.Errorf("the context ended with %v", err)
 	}
 	server.Wait(context.Background())
+}
+
+// A request that was pipelined waits for its turn, any other does not.
+func TestPipelinedInTurn(t *testing.T) {
+	const get = "GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+	synctest.Test(t, func(t *testing.T) {
+		turns := new(turn.Gate)
+		all := make([]turn.Turn, max(runtime.GOMAXPROCS(0)/2, 1))
+		for i := range all {
+			turns.Take(&all[i], nil)
+		}
+		var begun []time.Duration
+		start := time.Now()
+		server := &Server{Turns: turns, Handler: func(s *Stream) {
+			begun = append(begun, time.Since(start))
+			answer(s, 200, "abc")
+		}}
+		near, far := net.Pipe()
+		go server.ServeConn(context.Background(), near)
+		go io.Copy(io.Discard, far)
+		far.Write([]byte(get + get))
+		synctest.Wait()
+		if len(begun) != 1 {
+			t.Errorf("%d begun while all turns are taken, want 1", len(begun))
+		}
+		turns.End(&all[0])
+		synctest.Wait()
+		far.Write([]byte(get))
+		synctest.Wait()
+		if len(begun) != 3 || begun[2] > 0 {
+			t.Errorf("begun after %v", begun)
+		}
+		far.Close()
+		server.Wait(context.Background())
+	})
 }

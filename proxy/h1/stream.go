@@ -9,6 +9,7 @@ import (
 
 	"github.com/fairway-proxy/fairway/proxy/message"
 	"github.com/fairway-proxy/fairway/proxy/sock"
+	"github.com/fairway-proxy/fairway/proxy/turn"
 )
 
 // What happens to a body that the handler left unread, so that the next request
@@ -47,6 +48,8 @@ type Stream struct {
 	over   []byte // pooled, when the head leaves too little room in buf
 	r, w   int    // win[r:w] is read and not consumed; before the head is, buf[:w]
 	spoken bool   // a request came before: the connection is HTTP/1.1's for good (RFC 9113 section 3.3)
+	piped  bool   // the request was here before the answer to the one before it had ended
+	turn   turn.Turn
 	in     inbound
 	out    output
 	reply  reply
@@ -84,8 +87,9 @@ func (s *Stream) Remote() string { return s.remote }
 
 // Bind has i interrupted, at most once, when the client goes away. False: it has
 // gone already, and i is not bound. A stream has one thing bound at a time.
-// Interrupt must not block or call back.
+// Interrupt must not block or call back. The request is under way then: it has had its turn.
 func (s *Stream) Bind(i interface{ Interrupt() }) bool {
+	s.endTurn()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.gone {
@@ -175,6 +179,7 @@ func (s *Stream) readHead() (refused *ProtocolError, ok bool) {
 		s.conn.SetTimeout(timeout(s.server.IdleTimeout, 2*time.Minute))
 	}
 	begun := false
+	s.piped = s.spoken && s.w > 0
 	for {
 		if s.w > 0 {
 			done, err := s.parse.request(s.buf[:s.w], &s.req)
@@ -193,6 +198,7 @@ func (s *Stream) readHead() (refused *ProtocolError, ok bool) {
 		if s.w == len(s.buf) {
 			s.grow()
 		}
+		s.piped = false
 		n, err := s.conn.Read(s.buf[s.w:])
 		if n > 0 && s.w == 0 && !s.phase.CompareAndSwap(phaseIdle, phaseBusy) {
 			return nil, false
@@ -228,9 +234,21 @@ func (s *Stream) exchange() bool {
 	s.out.started = false
 	s.spoken = true
 	s.conn.Guard()
+	if s.piped {
+		s.server.Turns.Take(&s.turn, s.ctx.Done())
+	}
 	s.server.Handler(s)
+	s.endTurn()
 	s.conn.Unguard()
 	return s.settle()
+}
+
+// endTurn ends the turn of a request that had to wait for one.
+func (s *Stream) endTurn() {
+	if s.piped {
+		s.piped = false
+		s.server.Turns.End(&s.turn)
+	}
 }
 
 // refuse has a request answered whose head was not understood.

@@ -7,10 +7,13 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -19,6 +22,7 @@ import (
 
 	"github.com/fairway-proxy/fairway/proxy/message"
 	"github.com/fairway-proxy/fairway/proxy/sock"
+	"github.com/fairway-proxy/fairway/proxy/turn"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -823,6 +827,62 @@ func TestFloods(t *testing.T) {
 		if got > 5000 {
 			t.Errorf("%d bytes came, each for itself", got)
 		}
+	})
+}
+
+// interrupted is what a stream has bound.
+type interrupted struct{}
+
+func (interrupted) Interrupt() {}
+
+// A request waits for its turn while others of its connection are not under way.
+func TestRequestsInTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		turns := new(turn.Gate)
+		all := make([]turn.Turn, max(runtime.GOMAXPROCS(0)/2, 1))
+		for i := range all {
+			turns.Take(&all[i], nil)
+		}
+		bind, end := make(chan bool), make(chan bool)
+		var begun atomic.Int32
+		s := &Server{Turns: turns, Handler: func(s *Stream) {
+			begun.Add(1)
+			if <-bind {
+				s.Bind(interrupted{})
+			}
+			<-end
+			answer(s, 200, "whole")
+		}}
+		near, far := net.Pipe()
+		defer far.Close()
+		go s.ServeConn(context.Background(), sock.New(near))
+		p := &peer{Framer: http2.NewFramer(far, far), t: t, conn: far}
+		p.enc = hpack.NewEncoder(&p.block)
+		go io.Copy(io.Discard, far)
+		io.WriteString(far, http2.ClientPreface)
+		p.WriteSettings()
+		wants := func(n int32, when string) {
+			t.Helper()
+			if synctest.Wait(); begun.Load() != n {
+				t.Errorf("%s %d have begun, want %d", when, begun.Load(), n)
+			}
+		}
+		p.open(1, true, post...)
+		p.open(3, true, post...)
+		p.open(5, true, post...)
+		wants(1, "while all turns are taken")
+		p.WriteRSTStream(5, http2.ErrCodeCancel)
+		turns.End(&all[0])
+		wants(2, "with a turn")
+		turns.Take(&all[0], nil) // when it expires: the second has it
+		bind <- true
+		bind <- true
+		wants(2, "but for the one that was reset,")
+		p.open(7, true, post...)
+		wants(3, "with nothing before it")
+		bind <- false
+		close(end)
+		far.Close()
 	})
 }
 

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -14,6 +15,7 @@ import (
 	"github.com/fairway-proxy/fairway/proxy/flood"
 	"github.com/fairway-proxy/fairway/proxy/message"
 	"github.com/fairway-proxy/fairway/proxy/sock"
+	"github.com/fairway-proxy/fairway/proxy/turn"
 )
 
 // What one connection may make the server hold.
@@ -42,6 +44,13 @@ const (
 // floods.
 const floodPause = 500 * time.Millisecond
 
+// readAhead is how much is read of a connection at once, so that frames do not take a system call
+// or two each; stretch is how many of them are taken before the next take a turn.
+const (
+	readAhead = 4 << 10
+	stretch   = 16
+)
+
 // prefaceTimeout is how long the client's preface may take.
 const prefaceTimeout = 10 * time.Second
 
@@ -59,6 +68,10 @@ type Server struct {
 	// connection, in the library's words (CountError of net/http.HTTP2Config), or
 	// Flood. Nil: nobody is.
 	Misbehaved func(what string)
+	// Turns is where the requests of a connection that come before others of it are under
+	// way (Stream.Bind) wait for their turn, and frames that come by the dozen. Nil: they
+	// wait for nothing.
+	Turns *turn.Gate
 	// HeaderLimit is how large a request's head may be in bytes, each field
 	// counted with 32 more. 0: 64 KiB.
 	HeaderLimit int
@@ -125,7 +138,8 @@ func (s *Server) ready() {
 // connection at once.
 func (s *Server) ServeConn(ctx context.Context, c *sock.Conn) {
 	s.ready()
-	h := &handed{Conn: c, server: s, ctx: context.WithValue(ctx, connKey{}, c), over: make(chan struct{})}
+	h := &handed{Conn: c, server: s, over: make(chan struct{}), door: make(chan struct{}, 1)}
+	h.ctx = context.WithValue(ctx, connKey{}, h)
 	h.received.skip = len(preface)
 	l := &handover{conn: h, over: h.over, closed: make(chan struct{})}
 	s.base.Serve(l)
@@ -176,29 +190,73 @@ type handed struct {
 	once   sync.Once
 	over   chan struct{} // closed with the connection
 
-	meter    flood.Meter
-	received frames // the library's reader's
-	sent     frames // its writer's
-	flooded  bool   // the reader's
+	meter flood.Meter
+	sent  frames // the library's writer's
+
+	// The library's reader's.
+	received frames
+	flooded  bool
+	ahead    []byte // of buf: read and not yet taken
+	taken    int    // frames of what was read at once
+	turn     turn.Turn
+	buf      [readAhead]byte
+
+	// Requests that are not under way yet wait for their turn one after another, so that those of
+	// other connections have as many turns.
+	beginning atomic.Int32
+	door      chan struct{} // holds one while one of them waits
 }
 
 func (h *handed) Read(p []byte) (int, error) {
+	h.server.Turns.End(&h.turn) // what was read before has been looked at
 	if h.flooded {
 		return 0, errFlood
 	}
-	n, err := h.Conn.Read(p)
-	if !h.received.each(p[:n], h.meter.Received) {
-		h.flooded = true
-		if h.server.Misbehaved != nil {
-			h.server.Misbehaved(Flood)
+	if len(h.ahead) == 0 {
+		h.taken = 0
+		if len(p) >= len(h.buf) {
+			n, err := h.Conn.Read(p)
+			if !h.meters(p[:n]) {
+				return 0, errFlood
+			}
+			return n, err
 		}
-		select {
-		case <-time.After(floodPause):
-		case <-h.over:
+		n, err := h.Conn.Read(h.buf[:])
+		if n == 0 {
+			return 0, err
 		}
+		h.ahead = h.buf[:n]
+	}
+	if h.taken >= stretch {
+		h.taken = 0
+		h.server.Turns.Take(&h.turn, h.over)
+	}
+	n := copy(p, h.ahead)
+	h.ahead = h.ahead[n:]
+	if !h.meters(p[:n]) {
 		return 0, errFlood
 	}
-	return n, err
+	return n, nil
+}
+
+// meters tells whether the frames in p may come; if not, some time later.
+func (h *handed) meters(p []byte) bool {
+	if h.received.each(p, func(kind http2.FrameType, flags http2.Flags, length int, word uint32) bool {
+		h.taken++
+		return h.meter.Received(kind, flags, length, word)
+	}) {
+		return true
+	}
+	h.flooded = true
+	h.server.Turns.End(&h.turn)
+	if h.server.Misbehaved != nil {
+		h.server.Misbehaved(Flood)
+	}
+	select {
+	case <-time.After(floodPause):
+	case <-h.over:
+	}
+	return false
 }
 
 func (h *handed) Write(p []byte) (int, error) {
@@ -256,7 +314,12 @@ func (s *Server) Drain() {
 
 // serve has one request answered.
 func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
-	st := newStream(s, r.Context().Value(connKey{}).(*sock.Conn), w, r)
+	h := r.Context().Value(connKey{}).(*handed)
+	st := &Stream{server: s, conn: h.Conn, w: w, r: r, control: http.NewResponseController(w)}
+	if !st.beginning.begin(h, r.Context().Done()) {
+		panic(http.ErrAbortHandler) // it was reset before its turn came
+	}
+	st.watch()
 	defer st.end()
 	if refused := st.readHead(); refused != nil {
 		st.refuse(refused)

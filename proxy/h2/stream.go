@@ -12,6 +12,7 @@ import (
 
 	"github.com/fairway-proxy/fairway/proxy/message"
 	"github.com/fairway-proxy/fairway/proxy/sock"
+	"github.com/fairway-proxy/fairway/proxy/turn"
 )
 
 // Stream is one request and its answer. It is the handler's alone, and only
@@ -36,6 +37,7 @@ type Stream struct {
 	err      error // why nothing can be written any more
 
 	reading, writing stall
+	beginning        beginning
 
 	mu    sync.Mutex
 	gone  bool                     // guarded by mu
@@ -49,8 +51,47 @@ type stall struct {
 	timer *time.Timer
 }
 
-func newStream(s *Server, c *sock.Conn, w http.ResponseWriter, r *http.Request) *Stream {
-	st := &Stream{server: s, conn: c, w: w, r: r, control: http.NewResponseController(w)}
+// beginning is a request until it is under way.
+type beginning struct {
+	of   *handed // nil: it is under way, or over
+	turn turn.Turn
+}
+
+// begin waits for the request's turn if others of its connection are not under way either.
+// It gives false if it was over before.
+func (b *beginning) begin(h *handed, over <-chan struct{}) bool {
+	turns := h.server.Turns
+	if turns == nil {
+		return true
+	}
+	b.of = h
+	if h.beginning.Add(1) == 1 {
+		return true
+	}
+	ok := false
+	select {
+	case h.door <- struct{}{}:
+		ok = turns.Take(&b.turn, over)
+		<-h.door
+	case <-over:
+	}
+	if !ok {
+		b.end()
+	}
+	return ok
+}
+
+func (b *beginning) end() {
+	if h := b.of; h != nil {
+		b.of = nil
+		h.beginning.Add(-1)
+		h.server.Turns.End(&b.turn)
+	}
+}
+
+// watch has the stream end with the library's.
+func (st *Stream) watch() {
+	s, r := st.server, st.r
 	st.ctx, st.cancel = context.WithCancelCause(context.WithoutCancel(r.Context()))
 	st.forget = context.AfterFunc(r.Context(), func() {
 		cause := context.Cause(r.Context())
@@ -61,7 +102,6 @@ func newStream(s *Server, c *sock.Conn, w http.ResponseWriter, r *http.Request) 
 	})
 	st.reading.limit = timeout(s.BodyTimeout, time.Minute)
 	st.writing.limit = timeout(s.WriteTimeout, time.Minute)
-	return st
 }
 
 // Context is done when the client is gone: it has reset the stream, or the
@@ -87,7 +127,8 @@ func (st *Stream) Remote() string { return st.conn.RemoteAddr().String() }
 
 // Bind has i interrupted, at most once, when the client goes away. False: it has
 // gone already, and i is not bound. A stream has one thing bound at a time.
-// Interrupt must not block or call back.
+// Interrupt must not block or call back. The request is under way then: those that
+// come behind it on the connection have their turn.
 func (st *Stream) Bind(i interface{ Interrupt() }) bool {
 	st.mu.Lock()
 	defer st.mu.Unlock()
@@ -95,6 +136,7 @@ func (st *Stream) Bind(i interface{ Interrupt() }) bool {
 		return false
 	}
 	st.bound = i
+	st.beginning.end()
 	return true
 }
 
@@ -150,6 +192,7 @@ func (b *stall) end() {
 
 // end lets go of the request, after the handler.
 func (st *Stream) end() {
+	st.beginning.end()
 	st.reading.end()
 	st.writing.end()
 	st.forget()
@@ -318,6 +361,7 @@ func hopByHop(name []byte) bool {
 // own.
 func (st *Stream) frame(r *message.Response, h http.Header) {
 	st.headed = true
+	st.beginning.end()
 	st.noBody = message.NoBody(st.req.Method, r.Status)
 	st.left = message.Unknown
 	length := r.ContentLength
