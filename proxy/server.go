@@ -31,6 +31,7 @@ import (
 	"github.com/fairway-proxy/fairway/proxy/h1"
 	"github.com/fairway-proxy/fairway/proxy/h2"
 	"github.com/fairway-proxy/fairway/proxy/hbone"
+	"github.com/fairway-proxy/fairway/proxy/sock"
 	"github.com/fairway-proxy/fairway/proxy/turn"
 )
 
@@ -245,6 +246,7 @@ func (s *Server) serveConn(c net.Conn, slots chan struct{}) {
 		return
 	}
 	defer leave()
+	sock.LimitUnsent(c)
 	if t, ok := c.(*tls.Conn); ok && s.handshake(t) != nil {
 		t.Close()
 		return

@@ -1,0 +1,34 @@
+package sock
+
+import (
+	"crypto/tls"
+	"net"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// unsentLimit is how much the kernel takes ahead of what it may send: enough for the wake-ups
+// that a fast peer costs to be few.
+const unsentLimit = 32 << 10
+
+// LimitUnsent has the kernel take little of what the peer does not take: a write waits, instead of
+// filling a buffer that grows to megabytes (net.ipv4.tcp_wmem) for each peer that reads nothing. What
+// is under way to the peer does not count, so it costs no throughput. What is no TCP connection, nor TLS
+// over one, is left as it is.
+func LimitUnsent(c net.Conn) {
+	if t, ok := c.(*tls.Conn); ok {
+		c = t.NetConn()
+	}
+	s, ok := c.(syscall.Conn)
+	if !ok {
+		return
+	}
+	raw, err := s.SyscallConn()
+	if err != nil {
+		return
+	}
+	raw.Control(func(fd uintptr) {
+		unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsentLimit)
+	})
+}
