@@ -1,9 +1,8 @@
 // Package mtls is who we are and whom we trust: an X.509-SVID with its key, and
 // the roots of each trust domain (SPIFFE, X509-SVID and Trust Domain and Bundle
 // specifications). Whatever issues and renews them is a Provider: a SPIFFE
-// Workload API, Istio's CA, files, or a CA made on the spot for demonstrations
-// and tests. Open makes a Source of a Provider, and its TLS configurations are
-// all that the listener and the dialer of a mesh need.
+// Workload API, Istio's CA, or files. Open makes a Source of a Provider, and its
+// TLS configurations are all that the listener and the dialer of a mesh need.
 //
 // A handshake uses what is in force when it begins. A rotation therefore breaks
 // no connection: those that are established go on, new ones get the new
@@ -32,7 +31,7 @@ import (
 )
 
 // A Provider is where an identity and the roots come from: a WorkloadAPI, an
-// IstioCA, Files, a Throwaway, or an Identity that stays as it is.
+// IstioCA, Files, or an Identity that stays as it is.
 type Provider interface {
 	// open gives s what can be had without waiting, and returns what keeps s
 	// fresh until its context is done; nil: nothing has to.

@@ -1,17 +1,17 @@
 package main
 
 import (
-	"crypto/x509"
 	"encoding/json"
-	"encoding/pem"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/fairway-proxy/fairway/bench/e2e/ztunnel"
 	"github.com/fairway-proxy/fairway/bench/mock"
 	"github.com/fairway-proxy/fairway/mtls"
 )
@@ -38,21 +38,18 @@ pools: [{name: a, endpoints: [http://%s]}]
 	}
 
 	id := spiffeid.RequireFromString("spiffe://cluster.local/ns/default/sa/waypoint")
-	ca, err := mtls.NewCA(id.TrustDomain())
+	ca := newAuthority(t)
+	cert, err := ca.Issue(id.String(), time.Now().Add(-time.Minute), time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
-	cert, err := ca.Issue(id)
+	certificate, key, err := ztunnel.PEM(cert)
 	if err != nil {
 		t.Fatal(err)
 	}
-	key, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	writeFile(t, path("tls.crt"), string(mtls.PEM(cert.Leaf)))
-	writeFile(t, path("tls.key"), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})))
-	writeFile(t, path("root.pem"), string(mtls.PEM(ca.Roots()...)))
+	writeFile(t, path("tls.crt"), string(certificate))
+	writeFile(t, path("tls.key"), string(key))
+	writeFile(t, path("root.pem"), string(ca.PEM()))
 	waitFor(t, "readiness", func() bool { status, _ := ready(); return status == 200 })
 	want := fmt.Sprintf(`fairway_certificate_expiry_timestamp_seconds{spiffe_id="%s"} %v`, id, float64(cert.Leaf.NotAfter.Unix()))
 	if _, page := get("http://" + at[1] + "/metrics"); !strings.Contains(page, want) {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto"
 	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
@@ -18,8 +17,7 @@ import (
 )
 
 // CA is a certificate authority of one trust domain whose key lives in this
-// process's memory and dies with it: for demonstrations and tests. It is safe
-// for concurrent use.
+// process's memory and dies with it. It is safe for concurrent use.
 type CA struct {
 	domain spiffeid.TrustDomain
 	chain  []*x509.Certificate // its own certificate, then those up to a root, which is left out
@@ -189,12 +187,6 @@ func (t Throwaway) identity(life time.Duration) (Identity, error) {
 		i.Roots[ca.domain] = append(i.Roots[ca.domain], ca.roots...)
 	}
 	return i, nil
-}
-
-// newKey makes a key of ECDSA P-256: signing with RSA-2048 costs nearly a
-// millisecond a handshake.
-func newKey() (*ecdsa.PrivateKey, error) {
-	return ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 }
 
 // PEM writes certificates as a file of them is read.
