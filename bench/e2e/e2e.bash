@@ -1,4 +1,4 @@
-# e2e.bash: how the e2e.sh of every suite ends early, tries again what depends on the network, and keeps Python packages.
+# e2e.bash: how the e2e.sh of every suite ends early, tries again what depends on the network, and gets Debian's and Python's packages.
 # They source it, after setting name to the suite's target.
 
 skip() {
@@ -21,6 +21,17 @@ retry() {
 		echo "$name: '$*' failed (try $try of 3)" >&2
 		sleep $((try * 5))
 	done
+	return 1
+}
+
+# debian PACKAGE...: installs Debian's packages, as root, unless the suite's have says that what they bring is there.
+debian() {
+	! have && [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null || return 0
+	echo "$name: installing $*"
+	# In run level 1, Debian does not start what it installs.
+	retry apt-get -q update &&
+		retry env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get -q install -y --no-install-recommends ca-certificates "$@" && return
+	echo "$name: apt-get could not install them" >&2
 	return 1
 }
 

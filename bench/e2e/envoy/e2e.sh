@@ -9,12 +9,7 @@ name=e2e-envoy
 . bench/e2e/e2e.bash
 
 have() { python3 -c 'import ensurepip, venv' 2>/dev/null; }
-if ! have && [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
-	echo "e2e-envoy: installing python3-venv"
-	retry apt-get -q update || fail "apt-get update failed"
-	retry env DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends ca-certificates python3 python3-venv ||
-		fail "apt-get could not install python3-venv"
-fi
+debian python3 python3-venv || fail "it needs these packages"
 have || skip "it needs python3 with venv (Debian: python3-venv)"
 
 here=bench/e2e/envoy

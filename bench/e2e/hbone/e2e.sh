@@ -15,13 +15,7 @@ have() {
 	command -v curl >/dev/null && command -v nghttpx >/dev/null && command -v h2load >/dev/null &&
 		command -v psql >/dev/null && ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1
 }
-if ! have && [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
-	echo "e2e-hbone: installing curl, nghttp2 and PostgreSQL"
-	retry apt-get -q update &&
-		# In run level 1, Debian does not start what it installs.
-		retry env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get -q install -y --no-install-recommends ca-certificates curl nghttp2-client nghttp2-proxy postgresql ||
-		echo "e2e-hbone: apt-get could not install them" >&2
-fi
+debian curl nghttp2-client nghttp2-proxy postgresql || true # what cannot be had is skipped
 
 mkdir -p bin
 go build -o bin/ ./cmd/fairway

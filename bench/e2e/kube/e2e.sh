@@ -14,13 +14,7 @@ name=e2e-kube
 
 PATH=$PATH:/usr/sbin
 have() { command -v etcd >/dev/null && command -v ip >/dev/null; }
-if ! have && [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
-	echo "e2e-kube: installing etcd and iproute2"
-	retry apt-get -q update &&
-		# In run level 1, Debian does not start what it installs.
-		retry env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get -q install -y --no-install-recommends ca-certificates etcd-server iproute2 ||
-		echo "e2e-kube: apt-get could not install them" >&2
-fi
+debian etcd-server iproute2 || true # what cannot be had is skipped
 have || skip "it needs etcd and ip (Debian: etcd-server, iproute2)"
 
 here=bench/e2e/kube

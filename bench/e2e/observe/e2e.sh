@@ -14,13 +14,7 @@ name=e2e-observe
 here=bench/e2e/observe
 PATH=$PATH:/usr/sbin
 have() { local each; for each in prometheus promtool chromium curl ip nghttpx openssl; do command -v $each >/dev/null || return 1; done; }
-if ! have && [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
-	echo "e2e-observe: installing Prometheus, Chromium, curl, iproute2, nghttpx and openssl"
-	retry apt-get -q update &&
-		# In run level 1, Debian does not start what it installs.
-		retry env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get -q install -y --no-install-recommends chromium curl iproute2 nghttp2-proxy openssl prometheus ||
-		echo "e2e-observe: apt-get could not install them" >&2
-fi
+debian chromium curl iproute2 nghttp2-proxy openssl prometheus || true # what cannot be had is skipped
 have || skip "it needs Prometheus with promtool, Chromium, curl, ip, nghttpx and openssl (Debian: prometheus, chromium, curl, iproute2, nghttp2-proxy, openssl)"
 
 # The collector is named after what makes it, so that a change makes a new one.

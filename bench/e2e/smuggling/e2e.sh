@@ -14,13 +14,7 @@ PATH=$PATH:/usr/sbin
 have() {
 	command -v nginx >/dev/null && command -v python3 >/dev/null && python3 -c 'import ensurepip, venv' 2>/dev/null
 }
-if ! have && [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
-	echo "e2e-smuggling: installing nginx and python3-venv"
-	retry apt-get -q update || fail "apt-get update failed"
-	# In run level 1, Debian does not start what it installs.
-	retry env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get -q install -y --no-install-recommends ca-certificates nginx-light python3 python3-venv ||
-		fail "apt-get could not install nginx-light and python3-venv"
-fi
+debian nginx-light python3 python3-venv || fail "it needs these packages"
 have || skip "it needs nginx, and python3 with venv (Debian: nginx-light, python3-venv)"
 
 here=bench/e2e/smuggling

@@ -12,12 +12,7 @@ name=soak
 
 PATH=$PATH:/usr/sbin:/sbin
 have() { command -v haproxy >/dev/null && command -v nft >/dev/null && command -v ip >/dev/null; }
-if ! have && [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
-	echo "soak: installing haproxy, iproute2 and nftables"
-	retry apt-get -q update &&
-		retry env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get -q install -y --no-install-recommends haproxy iproute2 nftables ||
-		echo "soak: apt-get could not install them" >&2
-fi
+debian haproxy iproute2 nftables || true # what cannot be had is skipped
 
 mkdir -p bin/soak
 go build -o bin/soak/ ./cmd/fairway ./cmd/mockvllm

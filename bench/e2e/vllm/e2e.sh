@@ -16,12 +16,7 @@ name=e2e-vllm
 have() {
 	command -v python3 >/dev/null && python3 -c 'import ctypes, ensurepip, venv; ctypes.CDLL("libnuma.so.1")' 2>/dev/null
 }
-if ! have && [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
-	echo "e2e-vllm: installing python3-venv and libnuma1"
-	retry apt-get -q update || fail "apt-get update failed"
-	retry env DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends ca-certificates libnuma1 python3 python3-venv ||
-		fail "apt-get could not install python3-venv and libnuma1"
-fi
+debian libnuma1 python3 python3-venv || fail "it needs these packages"
 have || skip "it needs python3 with venv and libnuma.so.1 (Debian: python3-venv, libnuma1)"
 
 # The environment is named after what makes it, so that a change makes a new one.

@@ -13,11 +13,9 @@ name=bench-vllm
 source bench/e2e/e2e.bash
 
 PATH=$PATH:/usr/sbin
-if ! command -v haproxy >/dev/null && [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
-	echo "bench-vllm: installing haproxy"
-	apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends haproxy python3-venv
-fi
-command -v haproxy >/dev/null || fail "it needs haproxy"
+have() { command -v haproxy >/dev/null; }
+debian haproxy python3-venv || true
+have || fail "it needs haproxy"
 
 routers
 export E2E_ROUTERS=$routers
