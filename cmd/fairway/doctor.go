@@ -133,7 +133,7 @@ func (o *doctorOptions) run(cmd *cobra.Command) error {
 	case err != nil:
 		return err
 	case len(pods) == 0:
-		return errors.New("the configuration has no engine to ask")
+		return errors.New("the configuration has no engine to ask: name some under pools[].endpoints, or by --endpoint")
 	case problems == 1:
 		return errors.New("1 problem found")
 	case problems > 1:

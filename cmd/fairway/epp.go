@@ -119,11 +119,11 @@ func (o *eppOptions) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
+	if checks != nil {
+		defer checks.Close()
+	}
 	a, err := newApp(config, logs, proxy.Config{Picker: picker.Config{Replicas: o.replicas}, Fallbacks: o.fallbacks})
 	if err != nil {
-		if checks != nil {
-			checks.Close()
-		}
 		return err
 	}
 	a.reference.Store(o.reference)

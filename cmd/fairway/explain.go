@@ -115,13 +115,25 @@ var decisions = map[string]string{
 func writeReceipt(out io.Writer, r *account.Receipt) error {
 	fmt.Fprintf(out, "%s %s  %s\n", r.Method, r.Path, r.Receipt)
 	fmt.Fprintf(out, "%s, model %s, pool %s\n\n", r.Time.Local().Format(time.DateTime), cmp.Or(r.Model, "(none)"), cmp.Or(r.Pool, "(none)"))
-	switch {
-	case r.Endpoint == "":
+	if r.Endpoint == "" {
 		fmt.Fprintf(out, "It went to no endpoint: %d %s\n", r.Code, r.Reason)
 		if r.Shed != "" {
 			fmt.Fprintf(out, "It could have been served at another time: %s, for what is worth %s.\n", r.Shed, r.Criticality)
 		}
 		return nil
+	}
+	writeChoice(out, r)
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	writeOutcome(w, r)
+	if len(r.Candidates) > 0 {
+		writeCandidates(w, r)
+	}
+	return w.Flush()
+}
+
+// writeChoice says where the request went, and why.
+func writeChoice(out io.Writer, r *account.Receipt) {
+	switch {
 	case r.DecidedBy == "":
 		fmt.Fprintf(out, "It went to %s.\n", r.Endpoint)
 	case r.Next == "":
@@ -145,7 +157,10 @@ func writeReceipt(out io.Writer, r *account.Receipt) error {
 	for _, a := range r.Tried {
 		fmt.Fprintf(out, "Before, after %s, %s failed it: %s\n", milliseconds(a.At), a.Endpoint, a.Why)
 	}
-	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+}
+
+// writeOutcome sets what was predicted beside what happened.
+func writeOutcome(w io.Writer, r *account.Receipt) {
 	fmt.Fprintln(w, "\n\tPREDICTED\tHAPPENED")
 	fmt.Fprintf(w, "first token after\t%s\t%s\n", optional(r.Predicted.TTFT, milliseconds), optional(r.Actual.TTFT, milliseconds))
 	count := func(n int) string { return fmt.Sprint(n) }
@@ -164,9 +179,11 @@ func writeReceipt(out io.Writer, r *account.Receipt) error {
 	fmt.Fprintf(w, "retries\t\t%d\n", r.Retries)
 	fmt.Fprintf(w, "queued for\t\t%s\n", milliseconds(r.Queued))
 	fmt.Fprintf(w, "in all\t\t%s\n", milliseconds(r.Duration))
-	if len(r.Candidates) > 0 {
-		fmt.Fprintln(w, "\nENDPOINT\tSCORE\t= (QUEUE\t+ PROMPT\t+ ADAPTER\t+ INFLICTED)\t× KV\t× COST\tCACHED\tUNCACHED\tREQUESTS")
-	}
+}
+
+// writeCandidates lists what was weighed, with the terms of each score.
+func writeCandidates(w io.Writer, r *account.Receipt) {
+	fmt.Fprintln(w, "\nENDPOINT\tSCORE\t= (QUEUE\t+ PROMPT\t+ ADAPTER\t+ INFLICTED)\t× KV\t× COST\tCACHED\tUNCACHED\tREQUESTS")
 	for _, c := range r.Candidates {
 		mark := " "
 		switch {
@@ -179,10 +196,9 @@ func writeReceipt(out io.Writer, r *account.Receipt) error {
 			milliseconds(c.Queue), milliseconds(c.Prompt), milliseconds(c.Adapter), milliseconds(c.Inflicted), c.Pressure, c.Price,
 			c.HitTokens, c.UncachedTokens, c.Requests)
 	}
-	if more := r.Weighed - len(r.Candidates); more > 0 && len(r.Candidates) > 0 {
+	if more := r.Weighed - len(r.Candidates); more > 0 {
 		fmt.Fprintf(w, "and %d more with higher scores\n", more)
 	}
-	return w.Flush()
 }
 
 func milliseconds(s float64) string { return fmt.Sprintf("%.1f ms", 1000*s) }

@@ -8,6 +8,7 @@ import (
 	"math"
 	"os"
 	"runtime"
+	"strings"
 	"sync"
 
 	"github.com/spf13/cobra"
@@ -72,7 +73,7 @@ func saturate(cmd *cobra.Command, names, against []string) (map[string]map[strin
 	)
 	for _, w := range names {
 		if table[w] == nil {
-			return nil, cli.Misuse(fmt.Errorf("there is no workload %q", w))
+			return nil, cli.Misuse(fmt.Errorf("there is no workload %q; there are %s", w, strings.Join(workload.Names(), ", ")))
 		}
 		for _, p := range against {
 			start := sim.Saturation(w, p)
