@@ -1,6 +1,6 @@
-// Package authz decides who may do what: Istio's AuthorizationPolicy and
-// RequestAuthentication, API keys, and the one spelling of a path that is judged
-// and sent on.
+// Package authz decides who may do what, by Istio's AuthorizationPolicy and
+// RequestAuthentication and by API keys. Paths are judged in the one spelling that
+// package normalize has given them.
 //
 // A Config is plain data, whoever wrote it. A Compiler makes Guards of it, which
 // never change; a new Config takes new ones. What cannot be understood narrows
