@@ -201,7 +201,7 @@ func (s *Server) serveTCP(client *sock.Conn, peer *hbone.Peer, d *destination) {
 		return
 	}
 	rec.Pool = d.pool.name
-	endpoint, leave, err := s.dialTCP(client, &rec, d)
+	endpoint, leave, err := s.dialTCP(&rec, d)
 	if err != nil {
 		s.log.Warn("no endpoint takes the connection", "id", rec.ID, "pool", rec.Pool, "error", err)
 		client.Reset()
@@ -231,7 +231,7 @@ func (s *Server) serveTCP(client *sock.Conn, peer *hbone.Peer, d *destination) {
 }
 
 // dialTCP connects to an endpoint, trying each once. Leave gives its place back.
-func (s *Server) dialTCP(client *sock.Conn, rec *account.Record, d *destination) (conn *sock.Conn, leave func(), err error) {
+func (s *Server) dialTCP(rec *account.Record, d *destination) (conn *sock.Conn, leave func(), err error) {
 	var tried []*picker.Endpoint
 	err = picker.ErrNoEndpoints
 	all := d.pool.picker.Endpoints()

@@ -129,7 +129,7 @@ func TestConnectionsTriedAgainAreCounted(t *testing.T) {
 		s := New(Config{Log: slog.New(slog.DiscardHandler)})
 		s.SetWorld(&World{Pools: []Pool{pool}})
 		var rec account.Record
-		_, _, err = s.dialTCP(nil, &rec, &destination{pool: s.serving.Load().byName["pool"]})
+		_, _, err = s.dialTCP(&rec, &destination{pool: s.serving.Load().byName["pool"]})
 		if err == nil || rec.Retries != retries {
 			t.Errorf("%d endpoints: tried again %d times (%v)", len(pool.Endpoints), rec.Retries, err)
 		}

@@ -85,7 +85,7 @@ func (x *exchange) speech(d *speechDialect) {
 		return
 	}
 	if e := x.readSpeech(d); e != nil {
-		x.s.count(&x.s.counts.Refused, 1)
+		x.s.count(&x.s.counts.Refused)
 		x.fail(e)
 		return
 	}

@@ -25,7 +25,7 @@ func (x *exchange) chatCompletions() {
 	}
 	g, e := x.readChat()
 	if e != nil {
-		x.s.count(&x.s.counts.Refused, 1)
+		x.s.count(&x.s.counts.Refused)
 		x.fail(e)
 		return
 	}

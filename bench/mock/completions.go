@@ -13,7 +13,7 @@ func (x *exchange) completions() {
 	}
 	g, e := x.readCompletion()
 	if e != nil {
-		x.s.count(&x.s.counts.Refused, 1)
+		x.s.count(&x.s.counts.Refused)
 		x.fail(e)
 		return
 	}

@@ -63,8 +63,8 @@ func (s *Server) countAnswered(u usage, by int) {
 	s.counts.CompletionTokens += by * u.completion
 }
 
-func (s *Server) count(n *uint64, by int) {
+func (s *Server) count(n *uint64) {
 	s.mu.Lock()
-	*n += uint64(by)
+	*n++
 	s.mu.Unlock()
 }

@@ -32,7 +32,7 @@ func (x *exchange) pooled(idPrefix string, read func(f *fields, g *generation) (
 	}
 	f, e := x.parse()
 	if e != nil {
-		x.s.count(&x.s.counts.Refused, 1)
+		x.s.count(&x.s.counts.Refused)
 		x.fail(e)
 		return
 	}

@@ -72,7 +72,7 @@ func (x *exchange) sampling(f *fields, idPrefix string) *generation {
 	g.model = f.text("model")
 	g.stream = f.boolean("stream")
 	if f.isPrefill() {
-		x.s.count(&x.s.counts.Prefills, 1)
+		x.s.count(&x.s.counts.Prefills)
 	}
 	id := x.req.Header.Get("X-Request-Id")
 	if id == "" {
@@ -232,7 +232,7 @@ func (g *generation) run(d dialect) {
 }
 
 func (g *generation) refuse(e *apiError) {
-	g.x.s.count(&g.x.s.counts.Refused, 1)
+	g.x.s.count(&g.x.s.counts.Refused)
 	g.fail(e)
 }
 
@@ -335,7 +335,7 @@ func (g *generation) finish(write func()) {
 // lost counts an answer whose client has gone.
 func (g *generation) lost() {
 	g.x.keepAlive = false
-	g.x.s.count(&g.x.s.counts.Aborted, 1)
+	g.x.s.count(&g.x.s.counts.Aborted)
 }
 
 // events writes a stream's events, each in a chunk of its own.
@@ -406,7 +406,7 @@ func (x *exchange) begin() (Faults, bool) {
 		case <-t.C:
 		case <-x.c.in.gone:
 			x.keepAlive = false
-			x.s.count(&x.s.counts.Aborted, 1)
+			x.s.count(&x.s.counts.Aborted)
 			return f, false
 		}
 	}
@@ -417,7 +417,7 @@ func (x *exchange) begin() (Faults, bool) {
 		x.write()
 		return f, false
 	case f.Status != 0:
-		x.s.count(&x.s.counts.Refused, 1)
+		x.s.count(&x.s.counts.Refused)
 		x.fail(&apiError{Message: "fault", Type: http.StatusText(f.Status), Code: f.Status})
 		return f, false
 	}

@@ -14,7 +14,7 @@ func (x *exchange) messages() {
 	}
 	g, e := x.readMessages(true)
 	if e != nil {
-		x.s.count(&x.s.counts.Refused, 1)
+		x.s.count(&x.s.counts.Refused)
 		x.fail(e)
 		return
 	}

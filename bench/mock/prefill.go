@@ -55,7 +55,7 @@ func (g *generation) prefillElsewhere(d *driver) bool {
 		j.seq.Transferred = j.seq.PromptTokens
 	}
 	d.mu.Unlock()
-	g.x.s.count(&g.x.s.counts.Remote, 1)
+	g.x.s.count(&g.x.s.counts.Remote)
 	return g.x.pause(time.Duration(float64(tokens) * float64(g.x.s.cfg.TransferToken) / d.eng.Config().Speed))
 }
 

@@ -236,7 +236,7 @@ func (t *translator) route(about object, r *gatewayv1.HTTPRoute) route.Route {
 		path := index("spec.rules", i)
 		b := ruleBuilder{translator: t, about: about, path: path}
 		rule := b.rule(&r.Spec.Rules[i])
-		rule.Check(func(at, problem string) { b.reject(path+"."+at, reasonUnsupported, "%s", problem) })
+		rule.Check(func(at, problem string) { b.reject(path+"."+at, "%s", problem) })
 		if b.broken {
 			rule = route.Rule{Name: rule.Name, Matches: rule.Matches}
 		}
@@ -254,9 +254,9 @@ type ruleBuilder struct {
 }
 
 // reject tells of something without which the rule cannot be served.
-func (b *ruleBuilder) reject(path, reason, format string, args ...any) {
+func (b *ruleBuilder) reject(path, format string, args ...any) {
 	b.broken = true
-	b.find(b.about.finding(path, reason, format, args...))
+	b.find(b.about.finding(path, reasonUnsupported, format, args...))
 }
 
 func (b *ruleBuilder) rule(r *gatewayv1.HTTPRouteRule) route.Rule {
@@ -273,7 +273,7 @@ func (b *ruleBuilder) rule(r *gatewayv1.HTTPRouteRule) route.Rule {
 		}
 		f := b.filters(path+".filters", ref.Filters)
 		if f.Redirect != nil || f.Rewrite != nil || len(f.Mirrors) > 0 {
-			b.reject(path+".filters", reasonUnsupported, "of a backend's own filters only header modifiers are served")
+			b.reject(path+".filters", "of a backend's own filters only header modifiers are served")
 		}
 		backend.RequestHeaders, backend.ResponseHeaders = f.RequestHeaders, f.ResponseHeaders
 		out.Backends = append(out.Backends, backend)
@@ -326,7 +326,7 @@ func (b *ruleBuilder) filters(path string, filters []gatewayv1.HTTPRouteFilter) 
 	for i, f := range filters {
 		at := index(path, i)
 		if seen[f.Type] && f.Type != gatewayv1.HTTPRouteFilterRequestMirror {
-			b.reject(at, reasonUnsupported, "a second filter of type %s", f.Type)
+			b.reject(at, "a second filter of type %s", f.Type)
 			continue
 		}
 		seen[f.Type] = true
@@ -357,7 +357,7 @@ func (b *ruleBuilder) filters(path string, filters []gatewayv1.HTTPRouteFilter) 
 				out.Mirrors = append(out.Mirrors, m)
 			}
 		default:
-			b.reject(at, reasonUnsupported, "a filter of type %s is not served, or has no settings: requests of this rule are answered with 500", f.Type)
+			b.reject(at, "a filter of type %s is not served, or has no settings: requests of this rule are answered with 500", f.Type)
 		}
 	}
 	return out
@@ -386,7 +386,7 @@ func (b *ruleBuilder) pathModifier(path string, m *gatewayv1.HTTPPathModifier) *
 	case m.Type == gatewayv1.PrefixMatchHTTPPathModifier && m.ReplacePrefixMatch != nil:
 		return &route.PathModifier{Prefix: true, Replacement: *m.ReplacePrefixMatch}
 	}
-	b.reject(path, reasonUnsupported, "a path modifier of type %s is not served, or has no replacement", m.Type)
+	b.reject(path, "a path modifier of type %s is not served, or has no replacement", m.Type)
 	return nil
 }
 
@@ -396,7 +396,7 @@ func (b *ruleBuilder) duration(path string, d *gatewayv1.Duration) *time.Duratio
 	}
 	out, err := time.ParseDuration(string(*d))
 	if err != nil {
-		b.reject(path, reasonUnsupported, "%q is not a duration: want one such as 100ms, 2s or 5m", *d)
+		b.reject(path, "%q is not a duration: want one such as 100ms, 2s or 5m", *d)
 	}
 	return &out
 }
