@@ -2,6 +2,7 @@ package mock
 
 import (
 	"encoding/json"
+	"maps"
 	"math"
 	"slices"
 	"strconv"
@@ -188,9 +189,7 @@ func (e *exampler) merge(n *schemaNode) *schemaNode {
 	m := *n
 	m.AllOf = nil
 	m.Properties = map[string]json.RawMessage{}
-	for name, p := range n.Properties {
-		m.Properties[name] = p
-	}
+	maps.Copy(m.Properties, n.Properties)
 	for _, raw := range n.AllOf {
 		part := parseSchema(raw)
 		if part.Ref != "" {
@@ -202,9 +201,7 @@ func (e *exampler) merge(n *schemaNode) *schemaNode {
 		if len(m.Enum) == 0 {
 			m.Enum = part.Enum
 		}
-		for name, p := range part.Properties {
-			m.Properties[name] = p
-		}
+		maps.Copy(m.Properties, part.Properties)
 		m.Required = append(m.Required, part.Required...)
 	}
 	if len(m.Type) == 0 && len(m.Properties) == 0 {

@@ -2,6 +2,7 @@ package kube
 
 import (
 	"fmt"
+	"maps"
 	"reflect"
 	"slices"
 	"time"
@@ -41,9 +42,7 @@ func plain[T any](v T) any {
 // it. What was said before keeps the time since when it holds.
 func (s *Status) merge(current map[string]any, now time.Time) (merged map[string]any, changed bool) {
 	merged = make(map[string]any, len(current)+1)
-	for k, v := range current {
-		merged[k] = v
-	}
+	maps.Copy(merged, current)
 	if len(s.Conditions) > 0 {
 		merged["conditions"] = mergeConditions(current["conditions"], s.Conditions, now)
 	}
@@ -137,9 +136,7 @@ func (s *Status) mergeParents(current []any, now time.Time) []any {
 		default:
 			done[id] = true
 			next := make(map[string]any, len(entry))
-			for k, v := range entry {
-				next[k] = v
-			}
+			maps.Copy(next, entry)
 			next["conditions"] = mergeConditions(entry["conditions"], s.Parents[at].Conditions, now, "PartiallyInvalid")
 			out = append(out, next)
 		}

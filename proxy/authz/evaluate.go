@@ -1,6 +1,9 @@
 package authz
 
-import "net/netip"
+import (
+	"net/netip"
+	"slices"
+)
 
 // evaluator is policies made ready to judge by. It does not change.
 type evaluator struct {
@@ -208,12 +211,7 @@ func (c *check) matches(v *values, r *Request) bool {
 	case destinationIP:
 		return inPrefixes(v.prefixes, r.Destination)
 	case destinationPort:
-		for _, p := range v.ports {
-			if p == r.Port {
-				return true
-			}
-		}
-		return false
+		return slices.Contains(v.ports, r.Port)
 	case sourcePrincipal:
 		return anyMatches(v.patterns, r.Peer.id)
 	case sourceTrustDomain:

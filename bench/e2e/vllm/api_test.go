@@ -8,6 +8,7 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -170,9 +171,7 @@ func request(t *testing.T, ctx context.Context, method, url string, body object)
 // with is the object with one more field.
 func (o object) with(name string, value any) object {
 	more := object{name: value}
-	for k, v := range o {
-		more[k] = v
-	}
+	maps.Copy(more, o)
 	return more
 }
 
