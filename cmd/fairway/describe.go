@@ -45,6 +45,9 @@ type configView struct {
 	Explain    string            `json:"explain"`
 	Shadow     string            `json:"shadow"`
 	Pickers    string            `json:"pickers"`
+	CostLabel  string            `json:"cost_label"`
+	// RemotePrefill is in tokens.
+	RemotePrefill int `json:"remote_prefill"`
 }
 
 type meshServiceView struct {
@@ -151,6 +154,9 @@ func describeConfig(c *file.Config) configView {
 		Explain:    string(w.Explain),
 		Shadow:     cmp.Or(string(w.Shadow), string(proxy.ShadowNone)),
 		TLS:        describeTLS(c.TLS),
+		CostLabel:  c.CostLabel,
+
+		RemotePrefill: cmp.Or(w.RemotePrefill, proxy.DefaultRemotePrefill),
 	}
 	return v
 }
