@@ -17,6 +17,53 @@ var fieldTraceparent = []byte("traceparent")
 // traceparentLen is the length of a traceparent of version 00.
 const traceparentLen = len("00-0123456789abcdef0123456789abcdef-0123456789abcdef-01")
 
+// traceField is one of the fields that tell of a trace.
+type traceField int
+
+const (
+	traceparent traceField = iota
+	b3Single
+	b3TraceID
+	b3SpanID
+	b3SampledField
+	b3Flags
+	b3ParentSpanID
+	noTraceField
+)
+
+// traceFieldOf finds one by its name. Few names are as long as one of theirs.
+func traceFieldOf(name []byte) traceField {
+	switch len(name) {
+	case len("b3"):
+		if message.EqualFold(name, "b3") {
+			return b3Single
+		}
+	case len("x-b3-flags"):
+		if message.EqualFold(name, "x-b3-flags") {
+			return b3Flags
+		}
+	case len("traceparent"):
+		switch {
+		case message.EqualFold(name, "traceparent"):
+			return traceparent
+		case message.EqualFold(name, "x-b3-spanid"):
+			return b3SpanID
+		}
+	case len("x-b3-traceid"):
+		switch {
+		case message.EqualFold(name, "x-b3-traceid"):
+			return b3TraceID
+		case message.EqualFold(name, "x-b3-sampled"):
+			return b3SampledField
+		}
+	case len("x-b3-parentspanid"):
+		if message.EqualFold(name, "x-b3-parentspanid") {
+			return b3ParentSpanID
+		}
+	}
+	return noTraceField
+}
+
 // trace finds the request's place in a trace, or begins one, and has the engine told of it in the request's own fields.
 func (x *Exchange) trace() {
 	tracing := x.server.account.Tracing()
@@ -40,37 +87,24 @@ func (x *Exchange) trace() {
 // readTrace reads the fields of a trace and takes them away, for the engine is told of another span. Decided tells whether they say
 // if the trace is sampled. What cannot be read is as if it were not there (Trace Context section 3.2.2.6).
 func (x *Exchange) readTrace(t *account.Trace) (decided bool) {
-	var w3c, b3, id, span, sampled, flags []byte
-	kept := x.head.Fields[:0]
-	for _, f := range x.head.Fields {
-		var to *[]byte
-		switch {
-		case message.EqualFold(f.Name, "traceparent"):
-			to = &w3c
-		case message.EqualFold(f.Name, "b3"):
-			to = &b3
-		case message.EqualFold(f.Name, "x-b3-traceid"):
-			to = &id
-		case message.EqualFold(f.Name, "x-b3-spanid"):
-			to = &span
-		case message.EqualFold(f.Name, "x-b3-sampled"):
-			to = &sampled
-		case message.EqualFold(f.Name, "x-b3-flags"):
-			to = &flags
-		case message.EqualFold(f.Name, "x-b3-parentspanid"):
-			continue
-		default:
-			kept = append(kept, f)
-			continue
-		}
-		if *to == nil {
-			*to = f.Value
+	var told [noTraceField][]byte
+	fields, n := x.head.Fields, 0
+	for i := range fields {
+		f := &fields[i]
+		if of := traceFieldOf(f.Name); of == noTraceField {
+			if n < i {
+				fields[n] = *f
+			}
+			n++
+		} else if told[of] == nil {
+			told[of] = f.Value
 		}
 	}
-	x.head.Fields = kept
-	if readTraceparent(t, w3c) {
+	x.head.Fields = fields[:n]
+	if readTraceparent(t, told[traceparent]) {
 		return true
 	}
+	b3, id, sampled, flags := told[b3Single], told[b3TraceID], told[b3SampledField], told[b3Flags]
 	if b3 != nil {
 		return readB3(t, b3)
 	}
@@ -78,7 +112,7 @@ func (x *Exchange) readTrace(t *account.Trace) (decided bool) {
 		// A tunnel says whose trace it is opened in, which is as near as it gets.
 		return x.peer != nil && readTraceparent(t, []byte(x.peer.Traceparent))
 	}
-	readB3IDs(t, id, span)
+	readB3IDs(t, id, told[b3SpanID])
 	if string(flags) == "1" {
 		sampled = flags
 	}
