@@ -83,7 +83,7 @@ func (x *Exchange) noteChoice(l *picker.Lease) {
 		case at < account.MaxCandidates:
 			p.Candidates = append(p.Candidates, account.Candidate{})
 		case i != chosen && i != next:
-			if at = worst(p); c.Score >= p.Candidates[at].Score {
+			if at = worst(p); float32(c.Score) >= p.Candidates[at].Score {
 				continue
 			}
 		default:
@@ -97,10 +97,11 @@ func (x *Exchange) noteChoice(l *picker.Lease) {
 		}
 		costs := pool.Costs(c)
 		p.Candidates[at] = account.Candidate{
-			Endpoint: c.Endpoint.Name(), Score: c.Score,
-			Queue: costs.Queue, Prompt: costs.Prompt, Adapter: costs.Adapter, Inflicted: costs.Inflicted, Pressure: costs.Pressure, Price: costs.Price,
-			HitTokens: c.Hit, UncachedTokens: c.Uncached, QueuedTokens: c.Queued, Requests: c.InFlight,
-			KV: c.KV, SecondsPerToken: c.Speed, Home: c.Home,
+			Endpoint: c.Endpoint.Name(), Score: float32(c.Score),
+			Queue: float32(costs.Queue), Prompt: float32(costs.Prompt), Adapter: float32(costs.Adapter), Inflicted: float32(costs.Inflicted),
+			Pressure: float32(costs.Pressure), Price: float32(costs.Price),
+			HitTokens: float32(c.Hit), UncachedTokens: float32(c.Uncached), QueuedTokens: float32(c.Queued), Requests: float32(c.InFlight),
+			KV: float32(c.KV), SecondsPerToken: float32(c.Speed), Home: c.Home,
 		}
 	}
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"math"
 	"strings"
 	"testing"
 	"time"
@@ -66,7 +67,7 @@ func TestExplain(t *testing.T) {
 		return (c.Queue + c.Prompt + c.Adapter + c.Inflicted) * c.Pressure * c.Price
 	}
 	for _, c := range r.Candidates {
-		if d := sum(c) - c.Score; d > 1e-9 || d < -1e-9 {
+		if d := sum(c) - c.Score; math.Abs(d) > 1e-6*c.Score+1e-9 {
 			t.Errorf("the terms of %s add up to %v, its score is %v", c.Endpoint, sum(c), c.Score)
 		}
 	}

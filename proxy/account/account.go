@@ -76,6 +76,14 @@ type Record struct {
 	Pick Pick
 }
 
+// copy makes rec the same as another, with memory of its own.
+func (rec *Record) copy(other *Record) {
+	candidates, tried := rec.Pick.Candidates, rec.Pick.Tried
+	*rec = *other
+	rec.Pick.Candidates = append(candidates[:0], other.Pick.Candidates...)
+	rec.Pick.Tried = append(tried[:0], other.Pick.Tried...)
+}
+
 // Reset makes rec that of an exchange of which nothing is known yet, and keeps the
 // memory it has.
 func (rec *Record) Reset() {
@@ -122,6 +130,7 @@ type Recorder struct {
 	log      *Log // access log; nil: none
 	tracing  *Tracing
 	replica  string
+	desks    desks
 	receipts receipts
 
 	metrics  *metrics
@@ -131,7 +140,7 @@ type Recorder struct {
 
 // New registers the metrics.
 func New(reg prometheus.Registerer, c Config) *Recorder {
-	return &Recorder{
+	r := &Recorder{
 		log:      c.Access,
 		tracing:  c.Tracing,
 		replica:  c.Replica,
@@ -140,6 +149,12 @@ func New(reg prometheus.Registerer, c Config) *Recorder {
 		istio:    newIstioMetrics(reg),
 		policies: newPolicyMetrics(reg),
 	}
+	r.desks.init()
+	reg.MustRegister(&tallies{r, time.Now()})
+	if r.log != nil {
+		r.log.settle = func() { r.settle() }
+	}
+	return r
 }
 
 // Done counts and logs one exchange, and keeps its receipt. It holds nothing of rec. A nil Recorder tells nothing.
@@ -147,13 +162,16 @@ func (r *Recorder) Done(rec *Record) {
 	if r == nil {
 		return
 	}
-	r.receipts.add(rec)
+	if r.log != nil {
+		r.log.wait()
+	}
+	r.put(rec)
+	if r.log != nil {
+		r.log.due()
+	}
 	r.metrics.done(rec)
 	r.istio.done(rec)
 	r.policies.count(rec)
-	if r.log != nil {
-		r.log.exchange(rec)
-	}
 	if r.tracing != nil && rec.Trace.Sampled {
 		r.tracing.Span(rec)
 	}

@@ -60,12 +60,6 @@ var (
 	keyAudited          = named("audited_by")
 )
 
-// desk is what a line is laid out with.
-type desk struct {
-	memory []byte
-	stamp  stamp
-}
-
 // stamp is a second as lines have it, in a zone.
 type stamp struct {
 	second int64 // since 1970

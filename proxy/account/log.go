@@ -22,16 +22,20 @@ const (
 	JSON               // an object
 )
 
-// Log is an access log. Lines are written together, whole and in order: as soon as there are 256 KiB of them, 50 ms after the first of
-// them at the latest, and at Close. While the writer takes no more, whoever has a line waits. It is safe for concurrent use.
+// Log is an access log. Lines are written together and whole: as soon as there are 256 KiB of them, 50 ms after the first of them at the
+// latest, and at Close. They are in the order in which the requests ended, but for those of a batch that filled in less time: they are together.
+// While the writer takes no more, whoever has a line waits. It is safe for concurrent use.
 type Log struct {
 	w      io.Writer
 	format Format
-	desks  sync.Pool // of *desk: a processor gets the one that it had before, which is in its cache
+	settle func() // adds the lines of all that waits on desks; nil: there are none
 
-	mu    sync.Mutex
-	lines []byte      // not written yet; guarded by mu
-	timer *time.Timer // runs while there are lines; guarded by mu
+	full atomic.Bool // there are flushSize bytes of lines or more
+
+	mu      sync.Mutex
+	lines   []byte      // not written yet; guarded by mu
+	timer   *time.Timer // guarded by mu
+	ticking atomic.Bool // timer runs, or what it does has not begun
 
 	writing sync.Mutex // held while writing, taken before mu
 	spare   []byte     // the memory that is not lines'; guarded by writing
@@ -44,54 +48,78 @@ type Log struct {
 // NewLog makes an access log that writes to w.
 func NewLog(w io.Writer, f Format) *Log { return &Log{w: w, format: f} }
 
-// exchange writes the line of an exchange.
-func (l *Log) exchange(rec *Record) {
-	d, _ := l.desks.Get().(*desk)
-	if d == nil {
-		d = new(desk)
-	}
-	line := line{d.memory[:0], l.format}
-	line.access(rec, &d.stamp)
-	l.add(line.b)
-	d.memory = line.b
-	l.desks.Put(d)
-}
-
 // connection writes the line of a connection that was passed on unread.
 func (l *Log) connection(rec *Record) {
 	line := line{format: l.format}
 	line.tcp(rec, new(stamp))
-	l.add(line.b)
+	l.put(line.b)
 }
 
-// add takes a line, which ends with a newline.
-func (l *Log) add(line []byte) {
+// put writes lines, each of which ends with a newline.
+func (l *Log) put(lines []byte) {
+	l.add(lines)
+	l.due()
+	l.wait()
+}
+
+// wait writes what there is, if that is much, or waits while somebody else does.
+func (l *Log) wait() {
+	if !l.full.Load() {
+		return
+	}
+	l.writing.Lock()
+	defer l.writing.Unlock()
+	if l.full.Load() {
+		l.writeAll()
+	}
+}
+
+// add takes lines. They are not written before the next wait, or what due arranges.
+func (l *Log) add(lines []byte) {
 	l.mu.Lock()
-	l.lines = append(l.lines, line...)
-	full := len(l.lines) >= flushSize
-	if len(l.lines) == len(line) && !full {
-		if l.timer == nil {
-			l.timer = time.AfterFunc(flushAfter, l.flush)
-		} else {
-			l.timer.Reset(flushAfter)
-		}
-	}
-	l.mu.Unlock()
-	if full {
-		l.flush()
+	defer l.mu.Unlock()
+	l.lines = append(l.lines, lines...)
+	if len(l.lines) >= flushSize {
+		l.full.Store(true)
 	}
 }
 
-// flush writes the lines there are.
+// due has all lines that there are by now written in time.
+func (l *Log) due() {
+	if l.ticking.Load() || !l.ticking.CompareAndSwap(false, true) {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.timer == nil {
+		l.timer = time.AfterFunc(flushAfter, l.flush)
+	} else {
+		l.timer.Reset(flushAfter)
+	}
+}
+
+// flush writes all lines that there are by now.
 func (l *Log) flush() {
 	l.writing.Lock()
 	defer l.writing.Unlock()
+	l.writeAll()
+}
+
+// writeAll is flush. The caller holds writing.
+func (l *Log) writeAll() {
 	l.mu.Lock()
-	lines := l.lines
-	l.lines = l.spare[:0]
 	if l.timer != nil {
 		l.timer.Stop()
 	}
+	l.ticking.Store(false) // before settle: a record that is too late for it has the timer begin again
+	l.mu.Unlock()
+	if l.settle != nil {
+		l.settle()
+	}
+	l.mu.Lock()
+	lines := l.lines
+	l.lines = l.spare[:0]
+	l.full.Store(false)
 	l.mu.Unlock()
 	if len(lines) > 0 {
 		l.write(lines)

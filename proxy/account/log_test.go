@@ -45,9 +45,9 @@ func TestLogIsWrittenSoon(t *testing.T) {
 		var w writes
 		l := NewLog(&w, Text)
 		for i := range 3 {
-			l.add([]byte("first\n"))
+			l.put([]byte("first\n"))
 			time.Sleep(40 * time.Millisecond)
-			l.add([]byte("second\n"))
+			l.put([]byte("second\n"))
 			if n := len(w.got()); n != i {
 				t.Errorf("%d writes before time", n)
 			}
@@ -68,12 +68,12 @@ func TestLogIsWrittenWhenFull(t *testing.T) {
 	l := NewLog(&w, Text)
 	line := []byte(strings.Repeat("x", 999) + "\n")
 	for range flushSize/len(line) + 1 {
-		l.add(line)
+		l.put(line)
 	}
 	if got := w.got(); len(got) != 1 || len(got[0]) < flushSize {
 		t.Errorf("%d writes", len(got))
 	}
-	l.add(bytes.Repeat([]byte("y"), 2*flushSize))
+	l.put(bytes.Repeat([]byte("y"), 2*flushSize))
 	if got := w.got(); len(got) != 2 || len(got[1]) != 2*flushSize {
 		t.Errorf("a line of its own: %d writes", len(got))
 	}
@@ -85,12 +85,12 @@ func TestLogCloses(t *testing.T) {
 	if err := l.Close(); err != nil || len(w.got()) != 0 {
 		t.Errorf("nothing to write: %v, %q", err, w.got())
 	}
-	l.add([]byte("a\n"))
+	l.put([]byte("a\n"))
 	if err := l.Close(); err != nil || len(w.got()) != 1 {
 		t.Errorf("%v, %q", err, w.got())
 	}
 	w.err = errors.New("disk full")
-	l.add([]byte("b\n"))
+	l.put([]byte("b\n"))
 	if err := l.Close(); err != w.err {
 		t.Errorf("%v", err)
 	}
@@ -122,7 +122,7 @@ func TestLogOnAFullDisk(t *testing.T) {
 		lost uint64
 	}{{"first\n", 0, 0}, {"second\nthird\n", 0, 2}, {"fourth\n", 0, 3}, {"fifth\n", 100, 3}} {
 		d.room += step.room
-		l.add([]byte(step.line))
+		l.put([]byte(step.line))
 		l.flush()
 		if l.Lost() != step.lost {
 			t.Errorf("after %q: %d lines lost, want %d", step.line, l.Lost(), step.lost)
@@ -145,7 +145,7 @@ func TestLogConcurrently(t *testing.T) {
 	for i := range workers {
 		all.Go(func() {
 			for j := range each {
-				l.add(fmt.Appendf(nil, "%d %d %s\n", i, j, strings.Repeat("z", j%200)))
+				l.put(fmt.Appendf(nil, "%d %d %s\n", i, j, strings.Repeat("z", j%200)))
 			}
 		})
 	}
@@ -252,8 +252,9 @@ func BenchmarkLog(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			log := NewLog(open(b), format)
 			defer log.Close()
+			r := New(prometheus.NewRegistry(), Config{Access: log})
 			for b.Loop() {
-				log.exchange(rec)
+				r.Done(rec)
 			}
 		})
 	}

@@ -84,10 +84,10 @@ const (
 // provider is the value of gen_ai_provider_name: the engines speak vLLM's API.
 const provider = "vllm"
 
-// metrics counts Records: what most of them count in, in tallies, which are added up when somebody asks; what is rarer, in vectors. What
-// is told apart by name is bounded by the World (pools) and by maxModels.
+// metrics counts Records: what most of them count in, on desks, in tallies, which are added up when somebody asks; what is rarer, in
+// vectors. What is told apart by name is bounded by the World (pools) and by maxModels.
 type metrics struct {
-	tallies tallies
+	models modelNames
 
 	gone, shed               *prometheus.CounterVec
 	tcpConnections, tcpBytes *prometheus.CounterVec
@@ -95,8 +95,7 @@ type metrics struct {
 
 func newMetrics(reg prometheus.Registerer) *metrics {
 	m := new(metrics)
-	m.tallies.init()
-	reg.MustRegister(&m.tallies)
+	m.models.known.Store(&map[string]bool{})
 	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
 		v := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
 		reg.MustRegister(v)
@@ -113,9 +112,8 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	return m
 }
 
-// done counts an exchange.
+// done counts what is rare of an exchange.
 func (m *metrics) done(rec *Record) {
-	m.tallies.count(rec)
 	if rec.Shed != "" {
 		m.shed.WithLabelValues(rec.Pool, rec.Criticality, rec.Shed).Inc()
 	}

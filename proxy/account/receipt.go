@@ -3,10 +3,11 @@ package account
 import (
 	"cmp"
 	"encoding/hex"
+	"math"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
@@ -46,23 +47,24 @@ func (p *Pick) Fail(endpoint string, at time.Duration, why error) {
 }
 
 // Candidate is an endpoint as the picker saw it. The parts of its score are in seconds: their sum times Pressure times Price is Score.
+// Seven digits of each are enough to explain it, and many are kept.
 type Candidate struct {
 	Endpoint string
-	Score    float64 // the lowest wins
+	Score    float32 // the lowest wins
 
-	Queue     float64 // computing what is queued there before the prompt
-	Prompt    float64 // computing what of the prompt is not cached there
-	Adapter   float64 // bringing the LoRA adapter to the GPU
-	Inflicted float64 // the delay of the requests already there, as far as it counts
-	Pressure  float64 // by how much it is dearer because the KV cache is filling, 1 or more
-	Price     float64 // and because of what the endpoint costs; 1 if that does not count
+	Queue     float32 // computing what is queued there before the prompt
+	Prompt    float32 // computing what of the prompt is not cached there
+	Adapter   float32 // bringing the LoRA adapter to the GPU
+	Inflicted float32 // the delay of the requests already there, as far as it counts
+	Pressure  float32 // by how much it is dearer because the KV cache is filling, 1 or more
+	Price     float32 // and because of what the endpoint costs; 1 if that does not count
 
-	HitTokens       float64 // of the prompt, believed to be cached
-	UncachedTokens  float64 // of the prompt, to be computed
-	QueuedTokens    float64 // uncached tokens of requests before it
-	Requests        float64 // on the endpoint, others' included
-	KV              float64 // 0..1 of the KV cache in use
-	SecondsPerToken float64
+	HitTokens       float32 // of the prompt, believed to be cached
+	UncachedTokens  float32 // of the prompt, to be computed
+	QueuedTokens    float32 // uncached tokens of requests before it
+	Requests        float32 // on the endpoint, others' included
+	KV              float32 // 0..1 of the KV cache in use
+	SecondsPerToken float32
 	Home            bool // where the replicas agree to send a prompt that nobody has cached
 }
 
@@ -86,60 +88,97 @@ type Attempt struct {
 // receipts are what is kept of the last exchanges, in a ring. It has as much memory as they need at most: one that is written over leaves its
 // own to the next.
 type receipts struct {
+	mu    sync.Mutex // guards what slots hold. Taken once for many receipts: while what was written is on its way to memory, a lock waits for all of it
 	slots []slot
-	n     atomic.Uint64 // exchanges so far
 }
 
 // slot is one place in the ring.
 type slot struct {
-	mu  sync.Mutex
 	seq uint64 // of the exchange, from 1; 0: empty
 	kept
 }
 
-// kept is what a receipt has of a Record, and no more: the ring goes round as fast as requests come, and what it holds is in no cache by then.
+// kept is what a receipt has of a Record, and no more: the ring goes round as fast as requests come, and what it takes of a processor's
+// cache others have to do without.
 type kept struct {
-	id, method, path, model, pool, endpoint, reason, criticality, shed string
+	id, method, path, model, pool, endpoint, criticality, decidedBy string
 
-	status, retries int32
-	streamed        bool
-	trace           [16]byte
-	start           int64 // nanoseconds since 1970
-	duration, ttft  time.Duration
+	candidates []Candidate
+	rare       *rarity // its memory stays; what is in it counts if isRare
+	trace      [16]byte
 
-	promptTokens, cachedTokens, completionTokens, predictedTokens, predictedHit int
+	start                                                    int64 // nanoseconds since 1970
+	duration, ttft, at, queued, predictedTTFT, predictedTPOT time.Duration
 
-	Pick
+	promptTokens, cachedTokens, completionTokens, predictedTokens, predictedHit int32
+
+	status, retries, weighed int32
+	chosen, next             int8 // in candidates
+	streamed, isRare         bool
+}
+
+// rarity is what few receipts have.
+type rarity struct {
+	reason, shed, prefill string
+	tried                 []Attempt
+	shadow                Shadow
 }
 
 // keep makes k what there is to keep of rec. What a stranger may have worded is clipped.
 func (k *kept) keep(rec *Record) {
+	p := &rec.Pick
 	k.id, k.method, k.path, k.model = clip(rec.ID), clip(rec.Method), clip(rec.Path), clip(rec.Model)
-	k.pool, k.endpoint, k.reason, k.criticality, k.shed = rec.Pool, rec.Endpoint, clip(rec.Reason), rec.Criticality, rec.Shed
-	k.status, k.retries, k.streamed, k.trace = int32(rec.Status), int32(rec.Retries), rec.Streamed, rec.Trace.ID
+	k.pool, k.endpoint, k.criticality, k.decidedBy = rec.Pool, rec.Endpoint, rec.Criticality, p.DecidedBy
+	k.candidates = append(k.candidates[:0], p.Candidates...)
+	k.trace = rec.Trace.ID
 	k.start, k.duration, k.ttft = rec.Start.UnixNano(), rec.Duration, rec.TTFT
-	k.promptTokens, k.cachedTokens, k.completionTokens = rec.PromptTokens, rec.CachedTokens, rec.CompletionTokens
-	k.predictedTokens, k.predictedHit = rec.PredictedTokens, rec.PredictedHit
-	candidates, tried := k.Candidates, k.Tried
-	k.Pick = rec.Pick
-	k.Candidates = append(candidates[:0], rec.Pick.Candidates...)
-	k.Tried = append(tried[:0], rec.Pick.Tried...)
+	k.at, k.queued, k.predictedTTFT, k.predictedTPOT = p.At, p.Queued, p.PredictedTTFT, p.PredictedTPOT
+	k.promptTokens, k.cachedTokens, k.completionTokens = small(rec.PromptTokens), small(rec.CachedTokens), small(rec.CompletionTokens)
+	k.predictedTokens, k.predictedHit = small(rec.PredictedTokens), small(rec.PredictedHit)
+	k.status, k.retries, k.weighed = small(rec.Status), small(rec.Retries), small(p.Weighed)
+	k.chosen, k.next, k.streamed = int8(p.Chosen), int8(p.Next), rec.Streamed
+	k.isRare = rec.Reason != "" || rec.Shed != "" || p.Prefill != "" || len(p.Tried) > 0 || p.Shadow.Policy != ""
+	if k.isRare {
+		k.keepRare(rec)
+	}
 }
 
-// add keeps what there is of rec.
-func (r *receipts) add(rec *Record) {
+func (k *kept) keepRare(rec *Record) {
+	if k.rare == nil {
+		k.rare = new(rarity)
+	}
+	r, p := k.rare, &rec.Pick
+	r.reason, r.shed, r.prefill, r.shadow = clip(rec.Reason), rec.Shed, p.Prefill, p.Shadow
+	r.tried = append(r.tried[:0], p.Tried...)
+}
+
+// rarely gives what few have, which is nothing if it has nothing of it.
+func (k *kept) rarely() *rarity {
+	if k.isRare {
+		return k.rare
+	}
+	return new(rarity)
+}
+
+// small is a count as receipts have it.
+func small(n int) int32 { return int32(min(n, math.MaxInt32)) }
+
+// add keeps what there is of some records.
+func (r *receipts) add(all []held) {
 	if len(r.slots) == 0 {
 		return
 	}
-	seq := r.n.Add(1)
-	s := &r.slots[(seq-1)%uint64(len(r.slots))]
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.seq > seq {
-		return // the ring went round meanwhile
+	r.mu.Lock()
+	for i := range all {
+		h := &all[i]
+		s := &r.slots[(h.seq-1)%uint64(len(r.slots))]
+		if s.seq > h.seq {
+			continue // the ring went round meanwhile
+		}
+		s.seq = h.seq
+		s.keep(&h.Record)
 	}
-	s.seq = seq
-	s.keep(rec)
+	r.mu.Unlock()
 }
 
 // clip bounds a text, and lets go of what it was cut from.
@@ -161,7 +200,7 @@ type Query struct {
 
 func (q *Query) wants(k *kept) bool {
 	return (q.ID == "" || q.ID == k.id) && (q.Model == "" || q.Model == k.model) && (q.Pool == "" || q.Pool == k.pool) &&
-		(q.Endpoint == "" || q.Endpoint == k.endpoint || slices.ContainsFunc(k.Tried, func(a Attempt) bool { return a.Endpoint == q.Endpoint }))
+		(q.Endpoint == "" || q.Endpoint == k.endpoint || slices.ContainsFunc(k.rarely().tried, func(a Attempt) bool { return a.Endpoint == q.Endpoint }))
 }
 
 // Receipts gives the receipts that q wants, the newest first.
@@ -174,14 +213,14 @@ func (r *Recorder) Receipts(q Query) []Receipt {
 	}
 	var all []Receipt
 	ring := &r.receipts
-	newest := ring.n.Load()
+	newest := r.settle()
 	for back := range min(newest, uint64(len(ring.slots))) {
 		s := &ring.slots[(newest-1-back)%uint64(len(ring.slots))]
-		s.mu.Lock()
+		ring.mu.Lock() // not for all at once, which would take long
 		if s.seq != 0 && q.wants(&s.kept) {
 			all = append(all, s.receipt(r.replica))
 		}
-		s.mu.Unlock()
+		ring.mu.Unlock()
 		if q.Limit > 0 && len(all) == q.Limit {
 			break
 		}
@@ -281,41 +320,47 @@ type CandidateReceipt struct {
 }
 
 func (s *slot) receipt(replica string) Receipt {
-	p := &s.Pick
+	rare := s.rarely()
 	r := Receipt{
 		Receipt: s.id + "@" + replica, ID: s.id, Replica: replica, Seq: s.seq, Time: time.Unix(0, s.start),
-		Method: s.method, Path: s.path, Model: s.model, Pool: s.pool, Endpoint: s.endpoint, Prefill: p.Prefill, Stream: s.streamed,
-		Code: int(s.status), Reason: s.reason, Criticality: s.criticality, Shed: s.shed, Retries: int(s.retries), Duration: s.duration.Seconds(), Queued: p.Queued.Seconds(),
-		Predicted: Outcome{PromptTokens: known(s.predictedTokens), CachedTokens: known(s.predictedHit), TTFT: after(p.PredictedTTFT), TPOT: after(p.PredictedTPOT)},
+		Method: s.method, Path: s.path, Model: s.model, Pool: s.pool, Endpoint: s.endpoint, Prefill: rare.prefill, Stream: s.streamed,
+		Code: int(s.status), Reason: rare.reason, Criticality: s.criticality, Shed: rare.shed, Retries: int(s.retries), Duration: s.duration.Seconds(), Queued: s.queued.Seconds(),
+		Predicted: Outcome{PromptTokens: known(s.predictedTokens), CachedTokens: known(s.predictedHit), TTFT: after(s.predictedTTFT), TPOT: after(s.predictedTPOT)},
 		Actual:    Outcome{PromptTokens: known(s.promptTokens), CachedTokens: known(s.cachedTokens), CompletionTokens: known(s.completionTokens)},
-		DecidedBy: p.DecidedBy, Weighed: p.Weighed,
+		DecidedBy: s.decidedBy, Weighed: int(s.weighed),
 	}
 	if s.trace != [16]byte{} {
 		r.TraceID = hex.EncodeToString(s.trace[:])
 	}
-	if s := &p.Shadow; s.Policy != "" {
+	if s := &rare.shadow; s.Policy != "" {
 		r.Shadow = &ShadowReceipt{s.Policy, s.Endpoint, s.FirstToken - s.Chosen}
 	}
 	if s.ttft > 0 {
-		r.Actual.TTFT = after(s.ttft - p.At)
+		r.Actual.TTFT = after(s.ttft - s.at)
 	}
-	if each, ok := perToken(s.duration, s.ttft, s.completionTokens); ok {
+	if each, ok := perToken(s.duration, s.ttft, int(s.completionTokens)); ok {
 		r.Actual.TPOT = after(each)
 	}
-	if p.At > 0 {
-		r.Picked = after(p.At)
+	if s.at > 0 {
+		r.Picked = after(s.at)
 	}
-	for _, a := range p.Tried {
+	for _, a := range rare.tried {
 		r.Tried = append(r.Tried, FailedAttempt{a.Endpoint, a.At.Seconds(), a.Why})
 	}
-	for i := range p.Candidates {
-		c := &p.Candidates[i]
+	for i := range s.candidates {
+		c := &s.candidates[i]
 		r.Candidates = append(r.Candidates, CandidateReceipt{
-			Endpoint: c.Endpoint, Chosen: i == p.Chosen, Score: c.Score,
-			Queue: c.Queue, Prompt: c.Prompt, Adapter: c.Adapter, Inflicted: c.Inflicted, Pressure: c.Pressure, Price: c.Price,
-			HitTokens: c.HitTokens, UncachedTokens: c.UncachedTokens, QueuedTokens: c.QueuedTokens, Requests: c.Requests,
-			KV: c.KV, SecondsPerToken: c.SecondsPerToken, Home: c.Home,
+			Endpoint: c.Endpoint, Chosen: i == int(s.chosen), Score: decimal(c.Score),
+			Queue: decimal(c.Queue), Prompt: decimal(c.Prompt), Adapter: decimal(c.Adapter), Inflicted: decimal(c.Inflicted),
+			Pressure: decimal(c.Pressure), Price: decimal(c.Price),
+			HitTokens: decimal(c.HitTokens), UncachedTokens: decimal(c.UncachedTokens), QueuedTokens: decimal(c.QueuedTokens),
+			Requests: decimal(c.Requests), KV: decimal(c.KV), SecondsPerToken: decimal(c.SecondsPerToken), Home: c.Home,
 		})
+	}
+	if s.chosen != s.next && s.chosen >= 0 && s.next >= 0 {
+		next := &r.Candidates[s.next]
+		margin := next.Score - r.Candidates[s.chosen].Score
+		r.Next, r.Margin = next.Endpoint, &margin
 	}
 	slices.SortStableFunc(r.Candidates, func(a, b CandidateReceipt) int {
 		switch {
@@ -326,20 +371,23 @@ func (s *slot) receipt(replica string) Receipt {
 		}
 		return cmp.Compare(a.Score, b.Score)
 	})
-	if p.Chosen != p.Next && p.Chosen >= 0 && p.Next >= 0 {
-		next := &p.Candidates[p.Next]
-		margin := next.Score - p.Candidates[p.Chosen].Score
-		r.Next, r.Margin = next.Endpoint, &margin
-	}
 	return r
 }
 
+// decimal is the number with the fewest digits that f is the nearest to.
+func decimal(f float32) float64 {
+	var text [32]byte
+	d, _ := strconv.ParseFloat(string(strconv.AppendFloat(text[:0], float64(f), 'g', -1, 32)), 64)
+	return d
+}
+
 // known is a count, nil if nobody told.
-func known(n int) *int {
+func known(n int32) *int {
 	if n < 0 {
 		return nil
 	}
-	return &n
+	count := int(n)
+	return &count
 }
 
 // after is a time in seconds, nil if it did not come.

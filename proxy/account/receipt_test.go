@@ -22,7 +22,7 @@ func picked(id string, n int) *Record {
 	rec.Pick.DecidedBy, rec.Pick.Weighed, rec.Pick.Chosen, rec.Pick.Next = "cache", n, min(1, n-1), 0
 	for i := range n {
 		rec.Pick.Candidates = append(rec.Pick.Candidates, Candidate{
-			Endpoint: fmt.Sprintf("10.0.0.%d:8000", i), Score: []float64{.5, .1, .9}[i%3], Queue: .25, Prompt: .125, Adapter: .0625, Inflicted: .03125, Pressure: 1.5, Price: 2,
+			Endpoint: fmt.Sprintf("10.0.0.%d:8000", i), Score: []float32{.5, .1, .9}[i%3], Queue: .25, Prompt: .125, Adapter: .0625, Inflicted: .03125, Pressure: 1.5, Price: 2,
 			HitTokens: 64, UncachedTokens: 36, QueuedTokens: 70, Requests: 2.5, KV: .4, SecondsPerToken: 25e-6, Home: i == 2,
 		})
 	}
@@ -165,13 +165,13 @@ func TestReceiptsAreBoundedCopies(t *testing.T) {
 		t.Errorf("a receipt of %d bytes", len(text))
 	}
 	held := &r.receipts.slots[0].kept
-	for i, text := range []string{held.id, held.method, held.path, held.model, held.reason} {
+	for i, text := range []string{held.id, held.method, held.path, held.model, held.rare.reason} {
 		if len(text) > maxText+4 {
 			t.Errorf("text %d: %d bytes", i, len(text))
 		}
 	}
-	if len(held.Tried) != maxTried {
-		t.Errorf("%d attempts are kept", len(held.Tried))
+	if len(held.rare.tried) != maxTried {
+		t.Errorf("%d attempts are kept", len(held.rare.tried))
 	}
 }
 
@@ -182,10 +182,10 @@ func TestReceiptAllocs(t *testing.T) {
 	r := recorder(16)
 	rec := picked("id", 8)
 	rec.Pick.Fail("10.0.0.9:8000", 0, errors.New("refused"))
-	for range 16 {
-		r.receipts.add(rec)
+	for range 16 * batch {
+		r.Done(rec)
 	}
-	if n := testing.AllocsPerRun(100, func() { r.receipts.add(rec) }); n != 0 {
+	if n := testing.AllocsPerRun(100, func() { r.Done(rec) }); n != 0 {
 		t.Errorf("%v allocations a receipt", n)
 	}
 }
@@ -221,6 +221,6 @@ func BenchmarkReceipt(b *testing.B) {
 	rec := picked("id", 8)
 	b.ReportAllocs()
 	for b.Loop() {
-		r.receipts.add(rec)
+		r.Done(rec)
 	}
 }

@@ -1,20 +1,14 @@
 package account
 
 import (
-	"runtime"
 	"strconv"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Requests are counted where little has to be waited for: in one of a few tallies, of which each processor has its own as a rule, under one
-// lock. Counters that all processors share, each with an atomic operation of its own, take several times as long.
-
-// maxTallies bounds how many there are: each takes as much memory as all series do.
-const maxTallies = 8
+// Requests are counted where little has to be waited for: in the tally of a desk, of which each processor has its own as a rule. Counters
+// that all processors share, each with an atomic operation of its own, take several times as long.
 
 // family is a metric, of which there is one for each combination of its labels' values.
 type family struct {
@@ -79,40 +73,15 @@ func (f *few[K, V]) at(key K) *V {
 	return &(*f)[len(*f)-1].value
 }
 
-// tallies count what most requests count in.
-type tallies struct {
-	since  time.Time // when all of it was 0
-	models modelNames
-	all    []*tally
-	next   atomic.Uint32
-	idle   sync.Pool // of *tally, so that a processor gets the one it had before; each may be there more than once
-}
-
-func (ts *tallies) init() {
-	ts.since = time.Now()
-	ts.models.known.Store(&map[string]bool{})
-	for range min(runtime.GOMAXPROCS(0), maxTallies) {
-		ts.all = append(ts.all, &tally{models: make(map[modelKey]*modelTally), pools: make(map[string]*poolTally)})
-	}
-	ts.idle.New = func() any { return ts.all[ts.next.Add(1)%uint32(len(ts.all))] }
-}
-
-// count counts an exchange.
-func (ts *tallies) count(rec *Record) {
-	t := ts.idle.Get().(*tally)
-	t.mu.Lock()
-	t.of(rec, &ts.models).count(rec)
-	t.mu.Unlock()
-	ts.idle.Put(t)
-}
-
-// tally is a part of the counts.
+// tally is a part of the counts. Its desk's lock guards it.
 type tally struct {
-	mu     sync.Mutex // guards what follows
 	models map[modelKey]*modelTally
 	pools  map[string]*poolTally
 	last   *modelTally // that was counted in; nil: none
-	_      [64]byte    // so that no two share a cache line
+}
+
+func newTally() tally {
+	return tally{models: make(map[modelKey]*modelTally), pools: make(map[string]*poolTally)}
 }
 
 // modelKey tells apart what is counted by model.
@@ -258,6 +227,12 @@ func (s *modelTally) firstToken(rec *Record) {
 	}
 }
 
+// tallies are what is counted on all desks, together.
+type tallies struct {
+	*Recorder
+	since time.Time // when all of it was 0
+}
+
 // Describe implements prometheus.Collector.
 func (ts *tallies) Describe(ch chan<- *prometheus.Desc) {
 	for _, f := range families {
@@ -267,16 +242,17 @@ func (ts *tallies) Describe(ch chan<- *prometheus.Desc) {
 
 // Collect implements prometheus.Collector.
 func (ts *tallies) Collect(ch chan<- prometheus.Metric) {
+	ts.settle()
 	sums := make(sums)
-	for _, t := range ts.all {
-		t.mu.Lock()
-		for name, in := range t.pools {
+	for _, d := range ts.desks.all {
+		d.mu.Lock()
+		for name, in := range d.tally.pools {
 			sums.addPool(name, in)
 		}
-		for _, s := range t.models {
+		for _, s := range d.tally.models {
 			sums.addModel(s)
 		}
-		t.mu.Unlock()
+		d.mu.Unlock()
 	}
 	for k, s := range sums {
 		labels := k.labels[:k.n]
