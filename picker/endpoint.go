@@ -169,95 +169,114 @@ func (e *Endpoint) Rank(key uint64) uint64 {
 	return prefix.Link(key, e.id)
 }
 
-// weigh fills in candidates of which the endpoint is known: everything a policy needs, from atomics.
+// add appends the endpoint to the candidates, with what it has to do: the rest of the terms follows in weigh, of all of them at once.
+func (m *measure) add(c []Candidate, e *Endpoint) []Candidate {
+	c = append(c, Candidate{})
+	last := &c[len(c)-1]
+	last.Endpoint = e
+	e.burden(last, m)
+	return c
+}
+
+// weigh fills in of candidates that were added what follows from the prompt.
 func (m *measure) weigh(c []Candidate) {
 	if census := m.pool.census.Load(); census != nil && len(c) >= minCensus {
-		m.weighMany(c, census)
-		return
+		m.matchMany(c, census)
+	} else {
+		guess := 0
+		for i := range c {
+			e := c[i].Endpoint
+			c[i].Depth = e.index.Match(m.request.Chain, e.clock.Load(), c[i].window, guess)
+			guess = c[i].Depth
+		}
 	}
 	for i := range c {
-		e := c[i].Endpoint
-		e.burden(&c[i], m)
-		c[i].Depth = e.index.Match(m.request.Chain, e.clock.Load(), c[i].window, m.guess)
-		m.guess = c[i].Depth
-		e.value(&c[i], m)
+		c[i].Endpoint.value(&c[i], m)
 	}
 }
 
 // A search is what looking into many indexes at once needs for its duration.
 type search struct {
 	survey  prefix.Survey
-	queries [prefix.MaxQueries]prefix.Query
+	queries []prefix.Query
+	asked   []int32 // the candidate of each query
 }
 
 var searches = sync.Pool{New: func() any { return new(search) }}
 
-// weighMany is weigh for many endpoints, whose indexes it looks into at once.
-func (m *measure) weighMany(c []Candidate, census *prefix.Census) {
+// matchMany finds how much of the prompt each of many candidates holds, looking into their indexes at once.
+func (m *measure) matchMany(c []Candidate, census *prefix.Census) {
 	s := searches.Get().(*search)
 	s.survey.Take(census, m.request.Chain)
-	for len(c) > 0 {
-		some := c[:min(len(c), prefix.MaxQueries)]
-		queries := s.queries[:len(some)]
-		for i := range some {
-			e := some[i].Endpoint
-			e.burden(&some[i], m)
-			queries[i] = prefix.Query{Index: &e.index, Clock: e.clock.Load(), Window: some[i].window}
+	for i := range c {
+		if e := c[i].Endpoint; !s.survey.None(&e.index) {
+			s.queries = append(s.queries, prefix.Query{Index: &e.index, Clock: e.clock.Load(), Window: c[i].window})
+			s.asked = append(s.asked, int32(i))
 		}
-		s.survey.Match(queries)
-		for i := range some {
-			some[i].Depth = queries[i].Depth
-			some[i].Endpoint.value(&some[i], m)
-		}
-		clear(queries)
-		c = c[len(some):]
 	}
+	s.survey.Match(s.queries)
+	for i, at := range s.asked {
+		c[at].Depth = s.queries[i].Depth
+	}
+	clear(s.queries)
+	s.queries, s.asked = s.queries[:0], s.asked[:0]
 	searches.Put(s)
 }
 
-// burden fills in what the endpoint has to do, whatever the prompt.
+// burden fills in what the endpoint has to do, whatever the prompt. It is done for each endpoint of a pool for each request: what few
+// have is behind a branch, what few ask for is theirs to work out, and limits are branches too (min and max of floats take several times
+// as long, for the sake of what is not a number).
 func (e *Endpoint) burden(c *Candidate, m *measure) {
 	if int64(m.now) >= e.nextDue.Load() {
 		e.releaseDue(m.now)
 	}
 	v := e.view.Load()
+	seen, held, inflight := e.queued.Load(), e.held.Load(), float64(e.inflight.Load())
+	c.seen = seen
+	c.Queued = float64(seen)
 	fresh := v.fresh(m.now, m.pool.cfg.StaleAfter)
-	c.seen = e.queued.Load()
-	c.Queued = float64(c.seen)
-	c.InFlight = float64(e.inflight.Load())
+	c.KV = e.kv(v, held, fresh, m.others)
 	if fresh {
 		c.Queued += v.foreignWaiting*m.foreign + m.others*float64(max(e.sent.Load()-v.sent, 0))
-		c.InFlight += max(v.foreign+m.others*(c.InFlight-float64(v.inflight)), 0)
+		if foreign := v.foreign + m.others*(inflight-float64(v.inflight)); foreign > 0 {
+			inflight += foreign
+		}
 	}
-	c.KV = e.kv(v, fresh, m.others)
+	c.InFlight = inflight
 	c.Speed = m.speed
 	if m.pool.has(LearnedSpeed) {
 		c.Speed = e.speed.mean(m.speed, speedPrior)
 	}
-	c.left = c.Queued - e.progress(c, m.now)
+	c.left = c.Queued
+	if seen > 0 {
+		c.left -= e.progress(c, m.now)
+	}
 	c.capacity = v.capacity
-	c.full = max(c.KV, float64(e.held.Load()+e.promised.Load())/v.capacity)
+	c.taken = held + e.promised.Load()
 	c.window = e.window(v, c.KV)
 	if m.adapter != 0 {
 		c.Adapter = e.adapterCost(m.adapter, v)
 	}
 	c.Cost = e.Cost()
+	c.Premium = c.Cost - 1
 }
 
 // value fills in what follows from the chunks of the prompt that the endpoint holds.
 func (e *Endpoint) value(c *Candidate, m *measure) {
-	c.Hit = m.cached(c.Depth) * e.belief.credit()
+	if c.Depth > 0 {
+		if c.Hit = m.cached(c.Depth) * e.belief.credit(); c.Hit > m.best {
+			m.best = c.Hit
+		}
+	}
 	c.Uncached = m.tokens - c.Hit
 	c.Again = m.again * c.Uncached
-	m.best = max(m.best, c.Hit)
 	// The sidecar that asks for a prompt passes on which engine is meant: it has to be the like one.
 	if o := m.prefill.Endpoint; o != nil && o != e && o.spec.Engine == e.spec.Engine && c.Uncached >= float64(m.request.RemotePrefill) {
 		c.prefill = m.prefill.Score
 	}
 	if m.request.SLO != (SLO{}) {
+		c.Premium = 0
 		e.predict(c, m)
-	} else {
-		c.Premium = c.Cost - 1
 	}
 }
 
@@ -268,13 +287,19 @@ func (e *Endpoint) progress(c *Candidate, now time.Duration) float64 {
 }
 
 // kv is the share of the KV cache in use: as scraped, and how what we have in flight has changed since, the others likewise; or
-// what we have in flight.
-func (e *Endpoint) kv(v *view, fresh bool, others float64) float64 {
-	held := float64(e.held.Load())
+// what we have in flight, which is held.
+func (e *Endpoint) kv(v *view, held int64, fresh bool, others float64) float64 {
+	used := float64(held)
 	if fresh && v.hasKV {
-		held = v.kv*v.capacity + (1+others)*(held-float64(v.held))
+		used = v.kv*v.capacity + (1+others)*float64(held-v.held)
 	}
-	return min(max(held/v.capacity, 0), 1)
+	switch {
+	case used <= 0:
+		return 0
+	case used >= v.capacity:
+		return 1
+	}
+	return used / v.capacity
 }
 
 // adapterCost is what a request for an adapter costs beyond its prompt, in prompt tokens. A pod that does not say how many adapters

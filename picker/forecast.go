@@ -197,7 +197,7 @@ func (e *Endpoint) predict(c *Candidate, m *measure) {
 	x := c.features()
 	c.FirstToken, c.PerToken = e.forecast(&x, c.Speed)
 	slo := &m.request.SLO
-	c.Meets = (c.InFlight < 1 || c.full+(c.Uncached+m.output)/c.capacity <= fullKV) &&
+	c.Meets = (c.InFlight < 1 || c.full(m) <= fullKV) &&
 		(slo.FirstToken == 0 || m.now+seconds(c.FirstToken*e.pool.forecasts.first.late()) <= slo.FirstToken) &&
 		(slo.PerToken == 0 || c.PerToken*e.pool.forecasts.each.late() <= slo.PerToken.Seconds())
 }

@@ -43,7 +43,6 @@ type measure struct {
 	output   float64 // tokens that it is expected to generate
 	again    float64 // tokens to be computed again for each that is computed now
 	best     float64 // tokens that are cached where most are
-	guess    int     // chunks that the endpoint weighed last holds
 
 	prefill Candidate // what would compute the prompt for another; its Score is in how many seconds. No Endpoint: none would
 }

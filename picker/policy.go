@@ -32,10 +32,15 @@ type Candidate struct {
 	seen     int64   // our own part of Queued, as read
 	left     float64 // of Queued, what has not been computed yet
 	capacity float64 // tokens of its KV cache
-	full     float64 // 0..1 of it in use, or promised to what is in flight
+	taken    int64   // tokens of it that are in use by what we have in flight, or promised to that
 	prefill  float64 // seconds until another endpoint would have computed its prompt; 0: none would
 	window   int64   // tokens that the pod can allocate before it drops what was freed last
 	out      bool    // not in the running, whatever its score
+}
+
+// full is how full the KV cache would be with the request, 0 to 1 or more: what is in use, or promised to what is in flight, and what it takes.
+func (c *Candidate) full(m *measure) float64 {
+	return max(c.KV, float64(c.taken)/c.capacity) + (c.Uncached+m.output)/c.capacity
 }
 
 // A Policy chooses among candidates. It is called by many goroutines at once, with at least one candidate, in the order of
@@ -102,7 +107,9 @@ type fairway struct{ pool *Pool }
 func (f fairway) Choose(c []Candidate, r *Request) int {
 	depth, hit := 0, 0.0
 	for i := range c {
-		depth, hit = max(depth, c[i].Depth), max(hit, c[i].Hit)
+		if c[i].Depth > 0 {
+			depth, hit = max(depth, c[i].Depth), max(hit, c[i].Hit)
+		}
 	}
 	// What tells this prompt from what the pool has cached: prompts that share their next chunk share the key.
 	key := r.Hash
@@ -112,7 +119,7 @@ func (f fairway) Choose(c []Candidate, r *Request) int {
 	home, forgiven := -1, 0.0
 	if f.pool.has(Homes) {
 		if share := f.pool.others.forgiven(frontier(r.Chain, depth)); share > 0 {
-			home = rendezvous(c, key, func(*Candidate) bool { return true })
+			home = rendezvous(c, key, math.Inf(1), anyDepth)
 			forgiven = share * (c[home].Hit + c[home].Uncached - hit)
 		}
 	}
@@ -131,7 +138,7 @@ func (f fairway) Choose(c []Candidate, r *Request) int {
 	}
 	limit := f.pool.tieLimit(&c[lowest])
 	depth = c[lowest].Depth // a cold pod never ties with a warm one: the prompt would be computed and kept twice
-	return rendezvous(c, key, func(c *Candidate) bool { return !c.out && c.Score <= limit && c.Depth == depth })
+	return rendezvous(c, key, limit, depth)
 }
 
 // narrow leaves in the running the endpoints that are predicted to meet the SLO, and where they differ in cost the cheapest of these for
@@ -192,16 +199,18 @@ func (p *Pool) score(c *Candidate) float64 {
 	return c.Speed * cost * (1 + c.Premium)
 }
 
-// rendezvous returns the candidate that ranks highest for key among those in the running. Everyone who sees the same
-// endpoints finds the same one, and an endpoint that comes or goes moves only its own keys.
-func rendezvous(c []Candidate, key uint64, in func(*Candidate) bool) int {
+// anyDepth is a depth that stands for all.
+const anyDepth = -1
+
+// rendezvous returns the candidate that ranks highest for key among those in the running whose score is no higher than limit, and that hold so
+// many chunks. Everyone who sees the same endpoints finds the same one, and an endpoint that comes or goes moves only its own keys.
+func rendezvous(c []Candidate, key uint64, limit float64, depth int) int {
 	best, rank := 0, uint64(0)
 	for i := range c {
-		if !in(&c[i]) {
-			continue
-		}
-		if r := c[i].Endpoint.Rank(key); r >= rank {
-			best, rank = i, r
+		if c[i].Score <= limit && !c[i].out && (depth == anyDepth || c[i].Depth == depth) {
+			if r := c[i].Endpoint.Rank(key); r >= rank {
+				best, rank = i, r
+			}
 		}
 	}
 	return best
@@ -222,8 +231,8 @@ type LeastRequest struct{}
 func (LeastRequest) Choose(c []Candidate, r *Request) int {
 	fewest := c[0].InFlight
 	for i := range c {
-		c[i].Score = c[i].InFlight
+		c[i].Score, c[i].out = c[i].InFlight, false
 		fewest = min(fewest, c[i].InFlight)
 	}
-	return rendezvous(c, r.Hash, func(c *Candidate) bool { return c.InFlight <= fewest })
+	return rendezvous(c, r.Hash, fewest, anyDepth)
 }

@@ -158,7 +158,7 @@ func TestRendezvousMovesOnlyTheirKeys(t *testing.T) {
 		for i := range e {
 			c = append(c, Candidate{Endpoint: e[i]})
 		}
-		return c[rendezvous(c, key, func(*Candidate) bool { return true })].Endpoint
+		return c[rendezvous(c, key, 0, anyDepth)].Endpoint
 	}
 	for key := range uint64(1000) {
 		before, after := home(key, e), home(key, e[1:])

@@ -182,7 +182,7 @@ func anyMeets(c []Candidate) bool {
 func (m *measure) hasRoom(c *Candidate) bool {
 	room := &m.request.Room
 	return c.InFlight < 1 ||
-		(room.Queued == 0 || c.Queued <= room.Queued) && (room.KV == 0 || c.full+(c.Uncached+m.output)/c.capacity <= room.KV)
+		(room.Queued == 0 || c.Queued <= room.Queued) && (room.KV == 0 || c.full(m) <= room.KV)
 }
 
 // NewPool returns a pool without endpoints.
@@ -310,6 +310,7 @@ func (p *Pool) Pick(r *Request, now time.Duration) (Lease, error) {
 func (p *Pool) Reserve(e *Endpoint, r *Request, now time.Duration) Lease {
 	m := p.measure(r, now)
 	c := [...]Candidate{{Endpoint: e}}
+	e.burden(&c[0], &m)
 	m.weigh(c[:])
 	if r.Candidates != nil {
 		*r.Candidates = append((*r.Candidates)[:0], c[0])
@@ -383,13 +384,12 @@ func (p *Pool) candidates(c []Candidate, m *measure) ([]Candidate, error) {
 			silent = true
 			continue
 		}
-		c = append(c, Candidate{})
-		c[len(c)-1].Endpoint = e
+		c = m.add(c, e)
 	}
 	if len(c) == at && silent {
 		for _, e := range set {
 			if !excluded(m.request.Exclude, e) && !e.Ejected(m.now) {
-				c = append(c, Candidate{Endpoint: e})
+				c = m.add(c, e)
 			}
 		}
 		if len(c) == at {
@@ -400,7 +400,7 @@ func (p *Pool) candidates(c []Candidate, m *measure) ([]Candidate, error) {
 		if refuge == nil {
 			return c, ErrExcluded
 		}
-		c = append(c, Candidate{Endpoint: refuge})
+		c = m.add(c, refuge)
 	}
 	m.weigh(c[at:])
 	return c, nil

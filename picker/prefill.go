@@ -17,7 +17,7 @@ func (p *Pool) choosePrefill(c []Candidate, m *measure) []Candidate {
 	at := len(c)
 	for _, e := range *p.prefills.Load() {
 		if !e.Ejected(m.now) && !e.Silent(m.now) {
-			c = append(c, Candidate{Endpoint: e})
+			c = m.add(c, e)
 		}
 	}
 	m.weigh(c[at:])
@@ -30,7 +30,7 @@ func (p *Pool) choosePrefill(c []Candidate, m *measure) []Candidate {
 		}
 	}
 	m.prefill = *best
-	m.best, m.guess = 0, 0 // of those that are picked among
+	m.best = 0 // of those that are picked among
 	return c[:at]
 }
 

@@ -6,9 +6,9 @@ import (
 	"sync/atomic"
 )
 
-// bucketRows is how many rows a census has for each bucket of the tables: eight for each slot, so that where tables are full one bit in
-// eight is set for another chunk than the one asked for.
-const bucketRows = 8 * bucketSlots
+// bucketRows is how many rows a census has for each bucket of the tables: sixteen for each slot, so that where tables are full one bit in
+// sixteen is set for another chunk than the one asked for.
+const bucketRows = 16 * bucketSlots
 
 // A Census tells of many indexes at once which of them may hold a chunk, so that a chain need not be looked for in each. It has a row for
 // some chunks, and in the row a bit for each index, the index's seat:
@@ -65,17 +65,9 @@ func (c *Census) row(key uint64) []atomic.Uint64 {
 	return c.rows[at : at+c.words]
 }
 
-// rowsAhead is how many rows a survey reads from memory at a time: twice as many cache lines are on their way where endpoints are a thousand.
-const rowsAhead = 16
-
-// fetch has the processor read the rows of a chain, many at a time.
-func (c *Census) fetch(chain []uint64) {
-	for _, key := range chain {
-		row := c.row(key)
-		for w := 0; w < len(row); w += 8 { // a cache line
-			row[w].Load()
-		}
-	}
+// may says whether the index of that seat may hold a chunk.
+func (c *Census) may(key uint64, seat int) bool {
+	return c.row(key)[seat/64].Load()>>(seat%64)&1 != 0
 }
 
 // sit gives a seat away; ok is false if there is none.
@@ -209,44 +201,72 @@ type Survey struct {
 	census *Census
 	chain  []uint64
 	joined uint64   // as of its beginning
-	may    []uint64 // the seats whose indexes may hold all chunks looked at so far
 	most   []uint16 // by seat
+
+	// While the rows are read: may has the seats whose indexes may hold all chunks looked at so far, open the words of it that are not 0
+	// yet, and lines where in a row they begin that share a cache line.
+	may         []uint64
+	open, lines []uint16
+
+	searching []uint16               // queries that have no answer yet
+	buckets   [queriesAtOnce]*bucket // where each of them looks next
 }
+
+// How many rows a survey reads from memory at a time: twice as many each time, since the longer a chain has been held the longer it is likely to be.
+const firstRows, mostRows = 8, 64
 
 // Take has the survey say what a census does of a chain, which must not change while it is used.
 func (s *Survey) Take(c *Census, chain []uint64) {
 	s.census, s.chain, s.joined = c, chain, c.joined.Load()
 	if len(s.most) < 64*c.words {
 		s.may, s.most = make([]uint64, c.words), make([]uint16, 64*c.words)
+		s.open, s.lines = make([]uint16, c.words), make([]uint16, (c.words+7)/8)
 	}
 	clear(s.most)
-	may, holes := s.may[:c.words], c.holes[:c.words]
+	may, holes, open := s.may[:c.words], c.holes[:c.words], s.open[:c.words]
 	for w := range may {
-		may[w] = ^uint64(0)
+		may[w], open[w] = ^uint64(0), uint16(w)
 	}
+	fetched := 0
 	for i := range chain {
-		if i%rowsAhead == 0 {
-			c.fetch(chain[i:min(i+rowsAhead+1, len(chain))])
+		if i == fetched {
+			fetched = min(max(2*i, firstRows), i+mostRows, len(chain))
+			s.fetch(chain[i:min(fetched+1, len(chain))], open)
 		}
 		row, child := c.row(chain[i])[:len(may)], c.row(chain[min(i+1, len(chain)-1)])[:len(may)]
-		some := uint64(0)
-		for w := range may {
-			if may[w] == 0 {
-				continue
-			}
+		n := 0
+		for _, w := range open {
 			held := row[w].Load() | child[w].Load()&holes[w].Load() // the child vouches for a chunk that has lost its slot
 			if gone := may[w] &^ held; gone != 0 && i > 0 {
-				s.bound(w, gone, i)
+				s.bound(int(w), gone, i)
 			}
-			may[w] &= held
-			some |= may[w]
+			if may[w] &= held; may[w] != 0 {
+				open[n] = w
+				n++
+			}
 		}
-		if some == 0 {
+		if open = open[:n]; n == 0 {
 			return
 		}
 	}
-	for w := range may {
-		s.bound(w, may[w], len(chain))
+	for _, w := range open {
+		s.bound(int(w), may[w], len(chain))
+	}
+}
+
+// fetch has the processor read the open words of a chain's rows, many at a time.
+func (s *Survey) fetch(chain []uint64, open []uint16) {
+	lines := s.lines[:0]
+	for _, w := range open {
+		if n := len(lines); n == 0 || lines[n-1]/8 != w/8 {
+			lines = append(lines, w)
+		}
+	}
+	for _, key := range chain {
+		row := s.census.row(key)
+		for _, w := range lines {
+			row[w].Load()
+		}
 	}
 }
 
@@ -255,6 +275,23 @@ func (s *Survey) bound(w int, seats uint64, chunks int) {
 	for ; seats != 0; seats &= seats - 1 {
 		s.most[64*w+bits.TrailingZeros64(seats)] = uint16(chunks)
 	}
+}
+
+// mostOf is how many leading chunks a table holds at most, and whether the census has told that.
+func (s *Survey) mostOf(t *table) (chunks int, told bool) {
+	switch {
+	case t == nil:
+		return 0, true
+	case t.census == s.census && s.joined == s.census.joined.Load():
+		return int(s.most[t.seat]), true
+	}
+	return len(s.chain), false
+}
+
+// None says that an index holds nothing of the chain, so that it need not be asked.
+func (s *Survey) None(x *Index) bool {
+	most, _ := s.mostOf(x.table.Load())
+	return most == 0
 }
 
 // A Query asks an index how much of a chain its pod still holds, as Index.Match does.
@@ -267,42 +304,50 @@ type Query struct {
 	// While it is searched for, chain[:Depth] is held, chain[hi:] is not, and chain[at] is looked at next.
 	table  *table
 	at, hi int
+	told   bool // the census knows the table
 }
 
-// MaxQueries is how many queries are answered at once.
-const MaxQueries = 64
+// queriesAtOnce is how many queries are answered in step: enough that the processor always waits for as many cache lines as it can, and so
+// few that it still has them when it looks.
+const queriesAtOnce = 128
 
-// Match answers up to MaxQueries queries about the chain, each as Index.Match would. It looks first where the census says that an index
-// holds no more, and searches by halving if that is not held, in all indexes in step: where each looks next is read from memory for all
+// Match answers queries about the chain, each as Index.Match would. It looks first where the census says that an index
+// holds no more, and searches by halving if that is not held, in many indexes in step: where each looks next is read from memory for all
 // of them at once, since waiting for it takes most of the time.
 func (s *Survey) Match(queries []Query) {
-	var searching [MaxQueries]uint8 // the queries that have no answer yet
-	n, current := 0, s.joined == s.census.joined.Load()
+	for len(queries) > 0 {
+		n := min(len(queries), queriesAtOnce)
+		s.match(queries[:n])
+		queries = queries[n:]
+	}
+}
+
+func (s *Survey) match(queries []Query) {
+	searching := s.searching[:0]
 	for i := range queries {
 		q := &queries[i]
-		q.Depth, q.hi = 0, 0
-		if q.table = q.Index.table.Load(); q.table != nil {
-			q.hi = len(s.chain)
-			if current && q.table.census == s.census {
-				q.hi = int(s.most[q.table.seat])
-			}
-		}
-		q.at = q.hi - 1
-		searching[n] = uint8(i)
-		if q.hi > 0 {
-			n++
+		q.table = q.Index.table.Load()
+		q.Depth = 0
+		q.hi, q.told = s.mostOf(q.table)
+		if q.at = q.hi - 1; q.hi > 0 {
+			searching = append(searching, uint16(i))
 		}
 	}
-	for round := 0; n > 0; round++ {
-		for _, i := range searching[:n] {
+	s.searching = searching
+	for round := 0; len(searching) > 0; round++ {
+		for k, i := range searching {
 			q := &queries[i]
-			q.table.fetch(s.chain[q.at : q.at+1])
+			s.buckets[k] = q.table.bucket(s.chain[q.at])
+		}
+		for _, b := range s.buckets[:len(searching)] { // no more than that, so that the processor sees many of them ahead
+			b.keys[0].Load()
+			b.states[0].Load()
 		}
 		still := 0
-		for _, i := range searching[:n] {
+		for k, i := range searching {
 			q := &queries[i]
 			switch t := q.table; { // as in Index.Match
-			case t.alive(s.chain[q.at], q.Clock, q.Window):
+			case s.buckets[k].alive(s.chain[q.at], q.Clock, q.Window):
 				q.Depth = q.at + 1
 			case q.at+1 < q.hi && t.holes.Load() && t.alive(s.chain[q.at+1], q.Clock, q.Window):
 				q.Depth = q.at + 2
@@ -310,14 +355,18 @@ func (s *Survey) Match(queries []Query) {
 				q.hi = q.at
 			}
 			q.at = int(uint(q.Depth+q.hi) / 2)
-			if round == 0 {
-				q.at = q.hi - 1 // the bit may have been set for another chunk
+			if round == 0 { // the bit may have been set for another chunk
+				for q.told && q.Depth < q.hi && !s.census.may(s.chain[q.hi-1], q.table.seat) {
+					q.hi--
+				}
+				q.at = q.hi - 1
 			}
-			searching[still] = i
 			if q.Depth < q.hi {
+				searching[still] = i
 				still++
 			}
 		}
-		n = still
+		searching = searching[:still]
 	}
+	clear(s.buckets[:])
 }

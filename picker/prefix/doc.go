@@ -17,7 +17,7 @@
 //	a chunk is alive  ⇔  it is pinned, or clock − stamp < window     window = tokens of cache that are not in use
 //
 // An index is bounded in bytes, 16 a slot and 32 to 64 for each chunk of the pod's cache. A Census tells of many indexes at once which may
-// hold a chunk, for one to four bytes more a slot, so that a chain is looked for in each of them only where its prefix is likely to end. Readers
+// hold a chunk, for two to eight bytes more a slot, so that a chain is looked for in each of them only where its prefix is likely to end. Readers
 // never wait for a writer: each slot is two atomic words. Writers exclude each other by a mutex per index. The package reads no clock and
 // allocates only when a table is made.
 package prefix

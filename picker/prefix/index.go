@@ -120,11 +120,10 @@ func (t *table) fetch(chain []uint64) {
 
 // load reads a slot without a lock. A writer that gives the slot to another key empties the key first, so that a key that
 // reads the same before and after belongs to the state between.
-func (t *table) load(key uint64) (state uint64, ok bool) {
+func (b *bucket) load(key uint64) (state uint64, ok bool) {
 	if key == 0 {
 		return 0, false
 	}
-	b := t.bucket(key)
 	for i := range b.keys {
 		if b.keys[i].Load() == key {
 			state = b.states[i].Load()
@@ -135,7 +134,11 @@ func (t *table) load(key uint64) (state uint64, ok bool) {
 }
 
 func (t *table) alive(key, clock uint64, window int64) bool {
-	state, ok := t.load(key)
+	return t.bucket(key).alive(key, clock, window)
+}
+
+func (b *bucket) alive(key, clock uint64, window int64) bool {
+	state, ok := b.load(key)
 	return ok && alive(state, clock, window)
 }
 
@@ -184,7 +187,7 @@ func (x *Index) Age(key, clock uint64) (tokens int64, ok bool) {
 	if t == nil {
 		return 0, false
 	}
-	state, ok := t.load(key)
+	state, ok := t.bucket(key).load(key)
 	if !ok || state&computedBit == 0 || state&maxPins != 0 {
 		return 0, false
 	}

@@ -251,7 +251,7 @@ func TestCrowdedTable(t *testing.T) {
 	lost, cut := 0, 0
 	for _, c := range chains {
 		for _, key := range c {
-			if _, ok := x.table.Load().load(key); !ok {
+			if _, ok := x.table.Load().bucket(key).load(key); !ok {
 				lost++
 			}
 		}
