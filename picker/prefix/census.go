@@ -47,6 +47,7 @@ func NewCensus(seats, bytes int, secret uint64) *Census {
 		c.words += min(c.words, 8)
 	}
 	c.rows = make([]atomic.Uint64, c.words<<numbered)
+	onLargePages(c.rows)
 	c.holes = make([]atomic.Uint64, c.words)
 	for seat := 64*c.words - 1; seat >= 0; seat-- {
 		c.free = append(c.free, seat)

@@ -86,6 +86,7 @@ func (x *Index) tableOf(buckets []bucket, holes bool) *table {
 	t.holes.Store(holes)
 	if c := x.census; c != nil && c.shift <= t.shift {
 		t.census, t.seat = c, x.seat
+		onLargePages(buckets) // it is one of many
 		t.enter()
 	}
 	return t
