@@ -75,9 +75,7 @@ func (s *Server) SetWorld(w *World) {
 
 	next := &serving{
 		world:      w,
-		objectives: make(map[objectiveKey]*int, len(w.Objectives)),
-		models:     make(map[modelKey]*servedModel, 2*len(w.Models)),
-		known:      make(map[string]string),
+		byName:     make(map[string]*pool, len(w.Pools)),
 		bodyLimit:  or(w.Limits.Body, DefaultBodyLimit),
 		usage:      or(w.Usage, UsageInject),
 		modelNames: or(w.ModelNames, ModelAsked),
@@ -88,7 +86,6 @@ func (s *Server) SetWorld(w *World) {
 	}
 	s.buffers.limit.Store(or(w.Limits.Buffers, DefaultBufferLimit))
 
-	pools := make(map[string]*pool, len(w.Pools))
 	for i := range w.Pools {
 		p := s.updatePool(&w.Pools[i], or(w.Timeouts.Connect, DefaultConnectTimeout), w.Scrape.Interval)
 		if w.Pickers == EmbeddedPicker {
@@ -98,45 +95,52 @@ func (s *Server) SetWorld(w *World) {
 		}
 		p.line.set(w.Queue)
 		p.setShadow(w.Shadow)
-		pools[p.name] = p
+		next.byName[p.name] = p
 		next.pools = append(next.pools, p)
 	}
-	next.byName = pools
+	next.nameModels(w)
 	if len(w.Routes) > 0 {
 		next.routes = route.Compile(w.Routes)
-	}
-	names := make(map[string][]string) // by pool
-	for i := range w.Models {
-		m := newServedModel(w.Models[i], pools[w.Models[i].Pool])
-		for _, in := range []string{"", m.Pool} {
-			names[in] = append(names[in], m.Name)
-			if key := (modelKey{in, m.Name}); next.models[key] == nil {
-				next.models[key] = m
-			}
-		}
-	}
-	for in, all := range names {
-		next.known[in] = knownModels(all)
-	}
-	for _, o := range w.Objectives {
-		if key := (objectiveKey{o.Pool, o.Name}); next.objectives[key] == nil {
-			next.objectives[key] = &o.Priority
-		}
 	}
 	s.budgets.Set(w.Budgets)
 	guards := authz.NewCompiler(&w.Access, &s.keySets)
 	next.guard = guards.Guard(&w.Gateway)
-	next.ports = destinations(w, pools, guards)
+	next.ports = destinations(w, next.byName, guards)
 	guards.Finish()
 	next.authorizers = s.authorizers.Set(w.Authorizers)
 
 	s.serving.Store(next)
 	for name, p := range s.pools {
-		if pools[name] != p {
+		if next.byName[name] != p {
 			p.close()
 		}
 	}
-	s.pools = pools
+	s.pools = next.byName
+}
+
+// nameModels has models and objectives found by their names, of which the first counts.
+func (v *serving) nameModels(w *World) {
+	v.models = make(map[modelKey]*servedModel, 2*len(w.Models))
+	names := make(map[string][]string) // by pool
+	for i := range w.Models {
+		m := newServedModel(w.Models[i], v.byName[w.Models[i].Pool])
+		for _, in := range []string{"", m.Pool} {
+			names[in] = append(names[in], m.Name)
+			if key := (modelKey{in, m.Name}); v.models[key] == nil {
+				v.models[key] = m
+			}
+		}
+	}
+	v.known = make(map[string]string, len(names))
+	for in, all := range names {
+		v.known[in] = knownModels(all)
+	}
+	v.objectives = make(map[objectiveKey]*int, len(w.Objectives))
+	for _, o := range w.Objectives {
+		if key := (objectiveKey{o.Pool, o.Name}); v.objectives[key] == nil {
+			v.objectives[key] = &o.Priority
+		}
+	}
 }
 
 // updatePool gives the pool of that name its endpoints, making it if it is new, or not
