@@ -102,13 +102,9 @@ type offer struct {
 	entry json.RawMessage
 }
 
-// offers are the models that may be asked for by the way the request has come, and by
-// whoever asks. Fields are
-// those of the first engine that has answered: what it says to browsers of other origins
-// (CORS) holds for all. Replies are given if there is nothing to offer.
-func (x *Exchange) offers() (offers []offer, fields []message.Field, replies []reply, err error) {
-	pools := x.meant()
-	models := x.serving.modelsOf(pools)
+// catalogues asks the engines of pools what they list, which it gives by pool. Fields are
+// those of the first engine that has answered.
+func (x *Exchange) catalogues(pools []*pool) (listed map[string]*catalogue, fields []message.Field, replies []reply) {
 	bound := fanOutTimeout
 	if !slices.ContainsFunc(pools, x.passesNames) {
 		bound = configuredTimeout
@@ -120,10 +116,7 @@ func (x *Exchange) offers() (offers []offer, fields []message.Field, replies []r
 		ends[i] = len(transports)
 	}
 	replies = x.askAll(transports, bound)
-	if x.gone() {
-		return nil, nil, nil, errGone
-	}
-	listed := make(map[string]*catalogue, len(pools))
+	listed = make(map[string]*catalogue, len(pools))
 	for i, at := 0, 0; i < len(pools); i++ {
 		c := &catalogue{named: make(map[string]*card)}
 		for ; at < ends[i]; at++ {
@@ -133,7 +126,19 @@ func (x *Exchange) offers() (offers []offer, fields []message.Field, replies []r
 		}
 		listed[pools[i].name] = c
 	}
+	return listed, fields, replies
+}
 
+// offers are the models that may be asked for by the way the request has come, and by
+// whoever asks. Fields are those of the answer: what the first engine says to browsers of
+// other origins (CORS) holds for all. Replies are given if there is nothing to offer.
+func (x *Exchange) offers() (offers []offer, fields []message.Field, replies []reply, err error) {
+	pools := x.meant()
+	models := x.serving.modelsOf(pools)
+	listed, fields, replies := x.catalogues(pools)
+	if x.gone() {
+		return nil, nil, nil, errGone
+	}
 	seen := make(map[string]bool)
 	for i := range models {
 		m := &models[i]
