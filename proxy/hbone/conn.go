@@ -323,11 +323,11 @@ func (c *conn) rst(id uint32, code http2.ErrCode) {
 }
 
 // goAway sends GOAWAY. c.mu is held.
-func (c *conn) goAway(last uint32, code http2.ErrCode, debug string) {
-	p := make([]byte, 8, 8+len(debug))
-	binary.BigEndian.PutUint32(p, last)
+func (c *conn) goAway(last uint32, code http2.ErrCode) {
+	var p [8]byte
+	binary.BigEndian.PutUint32(p[:], last)
 	binary.BigEndian.PutUint32(p[4:], uint32(code))
-	c.controlFrame(http2.FrameGoAway, 0, 0, append(p, debug...))
+	c.controlFrame(http2.FrameGoAway, 0, 0, p[:])
 }
 
 // fail ends the connection at once, with all its tunnels.
@@ -400,12 +400,12 @@ func (c *conn) reset(s *stream, code http2.ErrCode, err error) {
 
 // end closes the connection in order: what is pending is sent, then GOAWAY, then
 // the end. The peer has so long to close its side. c.mu is held.
-func (c *conn) end(code http2.ErrCode, debug string, wait time.Duration) {
+func (c *conn) end(code http2.ErrCode, wait time.Duration) {
 	if c.err != nil || c.closing {
 		return
 	}
 	if c.draining < 2 || code != http2.ErrCodeNo {
-		c.goAway(c.lastPeer, code, debug)
+		c.goAway(c.lastPeer, code)
 	}
 	c.draining = 2
 	c.closing = true
@@ -426,7 +426,7 @@ func (c *conn) drain() {
 		return
 	}
 	c.draining = 1
-	c.goAway(windowLimit, http2.ErrCodeNo, "")
+	c.goAway(windowLimit, http2.ErrCodeNo)
 	c.ping(drainPing)
 	c.closer = time.AfterFunc(c.limits.drain, c.drained)
 	c.kick()
@@ -441,7 +441,7 @@ func (c *conn) drained() {
 	}
 	c.closer.Stop()
 	c.draining = 2
-	c.goAway(c.lastPeer, http2.ErrCodeNo, "")
+	c.goAway(c.lastPeer, http2.ErrCodeNo)
 	c.kick()
 	c.closeIfDrained()
 }
@@ -449,6 +449,6 @@ func (c *conn) drained() {
 // closeIfDrained closes the connection after its last stream. c.mu is held.
 func (c *conn) closeIfDrained() {
 	if c.draining == 2 && len(c.streams) == 0 {
-		c.end(http2.ErrCodeNo, "", c.limits.linger)
+		c.end(http2.ErrCodeNo, c.limits.linger)
 	}
 }

@@ -523,7 +523,7 @@ func (role *client) free(s *stream) {
 		return
 	}
 	if c.away {
-		c.end(http2.ErrCodeNo, "", c.limits.linger)
+		c.end(http2.ErrCodeNo, c.limits.linger)
 		return
 	}
 	role.idle = time.AfterFunc(idleConn, role.retire)
@@ -543,7 +543,7 @@ func (role *client) retire() {
 	defer c.mu.Unlock()
 	if len(c.streams) == 0 {
 		c.away = true
-		c.end(http2.ErrCodeNo, "", c.limits.linger)
+		c.end(http2.ErrCodeNo, c.limits.linger)
 	}
 }
 

@@ -44,7 +44,7 @@ func (c *conn) blame(code http2.ErrCode, err error) error {
 		}
 	}
 	c.mu.Lock()
-	c.end(code, "", time.Second) // first: the last stream's end may be another's word
+	c.end(code, time.Second) // first: the last stream's end may be another's word
 	for _, s := range c.streams {
 		c.drop(s, err)
 	}
@@ -303,7 +303,7 @@ func (c *conn) readGoAway(f *http2.GoAwayFrame) error {
 			}
 		}
 		if len(c.streams) == 0 {
-			c.end(http2.ErrCodeNo, "", c.limits.linger)
+			c.end(http2.ErrCodeNo, c.limits.linger)
 		}
 	}
 	return nil
