@@ -286,6 +286,7 @@ func (a *app) run(ctx context.Context) error {
 	if a.sandwich != nil {
 		serve("listen.sandwich", a.sandwich)
 	}
+	unmapProgram()
 	select {
 	case err := <-a.failed:
 		return err

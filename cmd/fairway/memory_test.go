@@ -56,17 +56,21 @@ func start(t *testing.T, binary string, args ...string) *exec.Cmd {
 }
 
 // peakMemory is the most resident memory that a process has had, in MiB.
-func peakMemory(t *testing.T, pid int) int {
+func peakMemory(t *testing.T, pid int) int { return memoryOf(t, pid, "VmHWM") >> 10 }
+
+// memoryOf is a figure of a process's memory by its name in proc_pid_status(5), in KiB.
+func memoryOf(t *testing.T, pid int, name string) int {
+	t.Helper()
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		t.Skip("resident memory is read from /proc, which this system does not have:", err)
 	}
-	m := regexp.MustCompile(`VmHWM:\s+(\d+) kB`).FindSubmatch(text)
+	m := regexp.MustCompile(name + `:\s+(\d+) kB`).FindSubmatch(text)
 	if m == nil {
-		t.Fatalf("no VmHWM in %s", text)
+		t.Fatalf("no %s in %s", name, text)
 	}
 	kb, _ := strconv.Atoi(string(m[1]))
-	return kb >> 10
+	return kb
 }
 
 // image is a request that shows a picture of so many bytes of base64.
@@ -75,8 +79,8 @@ func image(size int, seed int) []byte {
 	return fmt.Appendf(nil, `{"model":"m","messages":[{"role":"user","content":[{"type":"text","text":"What is this?"},{"type":"image_url","image_url":{"url":"data:image/png;base64,%s"}}]}],"max_tokens":1}`, pixels)
 }
 
-// TestLargeImagesStayWithinTheBudget sends a picture of 60 MB, and then two
-// hundred of 5 MB at once, with a budget of 256 MiB. Who finds it spent is told
+// TestLargeImagesStayWithinTheBudget waits for a proxy to be idle, and sends it a
+// picture of 60 MB, and then two hundred of 5 MB at once, with a budget of 256 MiB. Who finds it spent is told
 // to come back, and does.
 func TestLargeImagesStayWithinTheBudget(t *testing.T) {
 	const budget = 256
@@ -92,6 +96,8 @@ func TestLargeImagesStayWithinTheBudget(t *testing.T) {
 		at[0], at[1], at[2], engine.URL, budget))
 	process := program(t, "serve", "--config", config, "--no-access-log")
 	waitFor(t, "readiness", func() bool { status, _ := get("http://" + at[1] + "/healthz/ready"); return status == 200 })
+	const idle = 40_000_000 >> 10
+	waitFor(t, "no more than 40 MB resident while nothing goes on", func() bool { return memoryOf(t, process.Process.Pid, "VmRSS") <= idle })
 
 	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 200}}
 	defer client.CloseIdleConnections()
