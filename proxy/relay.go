@@ -117,7 +117,11 @@ func (x *Exchange) relayBody(conn carrier) error {
 	for {
 		piece, err := x.next(conn)
 		if len(piece) > 0 {
-			x.plain.Pass(piece)
+			if int64(len(piece)) == x.answer.ContentLength {
+				x.plain.Whole(piece)
+			} else {
+				x.plain.Pass(piece)
+			}
 			if x.send(conn, piece) != nil {
 				return errGone
 			}

@@ -100,10 +100,19 @@ func BenchmarkEvents(b *testing.B) {
 func BenchmarkBody(b *testing.B) {
 	body := answer(b, "chat-nonstream-again")
 	var w Body
-	b.SetBytes(int64(len(body)))
-	b.ReportAllocs()
-	for b.Loop() {
-		w.Reset()
-		w.Pass(body)
-	}
+	b.Run("pieces", func(b *testing.B) {
+		b.SetBytes(int64(len(body)))
+		b.ReportAllocs()
+		for b.Loop() {
+			w.Reset()
+			w.Pass(body)
+		}
+	})
+	b.Run("whole", func(b *testing.B) {
+		b.SetBytes(int64(len(body)))
+		b.ReportAllocs()
+		for b.Loop() {
+			w.Whole(body)
+		}
+	})
 }

@@ -221,6 +221,9 @@ func FuzzUsage(f *testing.F) {
 				t.Fatalf("in pieces of %d: %+v, whole %+v", n, got, want)
 			}
 		}
+		if b.Whole(body); json.Valid(body) && b.Usage != want {
+			t.Fatalf("as a whole: %+v, want %+v", b.Usage, want)
+		}
 		var ref reference
 		if json.Unmarshal(body, &ref) != nil || !utf8.Valid(body) || bytes.Contains(body, []byte(`\`)) || bytes.Count(body, []byte("usage")) != 1 {
 			return

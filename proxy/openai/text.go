@@ -98,11 +98,8 @@ const (
 // scanString finds the quote that ends the string whose first byte is b[i]. When
 // the string is malformed, bad says why and end where.
 func scanString(b []byte, i int) (end int, escaped bool, bad string) {
-	if !vectors || len(b)-i < 128 {
-		return scanWords(b, i)
-	}
 	// Most strings are short: keys, roles, names.
-	for stop := i + 32; i < stop; i += 8 {
+	for stop := min(i+32, len(b)-7); i < stop; i += 8 {
 		if hit := specials(binary.LittleEndian.Uint64(b[i:])); hit != 0 {
 			i += bits.TrailingZeros64(hit) >> 3
 			if b[i] == '"' {
@@ -111,7 +108,7 @@ func scanString(b []byte, i int) (end int, escaped bool, bad string) {
 			break
 		}
 	}
-	for len(b)-i >= 64 {
+	for vectors && len(b)-i >= 64 {
 		at, found := passAVX2(b[i:])
 		i += at
 		escaped = escaped || found&passedEscapes != 0

@@ -1,5 +1,7 @@
 package openai
 
+import "bytes"
+
 // Usage is what an answer says of the tokens it took. A figure that it does not
 // say is −1.
 type Usage struct {
@@ -107,8 +109,8 @@ func (s *scanner) count() int {
 // maxUsage is more than the usage object of an answer takes.
 const maxUsage = 4096
 
-// Body watches a JSON answer that passes in pieces for its usage: the object under
-// the key "usage" of the outermost object; the last one counts. It judges nothing
+// Body watches a JSON answer that passes, whole or in pieces, for its usage: the object
+// under the key "usage" of the outermost object; the last one counts. It judges nothing
 // else of the text. Call Reset before the first piece.
 type Body struct {
 	Usage Usage
@@ -132,6 +134,27 @@ func (b *Body) Reset() {
 	b.Usage = unsaid
 	b.depth, b.nword = 0, 0
 	b.inString, b.escape, b.value, b.capture = false, false, false, false
+}
+
+var usageKey = []byte(`"usage"`)
+
+// Whole is Reset and Pass of an answer that is all there. It looks only at what follows
+// the key, as a rule: if all that is open there closes and leaves nothing open, it is the
+// outermost object that the key is in. Of what is no JSON it may say otherwise than Pass.
+func (b *Body) Whole(p []byte) {
+	b.Reset()
+	at := bytes.Index(p, usageKey)
+	if at < 0 {
+		return
+	}
+	if at > 0 && p[at-1] != '\\' && !bytes.Contains(p[at+len(usageKey):], usageKey) {
+		b.depth = 1
+		if b.Pass(p[at:]); b.depth == 0 && !b.inString {
+			return
+		}
+		b.Reset()
+	}
+	b.Pass(p)
 }
 
 // Pass reads the next piece.

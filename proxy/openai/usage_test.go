@@ -2,6 +2,7 @@ package openai
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"strings"
 	"testing"
@@ -39,6 +40,9 @@ func TestCapturedUsage(t *testing.T) {
 				t.Fatalf("%s in pieces of %d: got %+v, want %+v", name, n, got, want)
 			}
 		}
+		if b.Whole(body); b.Usage != want {
+			t.Fatalf("%s as a whole: got %+v, want %+v", name, b.Usage, want)
+		}
 	}
 }
 
@@ -52,6 +56,9 @@ func TestUsageFound(t *testing.T) {
 		{"in text", `{"choices":[{"message":{"content":"{\"usage\":{\"prompt_tokens\":3}}"}}]}`, unsaid},
 		{"text that ends like a key", `{"a":"\"usage","usage":{"prompt_tokens":3}}`, Usage{3, -1, -1, -1}},
 		{"deeper", `{"tools":[{"usage":{"prompt_tokens":3}}],"x":{"usage":{"prompt_tokens":3}}}`, unsaid},
+		{"deeper and at the end", `{"x":{"a":1,"usage":{"prompt_tokens":3}}}`, unsaid},
+		{"in parts", `{"usage":{"prompt_tokens":3},"usage":{"total_tokens":5}}`, Usage{3, -1, 5, -1}},
+		{"before others", `{"usage":{"prompt_tokens":3},"a":[{"b":{}}],"c":"}"}`, Usage{3, -1, -1, -1}},
 		{"null", `{"usage":null}`, unsaid},
 		{"value is the word", `{"a":"usage","b":{"prompt_tokens":3}}`, unsaid},
 		{"key that starts so", `{"usages":{"prompt_tokens":3},"usage_":{"prompt_tokens":3},"usage_and_more":{"prompt_tokens":3}}`, unsaid},
@@ -68,6 +75,9 @@ func TestUsageFound(t *testing.T) {
 				t.Errorf("%s in pieces of %d: got %+v, want %+v", tt.name, n, got, tt.want)
 			}
 		}
+		if b.Whole([]byte(tt.answer)); json.Valid([]byte(tt.answer)) && b.Usage != tt.want {
+			t.Errorf("%s as a whole: got %+v, want %+v", tt.name, b.Usage, tt.want)
+		}
 	}
 }
 
@@ -75,6 +85,8 @@ func TestBodyAllocatesNothing(t *testing.T) {
 	body := answer(t, "chat-nonstream-again")
 	var b Body
 	if n := testing.AllocsPerRun(100, func() {
+		b.Reset()
+		b.Whole(body)
 		b.Reset()
 		b.Pass(body[:500])
 		b.Pass(body[500:])
