@@ -87,9 +87,8 @@ func (s *Stream) Remote() string { return s.remote }
 
 // Bind has i interrupted, at most once, when the client goes away. False: it has
 // gone already, and i is not bound. A stream has one thing bound at a time.
-// Interrupt must not block or call back. The request is under way then: it has had its turn.
+// Interrupt must not block or call back.
 func (s *Stream) Bind(i interface{ Interrupt() }) bool {
-	s.endTurn()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.gone {
@@ -238,17 +237,8 @@ func (s *Stream) exchange() bool {
 		s.server.Turns.Take(&s.turn, s.ctx.Done())
 	}
 	s.server.Handler(s)
-	s.endTurn()
 	s.conn.Unguard()
 	return s.settle()
-}
-
-// endTurn ends the turn of a request that had to wait for one.
-func (s *Stream) endTurn() {
-	if s.piped {
-		s.piped = false
-		s.server.Turns.End(&s.turn)
-	}
 }
 
 // refuse has a request answered whose head was not understood.

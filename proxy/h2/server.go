@@ -48,7 +48,7 @@ const floodPause = 500 * time.Millisecond
 // or two each; stretch is how many of them are taken before the next take a turn.
 const (
 	readAhead = 4 << 10
-	stretch   = 16
+	stretch   = 32
 )
 
 // prefaceTimeout is how long the client's preface may take.
@@ -208,7 +208,6 @@ type handed struct {
 }
 
 func (h *handed) Read(p []byte) (int, error) {
-	h.server.Turns.End(&h.turn) // what was read before has been looked at
 	if h.flooded {
 		return 0, errFlood
 	}
@@ -248,7 +247,6 @@ func (h *handed) meters(p []byte) bool {
 		return true
 	}
 	h.flooded = true
-	h.server.Turns.End(&h.turn)
 	if h.server.Misbehaved != nil {
 		h.server.Misbehaved(Flood)
 	}

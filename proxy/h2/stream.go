@@ -85,7 +85,6 @@ func (b *beginning) end() {
 	if h := b.of; h != nil {
 		b.of = nil
 		h.beginning.Add(-1)
-		h.server.Turns.End(&b.turn)
 	}
 }
 

@@ -1,11 +1,11 @@
-// Package turn has what a client begins many of at once begin one after another, in turn with
-// what other clients do: a client that means well and has one request to begin finds a processor
-// free, however many another sends at once.
+// Package turn has what a client begins many of at once begin in turn with what other clients do:
+// a client that means well and has one request to begin finds a processor free, however many
+// another sends at once.
 //
 // Go runs what is ready in the order in which it became so, and looks for what has arrived on
 // the network when nothing is left to run, or after 10 ms: a thousand requests that begin together
 // are a wait of as long as all of them take for the one that comes behind. What waits for a turn is
-// not ready, and what has one is little.
+// not ready, and turns are spaced.
 package turn
 
 import (
@@ -14,51 +14,41 @@ import (
 	"time"
 )
 
-// most is how long a turn may keep others waiting. It is meant for work of a processor, of some
-// hundred microseconds; what has to wait for the network or for somebody's answer, with a turn
-// that it did not end, does not hold up the others.
-const most = 500 * time.Microsecond
+// perProcessor is how many turns there are in a second for each processor. To begin a request takes
+// some 100 µs of it, so it is a fifth of what processors can do.
+const perProcessor = 2000
 
-// Gate gives turns: to half of the processors at once, in the order in which they are asked for.
-// The zero value is ready. A nil Gate has a turn for everybody at once.
+// burst is how many turns can be had at once after a time without, and be made up for when the
+// timer is late: Go's are a millisecond late where nothing else goes on.
+const burst = 8
+
+// Gate gives turns, in the order in which they are asked for. The zero value is ready. A nil Gate
+// has a turn for everybody at once.
 type Gate struct {
 	mu          sync.Mutex
-	slots       int         // turns at once; 0: not known yet
-	taken       int         // of slots
-	age         uint64      // of the turns that count in taken
-	first, last *Turn       // the line
-	timer       *time.Timer // runs while there is a line
+	every       time.Duration // from turn to turn; 0: not known yet
+	at          time.Time     // when the next turn is to be given
+	first, last *Turn         // the line
+	timer       *time.Timer   // runs while there is a line
 }
 
-// Turn is a turn, or a place in the line for one. Its zero value is neither. It is used by one
-// goroutine at a time.
+// Turn is a place in the line. Its zero value is none. It is used by one goroutine at a time.
 type Turn struct {
-	age    uint64        // of Gate, when it was given; guarded by its mu
-	given  chan struct{} // holds one when it was given after a wait
-	place  place         // guarded by the gate's mu
-	before *Turn         // in the line; guarded by the gate's mu
-	behind *Turn         // in the line; guarded by the gate's mu
+	given          chan struct{} // holds one when a turn was given after a wait
+	waits          bool          // it is in the line; guarded by the gate's mu
+	before, behind *Turn         // in the line; guarded by the gate's mu
 }
 
-type place uint8
-
-const (
-	nowhere place = iota
-	inLine
-	through
-)
-
-// Take waits for a turn, until over. It tells whether t has one now, for End to end.
+// Take waits for a turn. It gives false if it was over before.
 func (g *Gate) Take(t *Turn, over <-chan struct{}) bool {
 	if g == nil {
 		return true
 	}
 	g.mu.Lock()
-	if g.slots == 0 {
-		g.slots = max(runtime.GOMAXPROCS(0)/2, 1)
+	if g.every == 0 {
+		g.every = time.Second / perProcessor / time.Duration(runtime.GOMAXPROCS(0))
 	}
-	if g.first == nil && g.taken < g.slots {
-		g.give(t)
+	if g.first == nil && g.give(time.Now()) {
 		g.mu.Unlock()
 		return true
 	}
@@ -75,79 +65,57 @@ func (g *Gate) Take(t *Turn, over <-chan struct{}) bool {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if t.place == inLine {
-		g.remove(t)
-	} else { // it was given at the same moment
+	if !t.waits { // its turn came at the same moment
 		<-t.given
-		g.end(t)
+		return false
+	}
+	if g.remove(t); g.first == nil {
+		g.timer.Stop()
 	}
 	return false
 }
 
-// End ends a turn. Without one it does nothing.
-func (g *Gate) End(t *Turn) {
-	if g == nil {
-		return
+// give takes a turn if there is one.
+func (g *Gate) give(now time.Time) bool {
+	if earliest := now.Add(-burst * g.every); g.at.Before(earliest) {
+		g.at = earliest
 	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.end(t)
-}
-
-func (g *Gate) end(t *Turn) {
-	if t.place != through {
-		return
+	if g.at.After(now) {
+		return false
 	}
-	t.place = nowhere
-	if t.age == g.age {
-		g.taken--
-		g.next()
-	}
-}
-
-func (g *Gate) give(t *Turn) {
-	t.place, t.age = through, g.age
-	g.taken++
+	g.at = g.at.Add(g.every)
+	return true
 }
 
 // next gives the turns there are to the first in the line.
 func (g *Gate) next() {
-	for g.first != nil && g.taken < g.slots {
-		t := g.first
-		g.remove(t)
-		g.give(t)
-		t.given <- struct{}{}
-	}
-}
-
-// expire has the turns of all that have one count no longer.
-func (g *Gate) expire() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.first == nil {
-		return
+	now := time.Now()
+	for g.first != nil && g.give(now) {
+		t := g.first
+		g.remove(t)
+		t.given <- struct{}{}
 	}
-	g.age++
-	g.taken = 0
-	g.next()
 	if g.first != nil {
-		g.timer.Reset(most)
+		g.timer.Reset(g.at.Sub(now))
 	}
 }
 
 // push puts t at the end of the line.
 func (g *Gate) push(t *Turn) {
-	t.place, t.before, t.behind = inLine, g.last, nil
+	t.waits, t.before, t.behind = true, g.last, nil
 	if g.last != nil {
 		g.last.behind = t
 		g.last = t
 		return
 	}
 	g.first, g.last = t, t
+	wait := time.Until(g.at)
 	if g.timer == nil {
-		g.timer = time.AfterFunc(most, g.expire)
+		g.timer = time.AfterFunc(wait, g.next)
 	} else {
-		g.timer.Reset(most)
+		g.timer.Reset(wait)
 	}
 }
 
@@ -163,8 +131,5 @@ func (g *Gate) remove(t *Turn) {
 	} else {
 		g.last = t.before
 	}
-	t.place, t.before, t.behind = nowhere, nil, nil
-	if g.first == nil {
-		g.timer.Stop()
-	}
+	t.waits, t.before, t.behind = false, nil, nil
 }

@@ -1,9 +1,9 @@
 package turn
 
 import (
-	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -27,73 +27,62 @@ func wait(g *Gate) *waiter {
 	return w
 }
 
-// waits tells whether it has neither had its turn nor given up.
-func (w *waiter) waits() bool {
-	synctest.Wait()
-	return len(w.had) == 0
+// spent gives a gate with a turn each millisecond and none at the moment.
+func spent(t *testing.T) *Gate {
+	t.Helper()
+	g := &Gate{every: time.Millisecond}
+	for i := range burst + 1 {
+		if w := wait(g); len(w.had) == 0 {
+			t.Errorf("%d of a burst waits", i)
+		}
+	}
+	return g
 }
 
 func TestInTurn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := &Gate{slots: 2}
+		g := spent(t)
+		start := time.Now()
 		var all []*waiter
-		for range 6 {
+		for range 20 {
 			all = append(all, wait(g))
 		}
-		for i := range all {
-			for j, w := range all[i:] {
-				if w.waits() != (j > 1) {
-					t.Errorf("after %d ended, %d waits: %v", i, i+j, w.waits())
-				}
-			}
-			if !<-all[i].had {
+		for i, w := range all {
+			if !<-w.had {
 				t.Errorf("%d gave up", i)
 			}
-			g.End(&all[i].Turn)
-			g.End(&all[i].Turn) // does nothing
+			if took, want := time.Since(start), time.Duration(i+1)*g.every; took != want {
+				t.Errorf("%d had its turn after %v, want %v", i, took, want)
+			}
 		}
-		if g.taken != 0 || g.first != nil || g.last != nil {
+		if g.first != nil || g.last != nil {
 			t.Errorf("something is left: %+v", g)
 		}
 	})
 }
 
-// Whoever has to wait, with a turn, keeps the others waiting no longer than most.
-func TestExpiry(t *testing.T) {
+// After a time without turns there are some at once, but not all there could have been.
+func TestBurst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := &Gate{slots: 1}
-		var all []*waiter
-		for range 4 {
-			all = append(all, wait(g))
+		g := spent(t)
+		time.Sleep(time.Hour)
+		for range burst + 1 {
+			wait(g)
 		}
-		start := time.Now()
-		for i, w := range all {
+		if w := wait(g); len(w.had) > 0 {
+			t.Error("one more did not wait")
+		} else {
 			<-w.had
-			if took, want := time.Since(start), time.Duration(i)*most; took != want {
-				t.Errorf("%d had its turn after %v, want %v", i, took, want)
-			}
 		}
-		for _, w := range all[:3] {
-			g.End(&w.Turn)
-		}
-		last := wait(g)
-		if !last.waits() {
-			t.Error("the end of turns that had expired made room")
-		}
-		g.End(&all[3].Turn)
-		if last.waits() {
-			t.Error("the end of a turn made no room")
-		}
-		g.End(&last.Turn)
 	})
 }
 
-// Who gives up leaves the line, wherever he stands in it, and keeps no turn.
+// Who gives up leaves the line, wherever he stands in it, and takes no turn.
 func TestGivingUp(t *testing.T) {
 	for gone := range 3 {
 		synctest.Test(t, func(t *testing.T) {
-			g := &Gate{slots: 1}
-			first := wait(g)
+			g := spent(t)
+			start := time.Now()
 			var all []*waiter
 			for range 3 {
 				all = append(all, wait(g))
@@ -102,27 +91,25 @@ func TestGivingUp(t *testing.T) {
 			if <-all[gone].had {
 				t.Error("a turn was given")
 			}
-			g.End(&all[gone].Turn) // does nothing
 			all = slices.Delete(all, gone, gone+1)
-			g.End(&first.Turn)
-			for _, w := range all {
-				if w.waits() {
-					t.Fatal("the line does not move")
+			for i, w := range all {
+				if <-w.had; time.Since(start) != time.Duration(i+1)*g.every {
+					t.Errorf("%d had its turn after %v", i, time.Since(start))
 				}
-				g.End(&w.Turn)
 			}
-			if g.taken != 0 || g.first != nil {
+			last := wait(g)
+			close(last.over)
+			if <-last.had || g.first != nil || g.last != nil {
 				t.Errorf("something is left: %+v", g)
 			}
 		})
 	}
 }
 
-// Turns are given once, and all are, whoever gives up meanwhile.
+// The line moves on, whoever gives up meanwhile.
 func TestMany(t *testing.T) {
-	g := new(Gate)
-	var mu sync.Mutex
-	live, had := 0, 0
+	g := &Gate{every: time.Microsecond}
+	var had atomic.Int32
 	var all sync.WaitGroup
 	for i := range 50 {
 		all.Go(func() {
@@ -132,24 +119,15 @@ func TestMany(t *testing.T) {
 				if i%5 == 0 {
 					go close(over)
 				}
-				if !g.Take(&turn, over) {
-					continue
+				if g.Take(&turn, over) {
+					had.Add(1)
 				}
-				mu.Lock()
-				live++
-				had++
-				mu.Unlock()
-				runtime.Gosched()
-				mu.Lock()
-				live--
-				mu.Unlock()
-				g.End(&turn)
 			}
 		})
 	}
 	all.Wait()
-	if live != 0 || had < 40*200 || g.taken != 0 || g.first != nil {
-		t.Errorf("%d turns under way, %d given: %+v", live, had, g)
+	if had.Load() < 40*200 || g.first != nil || g.last != nil {
+		t.Errorf("%d turns given: %+v", had.Load(), g)
 	}
 }
 
@@ -159,28 +137,25 @@ func TestNoGate(t *testing.T) {
 	if !g.Take(&turn, nil) {
 		t.Error("no turn")
 	}
-	g.End(&turn)
 }
 
 func TestTurnAlloc(t *testing.T) {
-	g := new(Gate)
+	g := &Gate{every: time.Nanosecond}
 	var turn Turn
 	if n := testing.AllocsPerRun(100, func() {
 		g.Take(&turn, nil)
-		g.End(&turn)
 	}); n > 0 {
 		t.Errorf("%v allocations", n)
 	}
 }
 
 func BenchmarkTurn(b *testing.B) {
-	g := new(Gate)
+	g := &Gate{every: time.Nanosecond}
 	b.ReportAllocs()
 	b.RunParallel(func(pb *testing.PB) {
 		var turn Turn
 		for pb.Next() {
 			g.Take(&turn, nil)
-			g.End(&turn)
 		}
 	})
 }
