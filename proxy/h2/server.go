@@ -45,7 +45,8 @@ const (
 const floodPause = 500 * time.Millisecond
 
 // readAhead is how much is read of a connection at once, so that frames do not take a system call
-// or two each; stretch is how many of them are taken before the next take a turn.
+// or two each; stretch is how many of them are taken before the next take a turn. Heads of requests
+// that came with others take one each.
 const (
 	readAhead = 4 << 10
 	stretch   = 32
@@ -198,6 +199,7 @@ type handed struct {
 	flooded  bool
 	ahead    []byte // of buf: read and not yet taken
 	taken    int    // frames of what was read at once
+	heads    int    // HEADERS of that
 	turn     turn.Turn
 	buf      [readAhead]byte
 
@@ -212,7 +214,7 @@ func (h *handed) Read(p []byte) (int, error) {
 		return 0, errFlood
 	}
 	if len(h.ahead) == 0 {
-		h.taken = 0
+		h.taken, h.heads = 0, 0
 		if len(p) >= len(h.buf) {
 			n, err := h.Conn.Read(p)
 			if !h.meters(p[:n]) {
@@ -242,6 +244,11 @@ func (h *handed) Read(p []byte) (int, error) {
 func (h *handed) meters(p []byte) bool {
 	if h.received.each(p, func(kind http2.FrameType, flags http2.Flags, length int, word uint32) bool {
 		h.taken++
+		if kind == http2.FrameHeaders {
+			if h.heads++; h.heads > 1 {
+				h.taken = stretch
+			}
+		}
 		return h.meter.Received(kind, flags, length, word)
 	}) {
 		return true
