@@ -128,6 +128,8 @@ type Request struct {
 	// tells what they decided.
 	Candidates *[]Candidate
 
+	Now time.Duration // when it was last known what time it is: when it is asked for, and again after a wait
+
 	// What package queue goes by.
 	Priority int           // the higher one first; below 0: refused rather than kept waiting
 	Flow     uint64        // whose it is: flows of one priority share what there is for it

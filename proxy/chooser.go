@@ -12,7 +12,8 @@ import (
 // another.
 type Chooser interface {
 	// Choose gives an endpoint that is not among those r excludes, with a
-	// lease on it, as soon as it is r's turn, or ctx is done. An *Error is the
+	// lease on it, as soon as it is r's turn, or ctx is done. It begins at r.Now, which
+	// it brings up to date if it waits for anything. An *Error is the
 	// answer to give instead, a *queue.Refusal the reason for one; any other error
 	// says that no endpoint is there.
 	Choose(ctx context.Context, r *picker.Request) (Choice, error)

@@ -58,7 +58,9 @@ func (c *consultation) end() {
 func (c *consultation) Choose(ctx context.Context, r *picker.Request) (Choice, error) {
 	if !c.done {
 		c.done = true
-		if err := c.ask(ctx); err != nil {
+		err := c.ask(ctx)
+		r.Now = Now()
+		if err != nil {
 			return Choice{}, err
 		}
 	}

@@ -38,6 +38,7 @@ func (x *Exchange) direct(d director) error {
 	}
 	x.beginWeighing()
 	asked := Now()
+	x.want.Now = asked
 	choice, err := x.pool.chooser.Choose(x.ctx, &x.want)
 	x.notePick(asked)
 	if err != nil {
@@ -88,6 +89,7 @@ func (x *Exchange) follow(lease *picker.Lease, served string) {
 	if i < 0 {
 		return // it has left the pool: the lease that has ended stands in
 	}
+	x.want.Now = now
 	x.notePick(now)
 	x.beginWeighing()
 	*lease = x.pool.picker.Reserve(endpoints[i], &x.want, now)

@@ -349,6 +349,7 @@ func (x *Exchange) attempt() (again bool, err error) {
 	x.want.Exclude = x.tried
 	x.beginWeighing()
 	asked := Now()
+	x.want.Now = asked
 	choice, err := x.chooser.Choose(x.ctx, &x.want)
 	x.notePick(asked)
 	if err != nil {

@@ -39,18 +39,18 @@ func (l *line) set(c Queue) {
 // ticket makes what tells a goroutine that its ticket is decided.
 func ticket() any { return make(chan struct{}) }
 
-// lease gives a request its endpoint as soon as it is its turn, or says why it does
+// lease gives a request, which comes at r.Now, its endpoint as soon as it is its turn, or says why it does
 // not get one: a *queue.Refusal, one of Pick's errors, or that of ctx.
 func (l *line) lease(ctx context.Context, r *picker.Request) (picker.Lease, error) {
-	now := Now()
 	r.Waited = r.Waited || l.off.Load()
-	lease, t, err := l.queue.Offer(r, ticket, now)
+	lease, t, err := l.queue.Offer(r, ticket, r.Now)
 	if t == nil {
 		return lease, err
 	}
 	l.wake()
 	l.tick()
 	decided := t.Owner.(chan struct{})
+	defer func() { r.Now = Now() }()
 	select {
 	case <-decided:
 		return t.Lease()

@@ -56,6 +56,7 @@ func TestGoroutinesParkOnTheirTickets(t *testing.T) {
 		var wg sync.WaitGroup
 		ask := func(name string, r picker.Request) {
 			wg.Go(func() {
+				r.Now = Now()
 				lease, err := l.lease(t.Context(), &r)
 				if refused, ok := errors.AsType[*queue.Refusal](err); ok {
 					name += " " + refused.Reason.String()
@@ -116,7 +117,7 @@ func TestStormOfDisconnects(t *testing.T) {
 			var wg sync.WaitGroup
 			for i := range 10_000 {
 				wg.Go(func() {
-					r := picker.Request{Flow: uint64(i % 300), Held: 100, Bytes: 4000}
+					r := picker.Request{Now: Now(), Flow: uint64(i % 300), Held: 100, Bytes: 4000}
 					if _, err := l.lease(ctx, &r); !errors.Is(err, context.Canceled) {
 						t.Error(err)
 					}

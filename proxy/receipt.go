@@ -38,11 +38,10 @@ func (x *Exchange) endWeighing() {
 	weighings.Put(w)
 }
 
-// notePick keeps when an endpoint was chosen, and how long that took since it was asked for.
+// notePick keeps when an endpoint was chosen, and how long that was waited for since it was asked for.
 func (x *Exchange) notePick(asked time.Duration) {
-	now := Now()
-	x.record.Pick.At = now - x.start
-	x.record.Pick.Queued += now - asked
+	x.record.Pick.At = x.want.Now - x.start
+	x.record.Pick.Queued += x.want.Now - asked
 }
 
 // noteFailure keeps that an endpoint failed.

@@ -11,7 +11,7 @@ import (
 const (
 	// flushAfter is how long a line waits at most to be written, flushSize how many bytes may.
 	flushAfter = 50 * time.Millisecond
-	flushSize  = 256 << 10
+	flushSize  = 1024 << 10
 )
 
 // A Format is how the lines of an access log are laid out.
@@ -22,7 +22,7 @@ const (
 	JSON               // an object
 )
 
-// Log is an access log. Lines are written together and whole: as soon as there are 256 KiB of them, 50 ms after the first of them at the
+// Log is an access log. Lines are written together and whole: as soon as there is 1 MiB of them, 50 ms after the first of them at the
 // latest, and at Close. They are in the order in which the requests ended, but for those of a batch that filled in less time: they are together.
 // While the writer takes no more, whoever has a line waits. It is safe for concurrent use.
 type Log struct {
