@@ -6,7 +6,8 @@
 //	score =  ──────────────────────────────────────        w = u + a        the lowest wins; of scores within 0.1·s·u of it,
 //	                       1 − 0.8·kv                                       the prompt's hash decides
 //
-//	s   s/token   seconds a prompt token, learned from first tokens of 512 uncached tokens or more;
+//	s   s/token   seconds a prompt token, learned from first tokens of 512 uncached tokens or more, and
+//	              not from those that come while more than 0.9 of the KV cache is in use;
 //	              prior: the pool's mean, worth 65,536 tokens; forgotten when first tokens keep coming at other
 //	              times than predicted
 //	Q   tokens    uncached tokens sent to the pod whose first token has not come (answers that do not stream: until it was

@@ -25,6 +25,9 @@ const (
 	speedPoolPrior = 4096
 	// minSpeedTokens: smaller prompts measure the engine's step, not its speed.
 	minSpeedTokens = 512
+	// crowded: with more of its KV cache in use than that share, an engine's first tokens wait until others end. That says nothing of its
+	// speed, and a pod that is believed slow for a minute because it was full leaves its load to others.
+	crowded = 0.9
 	// maxSlowness: a sample counts for at most this many times what is known so far. One that is slower yet is a stall,
 	// and a pod that is believed slow gets no requests to show better.
 	maxSlowness = 4
@@ -442,7 +445,7 @@ func (e *Endpoint) learnSpeed(dispatched, now time.Duration, uncached int64) {
 	for last < int64(now) && !e.lastFirst.CompareAndSwap(last, int64(now)) {
 		last = e.lastFirst.Load()
 	}
-	if uncached < minSpeedTokens {
+	if v := e.view.Load(); uncached < minSpeedTokens || e.kv(v, e.held.Load(), v.fresh(now, e.pool.cfg.StaleAfter), e.pool.others.perOwn()) > crowded {
 		return
 	}
 	tokens := float64(uncached)

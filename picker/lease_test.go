@@ -129,6 +129,18 @@ func TestSpeedIsLearned(t *testing.T) {
 	if got := fast.Load(now).Speed; got != f {
 		t.Error("small prompts teach speed")
 	}
+	for id := range 10 {
+		fast.Observe(sample(known{KVUsage: .95}), now)
+		request(fast, 2000+id, 8000, 100e-6)
+	}
+	if got := fast.Load(now).Speed; got != f {
+		t.Error("first tokens that wait for room in the KV cache teach speed")
+	}
+	fast.Observe(sample(known{KVUsage: .5}), now)
+	request(fast, 3000, 8000, 100e-6)
+	if got := fast.Load(now).Speed; got <= f {
+		t.Error("with room nothing is learned any more")
+	}
 }
 
 // Prompts that wait for each other do not count the wait twice.
