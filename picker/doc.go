@@ -16,8 +16,8 @@
 //	hit tokens    in the longest prefix of the prompt that is alive in the pod's index (package prefix)
 //	a   tokens    that bringing the request's LoRA adapter to the GPU costs: 0 if it is there, 4,000 if there is room or one that
 //	              nobody uses, 32,000 if it has to wait until one is not in use any more
-//	c             200 times the share of tokens that pods compute though another pod holds them, at most 16: where caches have
-//	              no room for copies, each pushes out what is needed
+//	c             200 times the share of tokens that pods compute though they held them once, or though another pod holds them and
+//	              no request uses them there, at most 16: where caches have no room for copies, each pushes out what is needed
 //	n   requests  on the pod: ours in flight, and others' as of the last scrape
 //	kv  0..1      of the KV cache in use: scraped, plus what our uncached tokens in flight have grown by since, over the
 //	              capacity; without metrics: our own uncached tokens in flight over the capacity

@@ -268,7 +268,7 @@ func (e *Endpoint) burden(c *Candidate, m *measure) {
 func (e *Endpoint) value(c *Candidate, m *measure) {
 	if c.Depth > 0 {
 		if c.Hit = m.cached(c.Depth) * e.belief.credit(); c.Hit > m.best {
-			m.best = c.Hit
+			m.best, m.holder, m.held = c.Hit, e, c.Depth
 		}
 	}
 	c.Uncached = m.tokens - c.Hit
@@ -343,9 +343,6 @@ func (e *Endpoint) reserve(c *Candidate, m *measure, force bool) (Lease, bool) {
 	e.promised.Add(int64(m.output))
 	e.sent.Add(work)
 	e.pool.uncached.add(float64(work), 1, uncachedHorizon)
-	if !c.Remote && c != &m.prefill {
-		e.pool.copied.add(m.best-c.Hit, c.Uncached, againHorizon)
-	}
 
 	r := m.request
 	l := Lease{
@@ -372,6 +369,9 @@ func (e *Endpoint) reserve(c *Candidate, m *measure, force bool) (Lease, bool) {
 	}
 	l.hold = e.index.Pin(r.Chain, clock, c.window, l.step)
 	l.lost = int64(m.cached(max(l.hold.Found, c.Depth)) - m.cached(c.Depth))
+	if !c.Remote && c != &m.prefill {
+		e.pool.repeated.add(m.repeated(c, l.lost), c.Uncached, againHorizon)
+	}
 	if !r.Stream {
 		l.ticket = e.expect(m.now+seconds(c.firstToken()), work)
 	}

@@ -33,16 +33,18 @@ type measure struct {
 	pool     *Pool
 	request  *Request
 	now      time.Duration
-	tokens   float64 // of the whole prompt, at least 1
-	perChunk float64 // tokens in prefix.ChunkSize bytes of the chain
-	speed    float64 // the pool's mean
-	foreign  float64 // tokens that a request of someone else waits with
-	others   float64 // requests of other replicas for each of ours
-	known    uint64  // the last chunk that any endpoint holds; 0: none. Only if the endpoint chosen is the prompt's home
-	adapter  uint64  // hash of the adapter's name; 0: none
-	output   float64 // tokens that it is expected to generate
-	again    float64 // tokens to be computed again for each that is computed now
-	best     float64 // tokens that are cached where most are
+	tokens   float64   // of the whole prompt, at least 1
+	perChunk float64   // tokens in prefix.ChunkSize bytes of the chain
+	speed    float64   // the pool's mean
+	foreign  float64   // tokens that a request of someone else waits with
+	others   float64   // requests of other replicas for each of ours
+	known    uint64    // the last chunk that any endpoint holds; 0: none. Only if the endpoint chosen is the prompt's home
+	adapter  uint64    // hash of the adapter's name; 0: none
+	output   float64   // tokens that it is expected to generate
+	again    float64   // tokens to be computed again for each that is computed now
+	best     float64   // tokens that are cached where most are
+	holder   *Endpoint // where that is; nil: nowhere
+	held     int       // in how many chunks
 
 	prefill Candidate // what would compute the prompt for another; its Score is in how many seconds. No Endpoint: none would
 }
@@ -61,10 +63,22 @@ func (p *Pool) measure(r *Request, now time.Duration) measure {
 		}
 	}
 	if p.has(Copies) { // others' picks are not seen, and would not follow
-		m.again = min(againWorth*p.copied.mean(0, againPrior), mostAgain) * max(1-m.others, 0)
+		m.again = min(againWorth*p.repeated.mean(0, againPrior), mostAgain) * max(1-m.others, 0)
 	}
 	m.foreign = p.uncached.mean(defaultUncached, 1)
 	return m
+}
+
+// repeated is how many tokens the endpoint that is picked computes because there is no room: what it held once, and had to give up (lost), or
+// what another holds that no request uses. What requests use elsewhere is in demand, and so will its copy be.
+func (m *measure) repeated(c *Candidate, lost int64) float64 {
+	n := float64(lost)
+	if copied := m.best - c.Hit; copied > n {
+		if _, idle := m.holder.index.Age(m.request.Chain[m.held-1], 0); idle {
+			n = copied
+		}
+	}
+	return n
 }
 
 // cached is how many tokens of the prompt its leading chunks are. vLLM computes the last token in any case.

@@ -243,6 +243,47 @@ func TestCacheAges(t *testing.T) {
 	}
 }
 
+func TestRoomForCopies(t *testing.T) {
+	r := prompt(prose(1, 8000)) // 2,000 tokens
+	for _, tt := range []struct {
+		name     string
+		computed float64 // by the first pod, since it served the prompt
+		used     bool    // it serves it when the prompt comes again
+		to       int     // where that goes
+		scarce   bool
+	}{
+		{"found where it was", 0, false, 0, false},
+		{"computed where it was lost", 20_000, false, 0, true},
+		{"copied while nobody uses it", 0, false, 1, true},
+		{"copied while it is used", 0, true, 1, false},
+	} {
+		var to fixed
+		p := newTestPool(2, Config{Policy: &to})
+		observe := func(computed float64, now time.Duration) {
+			counters := known{BlockSize: 16, NumBlocks: 1000, KVUsage: 0, PromptComputed: computed, Generated: 0}
+			p.Endpoints()[0].Observe(sample(counters), now)
+		}
+		observe(0, 0)
+		serve(t, p, r, 0)
+		observe(tt.computed, time.Second)
+		var user Lease
+		if tt.used {
+			user = pick(t, p, r, time.Second)
+		}
+		to = fixed(tt.to)
+		serve(t, p, r, time.Second)
+		user.End(2*time.Second, Done)
+		if dearer := p.Explain(nil, prompt(prose(2, 8000)), 2*time.Second)[0].Again > 0; dearer != tt.scarce {
+			t.Errorf("%s: what is not cached is dearer: %v", tt.name, dearer)
+		}
+	}
+}
+
+// fixed is the number of the endpoint that is always chosen.
+type fixed int
+
+func (f *fixed) Choose([]Candidate, *Request) int { return int(*f) }
+
 // FuzzObserve feeds endpoints with whatever: picks go on, with finite scores.
 func FuzzObserve(f *testing.F) {
 	number := func(b []byte, v float64) []byte { return binary.LittleEndian.AppendUint64(b, math.Float64bits(v)) }

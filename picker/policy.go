@@ -63,12 +63,12 @@ const (
 	// fastest. A share of the whole score would be more than a queue is long on a pod with many requests.
 	tieBand = 0.1
 
-	// Caches that have room for copies are not computing much that another pod holds. Where they do, every copy pushes out
-	// what is needed, until all pods compute everything: each token to be computed counts for againWorth times the share of
-	// tokens that were computed though another pod held them, but for no more than mostAgain more.
+	// Where caches have no room for copies, every copy pushes out what is needed, until all pods compute everything. They have room where
+	// pods do not compute much that they held once, or that another holds unused: each token to be computed counts for againWorth times
+	// the share of such tokens, but for no more than mostAgain more.
 	againWorth = 200
 	mostAgain  = 16
-	// againPrior and againHorizon: how many tokens computed the prior (none held elsewhere) counts for, and how many the
+	// againPrior and againHorizon: how many tokens computed the prior (none of them such) counts for, and how many the
 	// memory holds.
 	againPrior   = 1 << 20
 	againHorizon = 1 << 20

@@ -59,7 +59,7 @@ type Pool struct {
 	speed    ratio // seconds a prompt token
 	uncached ratio // uncached tokens a request
 	learned
-	copied    ratio // tokens computed though another endpoint had them cached, of all computed
+	repeated  ratio // tokens computed because there was no room, of all computed
 	others    others
 	forecasts forecasts
 
