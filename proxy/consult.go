@@ -181,8 +181,8 @@ func (x *Exchange) receiveRest() error {
 	if !x.early {
 		return nil
 	}
-	if err := x.read.ReadRest(x.body.bytes); err != nil {
-		return unreadable(err)
+	if err := x.readRest(); err != nil {
+		return err
 	}
 	x.early = false
 	x.edit()

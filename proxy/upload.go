@@ -38,7 +38,12 @@ func (x *Exchange) receiveAll() error {
 		return err
 	}
 	x.early = false
-	return unreadable(x.read.ReadRest(x.body.bytes))
+	return x.readRest()
+}
+
+// readRest reads a body of which the start has been read.
+func (x *Exchange) readRest() error {
+	return x.look(func() error { return x.read.ReadRest(x.body.bytes) })
 }
 
 // pump sends what there is of the body, and the rest as it is received. An
@@ -85,8 +90,8 @@ func (x *Exchange) moreBody() (piece []byte, err error) {
 	if !x.body.whole || x.kind == openai.Other {
 		return piece, x.bodyLate()
 	}
-	if err := x.read.ReadRest(x.body.bytes); err != nil {
-		return nil, unreadable(err)
+	if err := x.readRest(); err != nil {
+		return nil, err
 	}
 	x.edit()
 	return piece, nil
