@@ -323,8 +323,8 @@ func (e *Endpoint) window(v *view, kv float64) int64 {
 	return int64(v.capacity * e.belief.stretch() * (1 - kv))
 }
 
-// reserve makes the lease. Unless forced, it declines when the queue is not the one that the candidate was weighed with.
-func (e *Endpoint) reserve(c *Candidate, m *measure, force bool) (Lease, bool) {
+// reserve makes the lease, in l, which is empty. Unless forced, it declines when the queue is not the one that the candidate was weighed with.
+func (e *Endpoint) reserve(l *Lease, c *Candidate, m *measure, force bool) bool {
 	u := max(int64(c.Uncached), 1)
 	work := u
 	if c.Remote {
@@ -333,7 +333,7 @@ func (e *Endpoint) reserve(c *Candidate, m *measure, force bool) (Lease, bool) {
 	if force {
 		e.queued.Add(work)
 	} else if !e.queued.CompareAndSwap(c.seen, c.seen+work) {
-		return Lease{}, false
+		return false
 	}
 	if e.awaiting.Add(1) == 1 {
 		e.turned.Store(int64(m.now))
@@ -345,14 +345,14 @@ func (e *Endpoint) reserve(c *Candidate, m *measure, force bool) (Lease, bool) {
 	e.pool.uncached.add(float64(work), 1, uncachedHorizon)
 
 	r := m.request
-	l := Lease{
-		e: e, chain: r.Chain, model: r.Model, bytes: r.Bytes, extra: r.Tokens, stream: r.Stream,
-		dispatched: m.now, step: max(int64(m.perChunk), 1),
-		home: c.Home, known: m.known, slot: -1,
-		prompt: int64(m.tokens), hit: int64(c.Hit), believed: int64(m.cached(c.Depth)), uncached: u, work: work, output: int64(m.output), queued: true,
-		reported: usage{-1, -1, -1},
-		features: c.features(),
-	}
+	// One by one: made as a whole it would be on the stack twice, and streams keep the stacks that they have needed.
+	l.e, l.chain, l.model, l.bytes, l.extra, l.stream = e, r.Chain, r.Model, r.Bytes, r.Tokens, r.Stream
+	l.dispatched, l.step = m.now, max(int64(m.perChunk), 1)
+	l.home, l.known, l.slot = c.Home, m.known, -1
+	l.prompt, l.hit, l.believed = int64(m.tokens), int64(c.Hit), int64(m.cached(c.Depth))
+	l.uncached, l.work, l.output, l.queued = u, work, int64(m.output), true
+	l.reported = usage{-1, -1, -1}
+	l.features = c.features()
 	l.first, l.each = e.forecast(&l.features, c.Speed)
 	if c.Remote {
 		l.first = c.firstToken() // what is learned is of prompts that are computed here
@@ -376,11 +376,11 @@ func (e *Endpoint) reserve(c *Candidate, m *measure, force bool) (Lease, bool) {
 		l.ticket = e.expect(m.now+seconds(c.firstToken()), work)
 	}
 	if c.Remote {
-		prompt, _ := m.prefill.Endpoint.reserve(&m.prefill, m, true)
-		prompt.promise(1)
-		l.prefill = &prompt
+		l.prefill = new(Lease)
+		m.prefill.Endpoint.reserve(l.prefill, &m.prefill, m, true)
+		l.prefill.promise(1)
 	}
-	return l, true
+	return true
 }
 
 func seconds(s float64) time.Duration { return time.Duration(min(s, 1e6) * float64(time.Second)) }

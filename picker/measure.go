@@ -49,8 +49,9 @@ type measure struct {
 	prefill Candidate // what would compute the prompt for another; its Score is in how many seconds. No Endpoint: none would
 }
 
-func (p *Pool) measure(r *Request, now time.Duration) measure {
-	m := measure{pool: p, request: r, now: now}
+// take makes m, which is empty, the measure of a request.
+func (m *measure) take(p *Pool, r *Request, now time.Duration) {
+	m.pool, m.request, m.now = p, r, now
 	m.tokens, m.output = p.size(r)
 	m.perChunk = m.tokens * prefix.ChunkSize / float64(max(r.Bytes, prefix.Offset(len(r.Chain)), prefix.ChunkSize))
 	m.speed = p.meanSpeed()
@@ -66,7 +67,6 @@ func (p *Pool) measure(r *Request, now time.Duration) measure {
 		m.again = min(againWorth*p.repeated.mean(0, againPrior), mostAgain) * max(1-m.others, 0)
 	}
 	m.foreign = p.uncached.mean(defaultUncached, 1)
-	return m
 }
 
 // repeated is how many tokens the endpoint that is picked computes because there is no room: what it held once, and had to give up (lost), or

@@ -284,7 +284,10 @@ func (p *Pool) Endpoints() []*Endpoint { return *p.set.Load() }
 func (p *Pool) All() []*Endpoint { return *p.all.Load() }
 
 // scratch is what a pick needs for its duration.
-type scratch struct{ c []Candidate }
+type scratch struct {
+	c []Candidate
+	m measure
+}
 
 var scratches = sync.Pool{New: func() any { return new(scratch) }}
 
@@ -293,38 +296,41 @@ var scratches = sync.Pool{New: func() any { return new(scratch) }}
 // is ErrNoEndpoints, ErrExcluded, ErrSLO, ErrNoRoom or ErrTooLate.
 //
 // now is monotonic time since an origin of the caller's choice, the same in every call.
-func (p *Pool) Pick(r *Request, now time.Duration) (Lease, error) {
-	m := p.measure(r, now)
-	if r.Candidates != nil {
-		l, c, err := p.pick((*r.Candidates)[:0], &m)
-		*r.Candidates = c
-		return l, err
-	}
+func (p *Pool) Pick(r *Request, now time.Duration) (l Lease, err error) {
 	s := scratches.Get().(*scratch)
-	l, c, err := p.pick(s.c[:0], &m)
-	clear(c)
-	s.c = c
+	s.m.take(p, r, now)
+	into := r.Candidates
+	if into == nil {
+		into = &s.c
+	}
+	c := (*into)[:0]
+	l, c, err = p.pick(c, &s.m)
+	*into = c
+	clear(s.c)
+	s.m = measure{}
 	scratches.Put(s)
 	return l, err
 }
 
 // Reserve takes a lease on an endpoint that somebody else has chosen.
-func (p *Pool) Reserve(e *Endpoint, r *Request, now time.Duration) Lease {
-	m := p.measure(r, now)
+func (p *Pool) Reserve(e *Endpoint, r *Request, now time.Duration) (l Lease) {
+	var m measure
+	m.take(p, r, now)
 	c := [...]Candidate{{Endpoint: e}}
 	e.burden(&c[0], &m)
 	m.weigh(c[:])
 	if r.Candidates != nil {
 		*r.Candidates = append((*r.Candidates)[:0], c[0])
 	}
-	l, _ := e.reserve(&c[0], &m, true)
+	e.reserve(&l, &c[0], &m, true)
 	return l
 }
 
 // Explain appends to dst the candidates for a request as the policy sees them now, and reserves nothing.
 func (p *Pool) Explain(dst []Candidate, r *Request, now time.Duration) []Candidate {
 	at := len(dst)
-	m := p.measure(r, now)
+	var m measure
+	m.take(p, r, now)
 	dst, err := p.candidates(dst, &m)
 	if err == nil {
 		p.cfg.Policy.Choose(dst[at:], r)
@@ -335,18 +341,18 @@ func (p *Pool) Explain(dst []Candidate, r *Request, now time.Duration) []Candida
 // attempts bounds how often a pick that lost a race is made again.
 const attempts = 4
 
-// pick gathers candidates into c, which is empty, chooses and reserves. If the chosen endpoint's queue has changed since
+// pick gathers candidates into memory that is there, chooses and reserves. If the chosen endpoint's queue has changed since
 // it was looked at, another pick may have chosen it at the same instant: the choice is made again, so that simultaneous
 // picks see each other. After a few attempts it is taken as it is.
-func (p *Pool) pick(c []Candidate, m *measure) (Lease, []Candidate, error) {
+func (p *Pool) pick(into []Candidate, m *measure) (l Lease, c []Candidate, err error) {
+	c = into
 	for attempt := 1; ; attempt++ {
-		var err error
 		if c, err = p.candidates(c[:0], m); err != nil {
-			return Lease{}, c, err
+			return
 		}
 		chosen := &c[p.cfg.Policy.Choose(c, m.request)]
-		if err := m.admits(c, chosen); err != nil {
-			return Lease{}, c, err
+		if err = m.admits(c, chosen); err != nil {
+			return
 		}
 		if chosen.Home {
 			depth := 0
@@ -355,8 +361,8 @@ func (p *Pool) pick(c []Candidate, m *measure) (Lease, []Candidate, error) {
 			}
 			m.known = frontier(m.request.Chain, depth)
 		}
-		if l, ok := chosen.Endpoint.reserve(chosen, m, attempt == attempts); ok {
-			return l, c, nil
+		if chosen.Endpoint.reserve(&l, chosen, m, attempt == attempts) {
+			return
 		}
 	}
 }

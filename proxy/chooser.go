@@ -31,10 +31,9 @@ type Choice struct {
 // the queue before it.
 type embedded struct{ line *line }
 
-func (e embedded) Choose(ctx context.Context, r *picker.Request) (Choice, error) {
-	lease, err := e.line.lease(ctx, r)
-	if err != nil {
-		return Choice{}, err
+func (e embedded) Choose(ctx context.Context, r *picker.Request) (c Choice, err error) {
+	if c.Lease, err = e.line.lease(ctx, r); err == nil {
+		c.Transport = c.Lease.Endpoint().Owner().(*upstream.Transport)
 	}
-	return Choice{Lease: lease, Transport: lease.Endpoint().Owner().(*upstream.Transport)}, nil
+	return
 }

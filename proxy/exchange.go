@@ -70,6 +70,7 @@ type progress struct {
 	target    string            // the model's name upstream
 	salted    string            // the cache_salt that the body is given; empty: it keeps its own
 	want      picker.Request    // what the picker is asked
+	choice    Choice            // what it said last; here, for on the stack it would double that of every stream
 
 	renames       bool // the answer is to call the model what the client does
 	withholdUsage bool // the usage event is there because we asked for it
@@ -350,7 +351,8 @@ func (x *Exchange) attempt() (again bool, err error) {
 	x.beginWeighing()
 	asked := Now()
 	x.want.Now = asked
-	choice, err := x.chooser.Choose(x.ctx, &x.want)
+	choice := &x.choice
+	*choice, err = x.chooser.Choose(x.ctx, &x.want)
 	x.notePick(asked)
 	if err != nil {
 		x.endWeighing()

@@ -41,12 +41,17 @@ func ticket() any { return make(chan struct{}) }
 
 // lease gives a request, which comes at r.Now, its endpoint as soon as it is its turn, or says why it does
 // not get one: a *queue.Refusal, one of Pick's errors, or that of ctx.
-func (l *line) lease(ctx context.Context, r *picker.Request) (picker.Lease, error) {
+func (l *line) lease(ctx context.Context, r *picker.Request) (lease picker.Lease, err error) {
 	r.Waited = r.Waited || l.off.Load()
-	lease, t, err := l.queue.Offer(r, ticket, r.Now)
-	if t == nil {
-		return lease, err
+	var t *queue.Ticket
+	if lease, t, err = l.queue.Offer(r, ticket, r.Now); t == nil {
+		return
 	}
+	return l.wait(ctx, r, t)
+}
+
+// wait gives a request that has a ticket its endpoint.
+func (l *line) wait(ctx context.Context, r *picker.Request, t *queue.Ticket) (lease picker.Lease, err error) {
 	l.wake()
 	l.tick()
 	decided := t.Owner.(chan struct{})

@@ -215,7 +215,7 @@ func (x *Index) Pin(chain []uint64, clock uint64, window, step int64) Hold {
 	t.fetch(chain)
 	t.fetchRows(chain)
 	known := true
-	var gone [64]uint64 // chunks that have lost their slots
+	var gone [32]uint64 // chunks that have lost their slots
 	n := 0
 pinning:
 	for i, key := range chain {

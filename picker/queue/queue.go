@@ -120,35 +120,37 @@ func (q *Queue) Set(cfg Config) {
 // Offer gives a request its lease, if there is room for it and nobody waits who comes first. Otherwise it gives a ticket, whose Owner is
 // what owner makes, and Wake has to be called next; or an error: a *Refusal, or one of Pick's. The request must not change while
 // it waits. One that has had its lease, and needs another endpoint, does not wait again.
-func (q *Queue) Offer(r *picker.Request, owner func() any, now time.Duration) (picker.Lease, *Ticket, error) {
+func (q *Queue) Offer(r *picker.Request, owner func() any, now time.Duration) (l picker.Lease, t *Ticket, err error) {
 	if r.Waited {
 		r.Room, r.Until = picker.Room{}, 0
-		l, err := q.pool.Pick(r, now)
+		l, err = q.pool.Pick(r, now)
 		if err == picker.ErrSLO {
 			err = q.refusal(r.Priority, Unmet, now)
 		}
-		return l, nil, err
+		return
 	}
 	q.note(r.Priority, now)
 	if front := q.front.Load(); int64(r.Priority) > front {
-		l, err := q.pick(r, q.room(r.Priority, now), now)
+		l, err = q.pick(r, q.room(r.Priority, now), now)
 		switch err {
 		case nil:
 			if front != nobody {
 				q.passed(r)
 			}
-			return l, nil, nil
+			return
 		case picker.ErrTooLate:
-			return l, nil, q.refusal(r.Priority, TooLate, now)
+			err = q.refusal(r.Priority, TooLate, now)
+			return
 		case picker.ErrSLO:
-			return l, nil, q.refusal(r.Priority, Unmet, now)
+			err = q.refusal(r.Priority, Unmet, now)
+			return
 		case picker.ErrNoRoom:
 		default:
-			return l, nil, err
+			return
 		}
 	}
-	t, err := q.enter(r, owner, now)
-	return picker.Lease{}, t, err
+	t, err = q.enter(r, owner, now)
+	return
 }
 
 // room is how busy an endpoint may be for a request of that priority.
@@ -165,11 +167,11 @@ func (q *Queue) outranked(priority int, now time.Duration) bool {
 }
 
 // pick picks if there is room.
-func (q *Queue) pick(r *picker.Request, room picker.Room, now time.Duration) (picker.Lease, error) {
+func (q *Queue) pick(r *picker.Request, room picker.Room, now time.Duration) (l picker.Lease, err error) {
 	r.Room = room
-	l, err := q.pool.Pick(r, now)
+	l, err = q.pool.Pick(r, now)
 	r.Waited = err == nil
-	return l, err
+	return
 }
 
 // passed counts a request that went past those who wait.
