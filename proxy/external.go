@@ -77,6 +77,9 @@ func (x *Exchange) ask(a authz.Asked) error {
 	if err := x.ended(); err != nil { // not the provider's failing
 		return err
 	}
+	if e := x.overdue(); e != nil { // nor is what ctx, whose timer may be late, has not heard of yet
+		return e
+	}
 	if !answer.Allowed {
 		x.record.Policy, x.record.ByAuthorizer = a.Policy, true
 		return denial(answer)
