@@ -9,6 +9,7 @@
 package turn
 
 import (
+	"container/list"
 	"runtime"
 	"sync"
 	"time"
@@ -25,18 +26,17 @@ const burst = 8
 // Gate gives turns, in the order in which they are asked for. The zero value is ready. A nil Gate
 // has a turn for everybody at once.
 type Gate struct {
-	mu          sync.Mutex
-	every       time.Duration // from turn to turn; 0: not known yet
-	at          time.Time     // when the next turn is to be given
-	first, last *Turn         // the line
-	timer       *time.Timer   // runs while there is a line
+	mu    sync.Mutex
+	every time.Duration // from turn to turn; 0: not known yet
+	at    time.Time     // when the next turn is to be given
+	line  list.List     // of *Turn
+	timer *time.Timer   // runs while there is a line
 }
 
 // Turn is a place in the line. Its zero value is none. It is used by one goroutine at a time.
 type Turn struct {
-	given          chan struct{} // holds one when a turn was given after a wait
-	waits          bool          // it is in the line; guarded by the gate's mu
-	before, behind *Turn         // in the line; guarded by the gate's mu
+	given chan struct{} // holds one when a turn was given after a wait
+	place *list.Element // in the line, nil outside of it; guarded by the gate's mu
 }
 
 // Take waits for a turn. It gives false if it was over before.
@@ -48,7 +48,7 @@ func (g *Gate) Take(t *Turn, over <-chan struct{}) bool {
 	if g.every == 0 {
 		g.every = time.Second / perProcessor / time.Duration(runtime.GOMAXPROCS(0))
 	}
-	if g.first == nil && g.give(time.Now()) {
+	if g.line.Len() == 0 && g.give(time.Now()) {
 		g.mu.Unlock()
 		return true
 	}
@@ -65,11 +65,11 @@ func (g *Gate) Take(t *Turn, over <-chan struct{}) bool {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if !t.waits { // its turn came at the same moment
+	if t.place == nil { // its turn came at the same moment
 		<-t.given
 		return false
 	}
-	if g.remove(t); g.first == nil {
+	if g.remove(t); g.line.Len() == 0 {
 		g.timer.Stop()
 	}
 	return false
@@ -92,25 +92,22 @@ func (g *Gate) next() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	now := time.Now()
-	for g.first != nil && g.give(now) {
-		t := g.first
+	for g.line.Len() > 0 && g.give(now) {
+		t := g.line.Front().Value.(*Turn)
 		g.remove(t)
 		t.given <- struct{}{}
 	}
-	if g.first != nil {
+	if g.line.Len() > 0 {
 		g.timer.Reset(g.at.Sub(now))
 	}
 }
 
 // push puts t at the end of the line.
 func (g *Gate) push(t *Turn) {
-	t.waits, t.before, t.behind = true, g.last, nil
-	if g.last != nil {
-		g.last.behind = t
-		g.last = t
+	t.place = g.line.PushBack(t)
+	if g.line.Len() > 1 {
 		return
 	}
-	g.first, g.last = t, t
 	wait := time.Until(g.at)
 	if g.timer == nil {
 		g.timer = time.AfterFunc(wait, g.next)
@@ -121,15 +118,6 @@ func (g *Gate) push(t *Turn) {
 
 // remove takes t out of the line.
 func (g *Gate) remove(t *Turn) {
-	if t.before != nil {
-		t.before.behind = t.behind
-	} else {
-		g.first = t.behind
-	}
-	if t.behind != nil {
-		t.behind.before = t.before
-	} else {
-		g.last = t.before
-	}
-	t.waits, t.before, t.behind = false, nil, nil
+	g.line.Remove(t.place)
+	t.place = nil
 }

@@ -55,7 +55,7 @@ func TestInTurn(t *testing.T) {
 				t.Errorf("%d had its turn after %v, want %v", i, took, want)
 			}
 		}
-		if g.first != nil || g.last != nil {
+		if g.line.Len() != 0 {
 			t.Errorf("something is left: %+v", g)
 		}
 	})
@@ -99,7 +99,7 @@ func TestGivingUp(t *testing.T) {
 			}
 			last := wait(g)
 			close(last.over)
-			if <-last.had || g.first != nil || g.last != nil {
+			if <-last.had || g.line.Len() != 0 {
 				t.Errorf("something is left: %+v", g)
 			}
 		})
@@ -126,7 +126,7 @@ func TestMany(t *testing.T) {
 		})
 	}
 	all.Wait()
-	if had.Load() < 40*200 || g.first != nil || g.last != nil {
+	if had.Load() < 40*200 || g.line.Len() != 0 {
 		t.Errorf("%d turns given: %+v", had.Load(), g)
 	}
 }
