@@ -1,9 +1,7 @@
 package sock
 
 import (
-	"crypto/tls"
 	"net"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -17,18 +15,9 @@ const unsentLimit = 32 << 10
 // is under way to the peer does not count, so it costs no throughput. What is no TCP connection, nor TLS
 // over one, is left as it is.
 func LimitUnsent(c net.Conn) {
-	if t, ok := c.(*tls.Conn); ok {
-		c = t.NetConn()
+	if raw := rawConn(c); raw != nil {
+		raw.Control(func(fd uintptr) {
+			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsentLimit)
+		})
 	}
-	s, ok := c.(syscall.Conn)
-	if !ok {
-		return
-	}
-	raw, err := s.SyscallConn()
-	if err != nil {
-		return
-	}
-	raw.Control(func(fd uintptr) {
-		unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsentLimit)
-	})
 }
