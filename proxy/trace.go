@@ -31,34 +31,16 @@ const (
 	noTraceField
 )
 
-// traceFieldOf finds one by its name. Few names are as long as one of theirs.
+var traceFields = [noTraceField]string{
+	traceparent: "traceparent", b3Single: "b3", b3TraceID: "x-b3-traceid", b3SpanID: "x-b3-spanid", b3SampledField: "x-b3-sampled",
+	b3Flags: "x-b3-flags", b3ParentSpanID: "x-b3-parentspanid",
+}
+
+// traceFieldOf finds one by its name.
 func traceFieldOf(name []byte) traceField {
-	switch len(name) {
-	case len("b3"):
-		if message.EqualFold(name, "b3") {
-			return b3Single
-		}
-	case len("x-b3-flags"):
-		if message.EqualFold(name, "x-b3-flags") {
-			return b3Flags
-		}
-	case len("traceparent"):
-		switch {
-		case message.EqualFold(name, "traceparent"):
-			return traceparent
-		case message.EqualFold(name, "x-b3-spanid"):
-			return b3SpanID
-		}
-	case len("x-b3-traceid"):
-		switch {
-		case message.EqualFold(name, "x-b3-traceid"):
-			return b3TraceID
-		case message.EqualFold(name, "x-b3-sampled"):
-			return b3SampledField
-		}
-	case len("x-b3-parentspanid"):
-		if message.EqualFold(name, "x-b3-parentspanid") {
-			return b3ParentSpanID
+	for of, known := range traceFields {
+		if message.EqualFold(name, known) {
+			return traceField(of)
 		}
 	}
 	return noTraceField
