@@ -116,7 +116,7 @@ func TestRefusedHandshakes(t *testing.T) {
 			if err == nil {
 				t.Fatal("it got a tunnel")
 			}
-			waitFor(t, "the refusal", func() bool { return w.log.lines() > 0 })
+			waitFor(t, "the refusal", func() bool { return w.Counters.Refused(ReasonHandshake) > 0 })
 			if w.Counters.Refused(ReasonHandshake) != 1 || w.Counters.Handshakes()[tt.reason] != 1 || w.log.lines() != 1 || !strings.Contains(w.log.String(), string(tt.reason)) {
 				t.Errorf("%d counted, of %v, %d lines:\n%s", w.Counters.Refused(ReasonHandshake), w.Counters.Handshakes(), w.log.lines(), w.log)
 			}
