@@ -213,12 +213,29 @@ func TestModelLabel(t *testing.T) {
 			r := New(reg, Config{})
 			for _, d := range tt.done {
 				r.Done(untold(d.model, d.status))
-				r.settle() // as above
+				r.settle() // so that each is told of before the next
 			}
 			if got := models(t, reg); !maps.Equal(got, tt.want) {
 				t.Errorf("got %v, want %v", got, tt.want)
 			}
 		})
+	}
+}
+
+// Those that wait to be told of wait at several places.
+func TestModelLabelOfLaterFailures(t *testing.T) {
+	for range 50 {
+		reg := prometheus.NewRegistry()
+		r := New(reg, Config{})
+		var all sync.WaitGroup
+		r.Done(untold("m", 200))
+		for range 2 {
+			all.Go(func() { r.Done(untold("m", 503)) })
+		}
+		all.Wait()
+		if got := models(t, reg); got["m"] != 3 {
+			t.Fatalf("an answer and two failures count as %v", got)
+		}
 	}
 }
 
@@ -233,9 +250,6 @@ func TestModelLabelIsBounded(t *testing.T) {
 	}
 	// What strangers asked for has taken no place from the models there are.
 	for i := range maxModels + 50 {
-		if i == maxModels {
-			r.settle() // those that ended at about the same time are in no order
-		}
 		r.Done(untold("model-"+strconv.Itoa(i), 200))
 	}
 	got := models(t, reg)

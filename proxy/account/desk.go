@@ -60,8 +60,10 @@ type held struct {
 	seq uint64 // of the exchange, from 1
 }
 
-// put leaves a record on a desk.
+// put leaves a record on a desk. What its model counts under is settled at once: those that come later, and wait elsewhere, are told of
+// before it perhaps.
 func (r *Recorder) put(rec *Record) {
+	r.metrics.models.learn(rec)
 	d := r.desks.take()
 	h := &d.records[d.n]
 	d.n++

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unicode/utf8"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -162,28 +163,29 @@ type modelNames struct {
 	mu    sync.Mutex                      // held while one is added
 }
 
-// label bounds the label: only a name that an engine answered to gets one.
-func (n *modelNames) label(rec *Record) string {
+// learn gives the model of an exchange a label value of its own if an engine answered to that name.
+func (n *modelNames) learn(rec *Record) {
 	name := rec.Model
-	switch known := *n.known.Load(); {
-	case name == "" || known[name]:
-		return name
-	case len(name) > maxModelName || strings.ToValidUTF8(name, "") != name || rec.Status/100 != 2:
-		return otherModel
+	if known := *n.known.Load(); known[name] || rec.Status/100 != 2 || name == "" || len(name) > maxModelName || !utf8.ValidString(name) {
+		return
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	known := *n.known.Load()
-	if known[name] {
-		return name
-	}
-	if len(known) >= maxModels {
-		return otherModel
+	if known[name] || len(known) >= maxModels {
+		return
 	}
 	next := maps.Clone(known)
 	next[strings.Clone(name)] = true
 	n.known.Store(&next)
-	return name
+}
+
+// label is the label value of a name.
+func (n *modelNames) label(name string) string {
+	if name == "" || (*n.known.Load())[name] {
+		return name
+	}
+	return otherModel
 }
 
 // doneTCP counts a connection that was passed on unread.

@@ -141,7 +141,7 @@ func (t *tally) of(rec *Record, names *modelNames) *modelTally {
 	}
 	s := t.models[k]
 	if s == nil {
-		k.model = names.label(rec)
+		k.model = names.label(k.model)
 		s = t.models[k]
 	}
 	if s == nil {
