@@ -119,6 +119,11 @@ func (c *cutter) write(b []byte) {
 	for len(b) > 0 && c.room > 0 {
 		k := min(len(b), c.size-c.n)
 		switch {
+		case vectors && k == c.size && len(b) >= sumsAtOnce*k && min(c.in, c.room) >= sumsAtOnce:
+			for _, sum := range sums(b, k) {
+				c.add(sum)
+			}
+			k *= sumsAtOnce
 		case k == c.size:
 			c.add(xxhash.Sum64(b[:k]))
 		default:

@@ -1,0 +1,84 @@
+#include "textflag.h"
+
+// The constants of XXH64.
+DATA primes<>+0(SB)/8, $0x9E3779B185EBCA87
+DATA primes<>+8(SB)/8, $0xC2B2AE3D27D4EB4F
+GLOBL primes<>(SB), RODATA|NOPTR, $16
+
+// Where each of the four lanes of a chunk begins: both primes, the second, 0, less the first.
+DATA start<>+0(SB)/8, $0x60EA27EEADC0B5D6
+DATA start<>+8(SB)/8, $0xC2B2AE3D27D4EB4F
+DATA start<>+16(SB)/8, $0x0000000000000000
+DATA start<>+24(SB)/8, $0x61C8864E7A143579
+GLOBL start<>(SB), RODATA|NOPTR, $32
+
+// func lanesAVX512(lanes *[8][4]uint64, b *byte, size int)
+TEXT ·lanesAVX512(SB), NOSPLIT, $0-24
+	MOVQ lanes+0(FP), DI
+	MOVQ b+8(FP), SI
+	MOVQ size+16(FP), BX
+
+	LEAQ (BX)(BX*2), DX // three chunks
+	LEAQ (SI)(BX*4), R8 // the fifth chunk
+	MOVQ BX, CX
+	SHRQ $5, CX         // steps of 32 bytes
+
+	VPBROADCASTQ primes<>+0(SB), Y8
+	VPBROADCASTQ primes<>+8(SB), Y9
+	VMOVDQU      start<>(SB), Y0
+	VMOVDQA      Y0, Y1
+	VMOVDQA      Y0, Y2
+	VMOVDQA      Y0, Y3
+	VMOVDQA      Y0, Y4
+	VMOVDQA      Y0, Y5
+	VMOVDQA      Y0, Y6
+	VMOVDQA      Y0, Y7
+
+step:
+	VPMULLQ (SI), Y9, Y16
+	VPMULLQ (SI)(BX*1), Y9, Y17
+	VPMULLQ (SI)(BX*2), Y9, Y18
+	VPMULLQ (SI)(DX*1), Y9, Y19
+	VPMULLQ (R8), Y9, Y20
+	VPMULLQ (R8)(BX*1), Y9, Y21
+	VPMULLQ (R8)(BX*2), Y9, Y22
+	VPMULLQ (R8)(DX*1), Y9, Y23
+	VPADDQ  Y16, Y0, Y0
+	VPADDQ  Y17, Y1, Y1
+	VPADDQ  Y18, Y2, Y2
+	VPADDQ  Y19, Y3, Y3
+	VPADDQ  Y20, Y4, Y4
+	VPADDQ  Y21, Y5, Y5
+	VPADDQ  Y22, Y6, Y6
+	VPADDQ  Y23, Y7, Y7
+	VPROLQ  $31, Y0, Y0
+	VPROLQ  $31, Y1, Y1
+	VPROLQ  $31, Y2, Y2
+	VPROLQ  $31, Y3, Y3
+	VPROLQ  $31, Y4, Y4
+	VPROLQ  $31, Y5, Y5
+	VPROLQ  $31, Y6, Y6
+	VPROLQ  $31, Y7, Y7
+	VPMULLQ Y8, Y0, Y0
+	VPMULLQ Y8, Y1, Y1
+	VPMULLQ Y8, Y2, Y2
+	VPMULLQ Y8, Y3, Y3
+	VPMULLQ Y8, Y4, Y4
+	VPMULLQ Y8, Y5, Y5
+	VPMULLQ Y8, Y6, Y6
+	VPMULLQ Y8, Y7, Y7
+	ADDQ    $32, SI
+	ADDQ    $32, R8
+	DECQ    CX
+	JNZ     step
+
+	VMOVDQU Y0, (DI)
+	VMOVDQU Y1, 32(DI)
+	VMOVDQU Y2, 64(DI)
+	VMOVDQU Y3, 96(DI)
+	VMOVDQU Y4, 128(DI)
+	VMOVDQU Y5, 160(DI)
+	VMOVDQU Y6, 192(DI)
+	VMOVDQU Y7, 224(DI)
+	VZEROUPPER
+	RET

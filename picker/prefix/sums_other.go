@@ -1,0 +1,7 @@
+//go:build !amd64
+
+package prefix
+
+const vectors = false
+
+func lanesAVX512(*[sumsAtOnce][4]uint64, *byte, int) { panic("no vectors here") }
