@@ -263,20 +263,16 @@ pinning:
 
 // Keep ends a hold whose chunks the pod has computed: they are stamped anew and stay until they age.
 func (x *Index) Keep(chain []uint64, h Hold, clock uint64, step int64) {
-	x.release(chain, h, func(state uint64, i int) uint64 {
-		if s := stamp(clock, i, step); age(state, clock) > age(s, clock) {
-			state = s | state&(1<<stampShift-1)
-		}
-		return state | computedBit
-	})
+	x.release(chain, h, true, clock, step)
 }
 
 // Drop ends a hold of a request that the pod never worked on: chunks that it alone brought in are forgotten.
 func (x *Index) Drop(chain []uint64, h Hold) {
-	x.release(chain, h, nil)
+	x.release(chain, h, false, 0, 0)
 }
 
-func (x *Index) release(chain []uint64, h Hold, touch func(state uint64, i int) uint64) {
+// release takes the pins of a hold off, and if they are to be kept stamps its chunks anew.
+func (x *Index) release(chain []uint64, h Hold, keep bool, clock uint64, step int64) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if h.epoch != x.epoch || h.Depth == 0 {
@@ -288,12 +284,19 @@ func (x *Index) release(chain []uint64, h Hold, touch func(state uint64, i int) 
 	for i, key := range chain {
 		b := t.bucket(key)
 		s := b.find(key)
-		if s < 0 || b.states[s].Load()&maxPins == 0 {
+		if s < 0 {
 			continue // a pinned slot is never taken: the caller has changed the chain
 		}
-		state := b.states[s].Load() - 1
-		if touch != nil {
-			state = touch(state, i)
+		state := b.states[s].Load()
+		if state&maxPins == 0 {
+			continue // likewise
+		}
+		state--
+		if keep {
+			if anew := stamp(clock, i, step); age(state, clock) > age(anew, clock) {
+				state = anew | state&(1<<stampShift-1)
+			}
+			state |= computedBit
 		}
 		if state&(maxPins|computedBit) == 0 {
 			b.keys[s].Store(0)
@@ -304,18 +307,35 @@ func (x *Index) release(chain []uint64, h Hold, touch func(state uint64, i int) 
 	}
 }
 
-// find returns the slot that holds key, or -1. The writer's lock is held. Which slot it is cannot be predicted: it compares
-// all of them, without branches.
+// find returns the slot that holds key, or -1. The writer's lock is held. Which slot it is cannot be predicted: all of them are
+// compared, one by one in the text, for only so the compiler makes conditional moves of the branches.
 func (b *bucket) find(key uint64) int {
-	var hits uint
-	for i := range b.keys {
-		differ := b.keys[i].Load() ^ key
-		hits |= uint((differ|-differ)>>63^1) << i
+	at := -1
+	if b.keys[0].Load() == key {
+		at = 0
 	}
-	if hits == 0 {
-		return -1
+	if b.keys[1].Load() == key {
+		at = 1
 	}
-	return bits.TrailingZeros(hits)
+	if b.keys[2].Load() == key {
+		at = 2
+	}
+	if b.keys[3].Load() == key {
+		at = 3
+	}
+	if b.keys[4].Load() == key {
+		at = 4
+	}
+	if b.keys[5].Load() == key {
+		at = 5
+	}
+	if b.keys[6].Load() == key {
+		at = 6
+	}
+	if b.keys[7].Load() == key {
+		at = 7
+	}
+	return at
 }
 
 // take gives key an empty slot, or that of the oldest chunk that is not pinned, which it returns with its age; ok is false if all are.
