@@ -418,12 +418,19 @@ func TestPickerIsToldWhichEndpointsAreLeft(t *testing.T) {
 
 // closedAddress is an address where nothing listens.
 func closedAddress(t *testing.T) string {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Cleanup(func() { l.Close() })
+	// The port of a connection stays taken while it lives: no other process is given it to listen on.
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c.LocalAddr().String()
 }
 
 // toRequestHead is an answer to a request's head, toRequestBody one to a piece of its body.

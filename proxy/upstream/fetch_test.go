@@ -392,7 +392,7 @@ func TestDeadlineIsNotKept(t *testing.T) {
 }
 
 func TestFetchWithoutConnection(t *testing.T) {
-	tr := &Transport{Address: free(t)}
+	tr := &Transport{Address: closedAddress(t)}
 	status, body, err := tr.Fetch(t.Context(), "/metrics", []byte("before"))
 	if _, ok := errors.AsType[*DialError](err); !ok || status != 0 || string(body) != "before" {
 		t.Errorf("got %d, %q, %v", status, body, err)

@@ -359,15 +359,21 @@ func TestClose(t *testing.T) {
 	e.transport.Close() // again
 }
 
-// free gives an address at which nobody listens.
-func free(t testing.TB) string {
+// closedAddress is an address where nothing listens.
+func closedAddress(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Cleanup(func() { l.Close() })
+	// The port of a connection stays taken while it lives: no other process is given it to listen on.
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c.LocalAddr().String()
 }
 
 func TestDialErrors(t *testing.T) {
@@ -383,11 +389,11 @@ func TestDialErrors(t *testing.T) {
 		want    error
 		dial    bool // is it the endpoint's fault
 	}{
-		{"refused", free(t), t.Context(), syscall.ECONNREFUSED, true},
+		{"refused", closedAddress(t), t.Context(), syscall.ECONNREFUSED, true},
 		{"no such port", "127.0.0.1:100000", t.Context(), nil, true},
 		{"no port", "127.0.0.1", t.Context(), nil, true},
-		{"cancelled", free(t), left, why, false},
-		{"too late", free(t), over, context.DeadlineExceeded, false},
+		{"cancelled", closedAddress(t), left, why, false},
+		{"too late", closedAddress(t), over, context.DeadlineExceeded, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			tr := &Transport{Address: tt.address}
