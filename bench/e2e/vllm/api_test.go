@@ -180,6 +180,7 @@ type stream struct {
 	response
 	api   api
 	lines *bufio.Scanner
+	later chan []string // gets what is read in the background
 }
 
 func openStream(t *testing.T, ctx context.Context, origin string, api api, body object) *stream {
@@ -196,7 +197,7 @@ func openStream(t *testing.T, ctx context.Context, origin string, api api, body 
 	}
 	lines := bufio.NewScanner(resp.Body)
 	lines.Buffer(nil, 1<<20)
-	return &stream{response{resp, nil}, api, lines}
+	return &stream{response{resp, nil}, api, lines, nil}
 }
 
 // next is the data of the next event. It is false at the end, whether proper or not.
@@ -226,17 +227,26 @@ func (s *stream) awaitText(t *testing.T) {
 // rest reads the stream to its end.
 func (s *stream) rest(t *testing.T) (events []string) {
 	t.Helper()
-	for {
-		data, ok := s.next()
-		if !ok {
-			break
-		}
-		events = append(events, data)
+	if s.later == nil {
+		s.readOn()
 	}
+	events = <-s.later
 	if err := s.lines.Err(); err != nil {
 		t.Errorf("the stream broke: %v", err)
 	}
 	return events
+}
+
+// readOn reads the stream to its end in the background, for rest: who takes nothing for a minute is cut off.
+func (s *stream) readOn() {
+	s.later = make(chan []string, 1)
+	go func() {
+		var events []string
+		for data, ok := s.next(); ok; data, ok = s.next() {
+			events = append(events, data)
+		}
+		s.later <- events
+	}()
 }
 
 // endsWith tells whether the last events begin with these.
