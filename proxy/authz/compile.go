@@ -104,6 +104,7 @@ type compiler struct {
 	bad    bool // something in the rule cannot be understood
 	http   bool // something in the rule is about HTTP
 	model  bool // something in any rule of the policy is about the model
+	sni    bool // and about connection.sni
 }
 
 func newCompiler(c *Config) compiler {
@@ -119,11 +120,12 @@ type compiled struct {
 	kind       kind
 	http, conn policy
 	model      bool // it is about the model
+	sni        bool // it is about connection.sni
 }
 
 // compile makes the policy that is the i-th for findings ready.
 func (c *compiler) compile(i int, p *Policy) *compiled {
-	c.policy, c.space, c.action, c.model = i, p.Namespace, p.Action, false
+	c.policy, c.space, c.action, c.model, c.sni = i, p.Namespace, p.Action, false, false
 	var to kind
 	switch p.Action {
 	case Allow, "":
@@ -170,14 +172,14 @@ func (c *compiler) compile(i int, p *Policy) *compiled {
 	if len(p.Rules) == 0 && c.action != Allow {
 		c.find("rules", "missing: the policy never matches; an empty rule, {}, matches always")
 	}
-	out.model = c.model
+	out.model, out.sni = c.model, c.sni
 	return out
 }
 
 func (r rule) withoutHTTP() rule {
 	keep := func(checks []check) (kept []check) {
 		for _, c := range checks {
-			if c.attribute < requestHost {
+			if c.attribute < firstOfRequests {
 				kept = append(kept, c)
 			}
 		}
@@ -289,6 +291,8 @@ func (c *compiler) condition(w *Condition) *check {
 			some, none = c.expanded(some), c.expanded(none)
 		case requestModel:
 			c.model = true
+		case connectionSNI:
+			c.sni = true
 		}
 		return c.check(a, "values", some, none)
 	}
@@ -378,7 +382,7 @@ func (c *compiler) check(a attribute, field string, some, none []string) *check 
 	if len(some)+len(none) == 0 {
 		return nil
 	}
-	c.http = c.http || a >= requestHost
+	c.http = c.http || a >= firstOfRequests
 	not := "not" + strings.ToUpper(field[:1]) + field[1:]
 	someValues, good := c.values(a, field, some)
 	noneValues, alsoGood := c.values(a, not, none)

@@ -9,6 +9,7 @@ import (
 type evaluator struct {
 	http, conn lists
 	readsModel bool // some policy is about the model
+	readsSNI   bool // some policy is about connection.sni
 }
 
 // lists are policies by what they do.
@@ -41,6 +42,7 @@ func (e *evaluator) add(c *compiled) {
 	e.http[c.kind] = append(e.http[c.kind], c.http)
 	e.conn[c.kind] = append(e.conn[c.kind], c.conn)
 	e.readsModel = e.readsModel || c.model
+	e.readsSNI = e.readsSNI || c.sni
 }
 
 // rule matches when each of its groups has an alternative all of whose checks hold.
@@ -89,6 +91,10 @@ const (
 	requestClaim
 	requestModel
 )
+
+// firstOfRequests is the first attribute that a connection which is not HTTP lacks. The name that a TLS client asked for
+// is one: such a connection is passed on unread.
+const firstOfRequests = connectionSNI
 
 // Decision is what policies make of a request.
 type Decision struct {

@@ -600,9 +600,15 @@ var judgements = []judgement{
 		- TCP port=8080`},
 	{"AC, connection.sni", rules(Allow, when("connection.sni", "www.example.com", "*.org")), `
 		+ GET / sni=www.example.com
-		+ TCP sni=a.org
+		+ GET / sni=a.org
 		- GET / sni=example.com
-		- GET /`},
+		- GET /
+		- TCP`},
+	// A connection that is passed on unread may be TLS for any name.
+	{"AC, connection.sni of what is not read", rules(Deny, when("connection.sni", "www.example.com")), `
+		- GET / sni=www.example.com
+		+ GET / sni=example.com
+		- TCP`},
 	{"AP, Rule.when: all conditions must hold", rules(Allow, Rule{When: []Condition{{Key: "source.ip", Values: list("10.0.0.0/8")}, {Key: "request.headers[x]", Values: list("1")}}}), `
 		+ GET / src=10.1.1.1 h.x=1
 		- GET / src=10.1.1.1

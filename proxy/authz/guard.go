@@ -106,6 +106,9 @@ func (g *Guard) JudgeConn(r *Request) Decision { return g.policies.conn.judge(r)
 // judged once its Model is known.
 func (g *Guard) ReadsModel() bool { return g.policies.readsModel }
 
+// ReadsSNI tells whether some policy is about the name that the TLS client asked for.
+func (g *Guard) ReadsSNI() bool { return g.policies.readsSNI }
+
 // Required tells whether requests that bring no credentials are refused. A connection that is not
 // HTTP can bring none.
 func (g *Guard) Required() bool { return g.required && (g.hasKeys || len(g.tokens) > 0) }

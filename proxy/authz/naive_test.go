@@ -65,11 +65,11 @@ func (n naive) aboutHTTP(r Rule) bool {
 		slices.ContainsFunc(r.To, func(o Operation) bool {
 			return len(o.Hosts)+len(o.NotHosts)+len(o.Methods)+len(o.NotMethods)+len(o.Paths)+len(o.NotPaths) > 0
 		}) ||
-		slices.ContainsFunc(r.When, func(c Condition) bool { return strings.HasPrefix(c.Key, "request.") })
+		slices.ContainsFunc(r.When, func(c Condition) bool { return strings.HasPrefix(c.Key, "request.") || c.Key == "connection.sni" })
 }
 
 func (n naive) field(p Policy, name string, some, not []string) bool {
-	if n.r.Head == nil && (strings.HasPrefix(name, "request") || slices.Contains([]string{"host", "method", "path"}, name)) {
+	if n.r.Head == nil && (strings.HasPrefix(name, "request") || slices.Contains([]string{"host", "method", "path", "connection.sni"}, name)) {
 		return true
 	}
 	matches := func(value string) bool { return n.value(p, name, value) }

@@ -20,7 +20,7 @@ type Request struct {
 	// Destination and Port are where the connection was going.
 	Destination netip.Addr
 	Port        uint16
-	// SNI is the name that the TLS client asked for.
+	// SNI is the name that the TLS client asked for, if some policy goes by it (Guard.ReadsSNI); empty without TLS.
 	SNI string
 
 	// Head is what will be sent upstream; nil for a connection that is not HTTP.
