@@ -267,20 +267,28 @@ func (x *Exchange) locate() {
 func place(r *authz.Request, p *hbone.Peer, remote, local net.Addr) {
 	if p == nil {
 		to := addressOf(local)
-		r.Source, r.Destination, r.Port = addressOf(remote).Addr(), to.Addr(), to.Port()
+		r.Source, r.Destination, r.Port = sourceOf(nil, remote).Addr(), to.Addr(), to.Port()
 		return
 	}
 	r.Peer = authz.ParsePeer(peerID(p))
-	r.Source, r.Destination, r.Port = p.Forwarded.Addr(), p.Destination.Addr(), p.Destination.Port()
-	if p.Remote != nil { // ztunnel connects from its workload's own address
-		r.Source = addressOf(p.Remote).Addr()
-	}
+	r.Source, r.Destination, r.Port = sourceOf(p, remote).Addr(), p.Destination.Addr(), p.Destination.Port()
 	if !p.Destination.IsValid() { // asked for by name
 		if _, port, err := net.SplitHostPort(p.Authority); err == nil {
 			n, _ := strconv.ParseUint(port, 10, 16)
 			r.Port = uint16(n)
 		}
 	}
+}
+
+// sourceOf is where a connection comes from: its own other end, or that of the tunnel it is in.
+func sourceOf(p *hbone.Peer, remote net.Addr) netip.AddrPort {
+	switch {
+	case p == nil:
+		return addressOf(remote)
+	case p.Remote != nil: // ztunnel connects from its workload's own address
+		return addressOf(p.Remote)
+	}
+	return p.Forwarded
 }
 
 // byDefault stands for the policy where no ALLOW policy matched.

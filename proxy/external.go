@@ -169,7 +169,7 @@ func (s *Server) admit(d *destination, rec *account.Record, p *hbone.Peer, c net
 			return false
 		}
 		answer := authorizer.CheckConn(context.Background(), &extauthz.Request{
-			ID: rec.ID, Source: addressOf(c.RemoteAddr()), Destination: netip.AddrPortFrom(r.Destination, r.Port), Principal: r.Peer.String(),
+			ID: rec.ID, Source: sourceOf(p, c.RemoteAddr()), Destination: netip.AddrPortFrom(r.Destination, r.Port), Principal: r.Peer.String(),
 		})
 		if !answer.Allowed {
 			rec.Reason, rec.Policy, rec.ByAuthorizer = typeForbidden, a.Policy, true

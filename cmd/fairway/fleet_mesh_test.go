@@ -461,12 +461,14 @@ func TestMeshSandwich(t *testing.T) {
 	a := newAuthority(t)
 	engine := startPod(t, "", quick)
 	pod := startMeshPod(t, a, "vllm", engine.address, nil)
-	m := startMesh(t, a, llamaService("http", pod.endpoint(a.ID("default", "vllm"))))
+	m := startMesh(t, a, llamaService("http", pod.endpoint(a.ID("default", "vllm")))+
+		"policies: [{name: not-them, action: DENY, rules: [{from: [{source: {ipBlocks: [10.9.0.0/16]}}]}]}]\n")
+	from := "10.1.2.3"
 	header := func(vip string, id string) []byte {
 		b := []byte("\r\n\r\n\x00\r\nQUIT\n\x21\x11")
 		tlv := append([]byte{0xD0, byte(len(id) >> 8), byte(len(id))}, id...)
 		b = binary.BigEndian.AppendUint16(b, uint16(12+len(tlv)))
-		from, to := netip.MustParseAddr("10.1.2.3").As4(), netip.MustParseAddr(vip).As4()
+		from, to := netip.MustParseAddr(from).As4(), netip.MustParseAddr(vip).As4()
 		b = append(append(b, from[:]...), to[:]...)
 		b = binary.BigEndian.AppendUint16(b, 4567)
 		b = binary.BigEndian.AppendUint16(b, 80)
@@ -487,6 +489,12 @@ func TestMeshSandwich(t *testing.T) {
 	waitFor(t, "the line in the access log", func() bool {
 		return m.log.has("msg=access", "downstream_peer_uri_san="+a.ID("default", "client"), "downstream_remote_address=10.1.2.3:4567", "response_code=200")
 	})
+	// What policies say of addresses is about the workload's, not about the ztunnel's.
+	f.client.CloseIdleConnections()
+	from = "10.9.1.1"
+	if _, err := f.ask(t.Context(), request{Messages: []message{{"user", "hello"}}, MaxTokens: 2}); err == nil || !strings.Contains(err.Error(), "403") {
+		t.Errorf("from where nobody may come: %v", err)
+	}
 	c := connect("10.96.0.8")
 	defer c.Close()
 	if n, err := c.Read(make([]byte, 1)); err == nil {

@@ -31,7 +31,8 @@ type Peer struct {
 	// Baggage and Traceparent are the fields of these names, with what the peer
 	// tells of the workload it speaks for.
 	Baggage, Traceparent string
-	// Remote is the other end of the connection the tunnel is in.
+	// Remote is the other end of the connection the tunnel is in, which is the workload's own address. Nil in a
+	// sandwich, where it would be the ztunnel of this machine: there Forwarded is the workload's.
 	Remote net.Addr
 }
 

@@ -168,12 +168,7 @@ func (s *Sandwich) announced(c net.Conn) (*Peer, error) {
 	if err != nil || !from.Addr().Unmap().IsLoopback() {
 		return nil, errors.New("only a ztunnel on this machine may announce who others are")
 	}
-	peer, err := readProxyHeader(c)
-	if err != nil {
-		return nil, err
-	}
-	peer.Remote = c.RemoteAddr()
-	return peer, nil
+	return readProxyHeader(c)
 }
 
 // readProxyHeader reads a header of the PROXY protocol, and no byte more.

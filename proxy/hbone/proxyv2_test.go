@@ -64,7 +64,7 @@ func TestSandwich(t *testing.T) {
 			t.Fatal(err)
 		}
 		p, ok := PeerOf(accepted)
-		if !ok || p.ID.String() != tt.id || p.Forwarded != netip.MustParseAddrPort(tt.from) || p.Destination != netip.MustParseAddrPort(tt.to) || p.Authority != tt.to {
+		if !ok || p.ID.String() != tt.id || p.Forwarded != netip.MustParseAddrPort(tt.from) || p.Destination != netip.MustParseAddrPort(tt.to) || p.Authority != tt.to || p.Remote != nil {
 			t.Errorf("got %+v", p)
 		}
 		if got, err := io.ReadAll(accepted); err != nil || string(got) != "GET / HTTP/1.1\r\n" {
