@@ -3,6 +3,7 @@ package proxy
 import (
 	"bytes"
 	"cmp"
+	"crypto/tls"
 	"errors"
 	"net"
 	"net/netip"
@@ -260,6 +261,26 @@ func (x *Exchange) locate() {
 		local = c.LocalAddr()
 	}
 	place(&x.judged, x.peer, x.stream.RemoteAddr(), local)
+	if x.guard.ReadsSNI() {
+		if t := x.clientTLS(); t != nil {
+			x.judged.SNI = t.ConnectionState().ServerName
+		}
+	}
+}
+
+// clientTLS is the TLS that the client itself has come by, nil without. That of a tunnel is its ztunnel's.
+func (x *Exchange) clientTLS() *tls.Conn {
+	for c := x.stream.Conn(); c != nil && x.peer == nil; {
+		if t, ok := c.(*tls.Conn); ok {
+			return t
+		}
+		w, ok := c.(interface{ NetConn() net.Conn })
+		if !ok {
+			break
+		}
+		c = w.NetConn()
+	}
+	return nil
 }
 
 // place says where a connection comes from and where it was going, as its tunnel's peer

@@ -11,9 +11,6 @@ import (
 
 // What the rule of a route makes of an exchange. Without routes, nothing.
 
-// scheme is how clients reach the plain listener.
-const scheme = "http"
-
 // match finds the rule that the request is served by and has the request's head
 // say upstream what it is to say there. Done tells that the rule has answered.
 func (x *Exchange) match() (done bool, err error) {
@@ -45,6 +42,10 @@ func (x *Exchange) match() (done bool, err error) {
 // redirect answers with the place where the rule sends the client.
 func (x *Exchange) redirect() error {
 	x.record.Status = x.found.Redirect.StatusCode()
+	scheme := "http"
+	if x.clientTLS() != nil {
+		scheme = "https"
+	}
 	fields := x.found.ResponseHeaders.Apply([]message.Field{
 		{Name: []byte("date"), Value: httpDate(time.Now())},
 		{Name: []byte("location"), Value: x.found.Location(x.head, scheme)},

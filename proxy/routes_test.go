@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -125,6 +126,41 @@ func TestRequestsThatNoRuleServes(t *testing.T) {
 	}
 	if n := a.Stats().Received; n != 0 {
 		t.Errorf("%d requests went to an engine", n)
+	}
+}
+
+// Over TLS a redirect stays with TLS, and policies may go by the name that was asked for.
+func TestRequestsOverTLS(t *testing.T) {
+	p := startPod(t, "", quick)
+	s, w := routed(t, []route.Rule{
+		{Matches: under("/old"), Filters: route.Filters{Redirect: &route.Redirect{Status: 301, Path: &route.PathModifier{Prefix: true, Replacement: "/new"}}}},
+		{Backends: to("a")},
+	}, p)
+	w.Gateway.Policies = []*authz.Policy{{Name: "not-there", Action: authz.Deny, Rules: []authz.Rule{{When: []authz.Condition{{Key: "connection.sni", Values: []string{"*.example.com"}}}}}}}
+	s.SetWorld(&w)
+	site := httptest.NewTLSServer(nil) // for its certificate
+	defer site.Close()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(tls.NewListener(l, site.TLS)) }()
+	defer func() { s.Shutdown(t.Context()); <-served }()
+	for name, want := range map[string]int{"example.com": 301, "www.example.com": 403} {
+		client := &http.Client{
+			Transport:     &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true, ServerName: name}},
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		}
+		resp, err := client.Get("https://" + l.Addr().String() + "/old/x")
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		client.CloseIdleConnections()
+		if got := resp.Header.Get("Location"); resp.StatusCode != want || want == 301 && got != "https://"+l.Addr().String()+"/new/x" {
+			t.Errorf("asked for as %s: %d %q, want %d", name, resp.StatusCode, got, want)
+		}
 	}
 }
 
