@@ -414,14 +414,21 @@ func TestDrainUnderLoad(t *testing.T) {
 	w, h := listen()
 	current := atomic.Pointer[handed]{}
 	current.Store(h)
-	var running sync.WaitGroup
-	running.Go(func() {
+	var accepting, calling sync.WaitGroup
+	accepting.Go(func() {
 		for {
 			c, err := front.Accept()
 			if err != nil {
 				return
 			}
-			current.Load().conns <- c
+			for taken := false; !taken; {
+				h := current.Load()
+				select {
+				case h.conns <- c:
+					taken = true
+				case <-h.closed: // in this moment: there is a new one
+				}
+			}
 		}
 	})
 
@@ -446,7 +453,7 @@ func TestDrainUnderLoad(t *testing.T) {
 		}
 	}
 	stop := make(chan struct{})
-	running.Go(func() {
+	calling.Go(func() {
 		var tunnels sync.WaitGroup
 		defer tunnels.Wait()
 		tick := time.NewTicker(time.Second / rate)
@@ -472,8 +479,9 @@ func TestDrainUnderLoad(t *testing.T) {
 		}
 	}
 	close(stop)
+	calling.Wait()
 	front.Close()
-	running.Wait()
+	accepting.Wait()
 	t.Logf("%d tunnels, %d drains, %d lost", opened.Load(), drains, lost.Load())
 	if lost.Load()*1000 > opened.Load() {
 		t.Errorf("lost %d of %d", lost.Load(), opened.Load())
