@@ -614,6 +614,22 @@ func TestStreamAbortedByItsEngineCountsAsAFailure(t *testing.T) {
 	}
 }
 
+// A fault of ours in the middle of an answer is ours, not the client's leaving.
+func TestFaultInTheMiddleOfAnAnswer(t *testing.T) {
+	p := startPod(t, "", quick)
+	registry := prometheus.NewRegistry()
+	s := New(Config{Account: account.New(registry, account.Config{}), Log: slog.New(slog.DiscardHandler)})
+	s.SetWorld(&World{Pools: []Pool{{Name: "pool", Endpoints: []Endpoint{{Address: p.address}}}}})
+	defer s.Shutdown(t.Context())
+	m := post("/v1/chat/completions", chat(true, 5, "hello"))
+	m.onWrite = func() { panic("a bug") }
+	s.Handle(m)
+	families, err := registry.Gather()
+	if all := fmt.Sprint(families); err != nil || !m.aborted || !strings.Contains(all, "fairway_internal") || strings.Contains(all, account.ClientGone) {
+		t.Errorf("broken off: %t; counted as %v, %v", m.aborted, families, err)
+	}
+}
+
 func TestClientThatLeavesIsNotAnswered(t *testing.T) {
 	p := startPod(t, "", mock.Config{})
 	s := startServer(t, World{}, p)

@@ -58,7 +58,7 @@ func (x *Exchange) unanswered(e *picker.Endpoint, conn carrier, err error) (agai
 	}
 	x.failure, x.record.Unanswered = fmt.Errorf("%s: %w", e.Name(), err), true
 	switch {
-	case conn.Used() && x.resends == 0 && !x.body.lost:
+	case conn.Used() && x.resends == 0 && !x.body.lost && x.repeatable():
 		// Engines close idle connections, now and then in the very moment one
 		// is used: the same endpoint may be asked again, on a new connection.
 		x.resends++
@@ -77,7 +77,21 @@ func (x *Exchange) maySendAgain() bool {
 	if x.retryRule() != nil {
 		most = x.retryRule().Attempts
 	}
-	return x.resends < most && !x.body.lost
+	return x.resends < most && !x.body.lost && x.repeatable()
+}
+
+// repeatable tells whether a request may be sent again though it may have been served. Inference does nothing but
+// compute. What other services do is not known: theirs are repeated if their method is idempotent (RFC 9110, section
+// 9.2.2), or if their route says so.
+func (x *Exchange) repeatable() bool {
+	if !x.pool.plain || x.retryRule() != nil {
+		return true
+	}
+	switch x.record.Method {
+	case "GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE":
+		return true
+	}
+	return false
 }
 
 // sendAgain has a request that e failed sent to another endpoint, if there is one
@@ -185,12 +199,13 @@ var errGone = errors.New("the client has gone")
 
 // refuse answers with an error of ours.
 func (x *Exchange) refuse(err error) {
-	if errors.Is(err, errGone) || x.stream.Started() {
+	started := x.stream.Started()
+	if errors.Is(err, errGone) || started && x.gone() {
 		x.record.Status, x.record.Reason = statusClientGone, x.leftBecause()
 		x.stream.Abort()
 		return
 	}
-	if p, ok := errors.AsType[*foreignAnswer](err); ok {
+	if p, ok := errors.AsType[*foreignAnswer](err); ok && !started {
 		x.record.Status, x.record.Reason = p.head.Status, p.reason
 		if err := p.write(x.stream, x.record.ID); err != nil {
 			x.stream.Abort()
@@ -201,6 +216,11 @@ func (x *Exchange) refuse(err error) {
 	if !ok {
 		x.server.log.Error("unexpected error", "request_id", x.record.ID, "error", err)
 		e = errInternal()
+	}
+	if started { // with another status: all that is left is to say that it is not whole
+		x.record.Reason = e.Type
+		x.stream.Abort()
+		return
 	}
 	if x.record.ID == "" { // its head was not looked at
 		x.record.ID = newID()

@@ -1,14 +1,19 @@
 package proxy
 
 import (
+	"bufio"
+	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/fairway-proxy/fairway/proxy/authz"
+	"github.com/fairway-proxy/fairway/proxy/route"
 )
 
 // website is no engine: it notes what it gets.
@@ -110,6 +115,64 @@ func TestPlainPool(t *testing.T) {
 }
 
 // A pool that stops being plain while the body comes has the body read.
+// What an unknown service may have done is not asked for twice, unless its method or its route says that this does no
+// harm.
+func TestPlainRequestsThatGetNoAnswer(t *testing.T) {
+	for _, tt := range []struct {
+		method string
+		rule   *route.Retry
+		used   bool // the connection has served a request before
+		sent   int32
+		status int
+	}{
+		{"POST", nil, false, 1, 502},
+		{"PATCH", nil, false, 1, 502},
+		{"POST", nil, true, 1, 502},
+		{"POST", &route.Retry{Attempts: 1}, false, 2, 200},
+		{"GET", nil, false, 2, 200},
+		{"PUT", nil, false, 2, 200},
+		{"DELETE", nil, true, 2, 200},
+	} {
+		t.Run(fmt.Sprintf("%+v", tt), func(t *testing.T) {
+			var sent atomic.Int32
+			answer := func(c net.Conn) { io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok") }
+			play := func(c net.Conn, in *bufio.Reader) {
+				for {
+					r, err := http.ReadRequest(in)
+					if err != nil {
+						return
+					}
+					io.Copy(io.Discard, r.Body)
+					switch {
+					case r.URL.Path == "/before":
+						answer(c)
+					case sent.Add(1) == 1:
+						return // it may have been served
+					default:
+						answer(c)
+					}
+				}
+			}
+			pool := Pool{Name: "plain", Plain: true, Endpoints: []Endpoint{{Address: scripted(t, play).address}}}
+			if !tt.used { // there is no other connection to choose
+				pool.Endpoints = append(pool.Endpoints, Endpoint{Address: scripted(t, play).address})
+			}
+			s := startServer(t, World{})
+			w := &World{Pools: []Pool{pool}}
+			w.Routes = []route.Route{{Name: "all", Rules: []route.Rule{{Matches: under("/"), Backends: to("plain"), Retry: tt.rule}}}}
+			s.SetWorld(w)
+			if tt.used {
+				s.Handle(post("/before", ""))
+			}
+			m := post("/charge", "{}")
+			m.head.Method = []byte(tt.method)
+			if s.Handle(m); sent.Load() != tt.sent || m.answer.Status != tt.status {
+				t.Errorf("sent %d times, answered %d: want %d, %d", sent.Load(), m.answer.Status, tt.sent, tt.status)
+			}
+		})
+	}
+}
+
 func TestPlainPoolThatChangesWhileTheBodyComes(t *testing.T) {
 	site := startWebsite(t, nil)
 	pool := Pool{Name: "p", Plain: true, Endpoints: []Endpoint{{Address: site.address}}}
