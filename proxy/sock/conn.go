@@ -143,8 +143,19 @@ func (c *Conn) Close() error {
 // Reset closes the connection so that the peer sees it broken, not ended: a
 // TCP socket sends RST instead of FIN. What it has not yet sent is lost.
 func (c *Conn) Reset() error {
-	if t, ok := c.Conn.(interface{ SetLinger(int) error }); ok {
-		t.SetLinger(0)
+	for under := c.Conn; under != nil; {
+		if t, ok := under.(interface{ SetLinger(int) error }); ok {
+			t.SetLinger(0)
+			if under != c.Conn {
+				under.Close() // before TLS can say that all has been sent
+			}
+			break
+		}
+		w, ok := under.(interface{ NetConn() net.Conn })
+		if !ok {
+			break
+		}
+		under = w.NetConn()
 	}
 	return c.Close()
 }

@@ -1,9 +1,12 @@
 package sock
 
 import (
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"io"
 	"net"
+	"net/http/httptest"
 	"os"
 	"strings"
 	"testing"
@@ -176,6 +179,29 @@ func TestResetIsNoEnd(t *testing.T) {
 	New(near).Reset()
 	if _, err := io.ReadAll(far); err == nil || !strings.Contains(err.Error(), "reset") {
 		t.Errorf("the peer read to an end: %v", err)
+	}
+}
+
+// An answer that is cut must not look whole to who reads it to the end, which is what TLS says when it is closed.
+func TestResetOfTLSIsNoEnd(t *testing.T) {
+	site := httptest.NewTLSServer(nil) // for its certificate
+	defer site.Close()
+	near, far := tcpPair(t)
+	roots := x509.NewCertPool()
+	roots.AddCert(site.Certificate())
+	server, client := tls.Server(Under(near), site.TLS), tls.Client(far, &tls.Config{RootCAs: roots, ServerName: "example.com"})
+	shaken := make(chan error, 1)
+	go func() { shaken <- client.Handshake() }()
+	if err := errors.Join(server.Handshake(), <-shaken); err != nil {
+		t.Fatal(err)
+	}
+	c := New(server)
+	if _, err := c.Write([]byte("half")); err != nil {
+		t.Fatal(err)
+	}
+	c.Reset()
+	if _, err := io.ReadAll(client); err == nil {
+		t.Error("the peer read to an end")
 	}
 }
 
