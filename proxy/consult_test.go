@@ -116,6 +116,9 @@ func TestPickerIsAsked(t *testing.T) {
 					if want := fmt.Sprintf("from %d", size%3); m.answer.Status != 200 || m.seen() != want {
 						t.Fatalf("status %d: %s, want %s", m.answer.Status, m.seen(), want)
 					}
+					if r := s.account.Receipts(account.Query{}); len(r) != 1 || r[0].DecidedBy != account.ByEndpointPicker {
+						t.Errorf("the receipts are %+v", r)
+					}
 					if string(engine.body) != text {
 						t.Errorf("the engine got %d bytes, want %d", len(engine.body), len(text))
 					}

@@ -73,7 +73,7 @@ func (x *Exchange) noteChoice(l *picker.Lease) {
 	x.noteShadow(&weighed[chosen])
 	p.DecidedBy = factor.String()
 	if slices.Contains(x.consult.endpoints, l.Endpoint()) {
-		p.DecidedBy = "endpoint_picker" // the pool's own
+		p.DecidedBy = account.ByEndpointPicker
 	}
 	for i := range weighed {
 		c := &weighed[i]

@@ -109,6 +109,8 @@ var decisions = map[string]string{
 	"slo":      "it is predicted to be in time for what the request asks for",
 	"hash":     "the scores are as good as equal; the prompt's hash decides",
 	"policy":   "the configured policy says so",
+
+	account.ByEndpointPicker: "the pool's own endpoint picker named it",
 }
 
 // writeReceipt prints a receipt for people.

@@ -3,13 +3,16 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"math"
+	"os"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/fairway-proxy/fairway/bench/mock"
 	"github.com/fairway-proxy/fairway/discovery/file"
+	"github.com/fairway-proxy/fairway/picker"
 	"github.com/fairway-proxy/fairway/proxy/account"
 )
 
@@ -76,6 +79,44 @@ func TestExplain(t *testing.T) {
 	f.getJSON(t, "/receipts?limit=1&endpoint="+second.endpoint, &list)
 	if len(list.Receipts) != 1 || list.Receipts[0].ID != second.receipt.ID {
 		t.Errorf("%+v", list)
+	}
+}
+
+// Each word for what decided has its sentence, in the terminal and on the operator's page, and its place in the docs.
+func TestDecisionsDocumented(t *testing.T) {
+	read := func(name string) string {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	page := read("../../proxy/dashboard/assets/app.js")
+	_, documented, ok := strings.Cut(read("../../docs/configuration.md"), "`decided_by` is what")
+	if !ok {
+		t.Fatal("docs/configuration.md does not say what decided_by is")
+	}
+	documented, _, _ = strings.Cut(documented, "\n##")
+	words := []string{account.ByEndpointPicker}
+	for f := picker.Nothing; f.String() != "unknown"; f++ {
+		words = append(words, f.String())
+	}
+	if len(words) != len(decisions) {
+		t.Errorf("%d sentences for the words %v", len(decisions), words)
+	}
+	for _, word := range words {
+		said := decisions[word]
+		if said == "" {
+			t.Errorf("decided_by may be %s, for which fairway explain has no words", word)
+			continue
+		}
+		if !strings.Contains(documented, "`"+word+"`") {
+			t.Errorf("decided_by may be %s, of which docs/configuration.md knows nothing", word)
+		}
+		line := fmt.Sprintf("\n  %s: ['", word)
+		if _, rest, ok := strings.Cut(page, line); !ok || !strings.Contains(strings.SplitN(rest, "\n", 2)[0], strings.ReplaceAll(said, "'", "’")) {
+			t.Errorf("decided_by may be %s, of which proxy/dashboard/assets/app.js does not say that %s", word, said)
+		}
 	}
 }
 

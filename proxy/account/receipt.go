@@ -22,6 +22,9 @@ const (
 	maxText = 256
 )
 
+// ByEndpointPicker is what a choice turned on that the pool's own endpoint picker made.
+const ByEndpointPicker = "endpoint_picker"
+
 // Pick is what was weighed when an endpoint was chosen, the last time if the request was tried more than once. Its zero value is
 // that of a request for which nothing was weighed.
 type Pick struct {
@@ -31,7 +34,7 @@ type Pick struct {
 	Queued        time.Duration // how long all choices took: the time in the queue
 	PredictedTTFT time.Duration // after At; 0: not predicted
 	PredictedTPOT time.Duration // of each token after the first, in the mean; 0: not predicted
-	DecidedBy     string        // what the choice turned on, a picker.Factor
+	DecidedBy     string        // what the choice turned on: a picker.Factor, or ByEndpointPicker
 	Weighed       int           // endpoints; Candidates has the best of them
 	Chosen, Next  int           // in Candidates; −1: it is not there
 	Candidates    []Candidate

@@ -302,8 +302,11 @@ const because = {
   speed: ['its speed', 'it computes faster'],
   adapter: ['its adapters', 'it has the LoRA adapter on its GPU'],
   home: ['home of the prompt', 'replicas agree to send this prompt there while nobody has it cached'],
+  cost: ['its cost', 'it costs less'],
+  slo: ['the objective', 'it is predicted to be in time for what the request asks for'],
   hash: ['a tie', 'the scores are as good as equal; the prompt’s hash decides'],
   policy: ['policy', 'the configured policy says so'],
+  endpoint_picker: ['endpoint picker', 'the pool’s own endpoint picker named it'],
 };
 const reason = (r, i) => (because[r.decided_by] ? because[r.decided_by][i] : r.decided_by);
 
