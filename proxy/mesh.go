@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/fairway-proxy/fairway/picker"
+	"github.com/fairway-proxy/fairway/proxy/account"
 	"github.com/fairway-proxy/fairway/proxy/authz"
 	"github.com/fairway-proxy/fairway/proxy/hbone"
 	"github.com/fairway-proxy/fairway/proxy/route"
@@ -183,11 +184,19 @@ func (d *destination) http2() bool { return d.protocol == PortH2C || d.protocol 
 
 // enter finds the tunnel that the request came through, if it did.
 func (x *Exchange) enter() error {
-	if peer, ok := hbone.PeerOf(x.stream.Conn()); ok {
-		x.peer = peer
-		x.record.Peer, x.record.Remote = peerID(peer), remoteOf(x.stream.Conn(), peer)
-	}
+	x.peer = notePeer(&x.record, x.stream.Conn())
 	return x.arrive()
+}
+
+// notePeer keeps who a request came from if that was through a tunnel, and gives the
+// tunnel's other end; nil: it did not.
+func notePeer(rec *account.Record, c net.Conn) *hbone.Peer {
+	peer, ok := hbone.PeerOf(c)
+	if !ok {
+		return nil
+	}
+	rec.Peer, rec.Remote = peerID(peer), remoteOf(c, peer)
+	return peer
 }
 
 // arrive finds where the request is for in the World that it belongs to, and who may

@@ -165,6 +165,14 @@ func (s *Server) badRequest(st Stream, status int, cause error) {
 	var rec account.Record
 	rec.Reset()
 	rec.ID, rec.Start, rec.Remote = newID(), time.Now(), st.Remote()
+	if peer := notePeer(&rec, st.Conn()); peer != nil {
+		rec.Source = s.workload(peer.Forwarded.Addr())
+		if v := s.serving.Load(); v != nil {
+			if d := v.destination(peer); d != nil {
+				rec.Service = d.host
+			}
+		}
+	}
 	e := errMalformed(status, cause.Error())
 	rec.Status, rec.Reason = e.Status, e.Type
 	if err := writeError(st, e, rec.ID); err != nil {

@@ -23,11 +23,17 @@ func (x *Exchange) noteWorkloads() {
 		return
 	}
 	x.record.GRPC = x.call != nil
-	if pods := x.server.pods.Load(); pods != nil {
-		x.record.Source = (*pods)[x.peer.Forwarded.Addr()]
-		address, _, _ := strings.Cut(x.record.Endpoint, "@") // behind it: which of its engines
-		if a, err := netip.ParseAddrPort(address); err == nil {
-			x.record.Destination = (*pods)[a.Addr().Unmap()]
-		}
+	x.record.Source = x.server.workload(x.peer.Forwarded.Addr())
+	address, _, _ := strings.Cut(x.record.Endpoint, "@") // behind it: which of its engines
+	if a, err := netip.ParseAddrPort(address); err == nil {
+		x.record.Destination = x.server.workload(a.Addr().Unmap())
 	}
+}
+
+// workload is what the pod of an address belongs to, nil if that is not known.
+func (s *Server) workload(a netip.Addr) *Workload {
+	if pods := s.pods.Load(); pods != nil {
+		return (*pods)[a]
+	}
+	return nil
 }
