@@ -100,8 +100,6 @@ func (e *GoAwayError) Error() string {
 type role interface {
 	// headers is a whole header block on a stream.
 	headers(id uint32, f *fields, end bool) error
-	// settled is called when the peer's first SETTINGS have come, with conn.mu held.
-	settled()
 	// free is called when a stream has ended, with conn.mu held.
 	free(s *stream)
 	// gone is called when the connection has ended.

@@ -452,8 +452,6 @@ func (role *client) await(ctx context.Context, s *stream) error {
 	return err
 }
 
-func (role *client) settled() {}
-
 // headers takes the answer to a CONNECT.
 func (role *client) headers(id uint32, f *fields, end bool) error {
 	c := role.conn

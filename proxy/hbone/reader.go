@@ -222,10 +222,7 @@ func (c *conn) readSettings(f *http2.SettingsFrame) error {
 		}
 	}
 	c.controlFrame(http2.FrameSettings, http2.FlagSettingsAck, 0, nil)
-	if !c.greeted {
-		c.greeted = true
-		c.role.settled()
-	}
+	c.greeted = true
 	return nil
 }
 

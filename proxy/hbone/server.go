@@ -386,8 +386,6 @@ type server struct {
 	peer     Peer // what all its tunnels have in common
 }
 
-func (s *server) settled() {}
-
 // refuse answers a stream with an error, logs and counts it.
 func (s *server) refuse(id uint32, end bool, status int, reason Reason, f *fields, why string) {
 	s.conn.mu.Lock()
