@@ -386,12 +386,12 @@ type server struct {
 	peer     Peer // what all its tunnels have in common
 }
 
-// refuse answers a stream with an error, logs and counts it.
+// refuse logs and counts a refusal, and answers the stream with it: who has the answer finds it counted.
 func (s *server) refuse(id uint32, end bool, status int, reason Reason, f *fields, why string) {
+	s.listener.report.refuse(reason, "remote", s.remote, "peer", s.peer.ID, "method", f.method, "authority", f.authority, "status", status, "why", why)
 	s.conn.mu.Lock()
 	s.conn.refuse(id, status, end)
 	s.conn.mu.Unlock()
-	s.listener.report.refuse(reason, "remote", s.remote, "peer", s.peer.ID, "method", f.method, "authority", f.authority, "status", status, "why", why)
 }
 
 func (s *server) headers(id uint32, f *fields, end bool) error {
