@@ -84,7 +84,7 @@ var metricSections = []struct{ title, prefix, text string }{
 	{"Endpoint pickers of pools", "fairway_own_picker_", "Absent without them; see [endpoint-picker.md](endpoint-picker.md#a-picker-of-your-own)."},
 	{"The mesh", "fairway_hbone_", "Tunnels that are accepted (`inbound`) and made (`outbound`); absent without them."},
 	{"The mesh", "fairway_certificate_", ""},
-	{"Istio", "istio_", "What a waypoint of Istio's own counts, for requests that come through a tunnel, with `reporter=\"waypoint\"`. What an address belongs to is known in a cluster, by the pods there; `unknown` is what is not. The two ends, the code and the flags make 1024 combinations at most: of requests beyond, both ends are `unknown`. `response_flags` are Envoy's: UH, UF, URX, UC, UT, UO, DC, SI, NR, NC, RL, OM, UAEX, or `-`."},
+	{"Istio", "istio_", "What a waypoint of Istio's own counts, for requests that come through a tunnel, with `reporter=\"waypoint\"`. What an address belongs to is known in a cluster, by the pods there; `unknown` is what is not. The two ends, the code and the flags make 1024 combinations at most. Once there are so many, those in which nothing was counted for an hour are dropped; while there are none, both ends of requests beyond are `unknown`. `response_flags` are Envoy's: UH, UF, URX, UC, UT, UO, DC, SI, NR, NC, RL, OM, UAEX, or `-`."},
 	{"OpenTelemetry", "gen_ai_", "The names that OpenTelemetry's conventions for generative AI give to servers' metrics."},
 	{"What is passed on unread", "fairway_tcp_", ""},
 	{"The proxy", "fairway_build_", ""}, {"The proxy", "fairway_requests_live", ""}, {"The proxy", "fairway_queue_length", ""}, {"The proxy", "fairway_request_bodies_", ""}, {"The proxy", "fairway_uptime_", ""},

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -28,6 +29,10 @@ const (
 	// maxIstioSeries is how many combinations of labels are told apart. In what is beyond, both ends are unknown: what is left are
 	// Services, codes and flags.
 	maxIstioSeries = 1024
+	// istioIdle is how long nothing is counted in a combination, in seconds, until it makes room for another: pods come and go, and with
+	// each version of theirs what they are part of. istioSweep is how often such are looked for at most.
+	istioIdle  = 3600
+	istioSweep = 10
 	// maxPrincipal bounds a SPIFFE ID in a label, in bytes.
 	maxPrincipal = 256
 )
@@ -53,6 +58,7 @@ type istioMetrics struct {
 
 	mu     sync.RWMutex
 	series map[istioKey]*istioSeries // guarded by mu
+	swept  int64                     // when room was last looked for, in Unix seconds; guarded by mu
 }
 
 // istioKey is what tells children apart.
@@ -68,6 +74,15 @@ type istioKey struct {
 type istioSeries struct {
 	requests                prometheus.Counter
 	duration, received, out prometheus.Observer
+
+	used atomic.Int64 // when something was last counted, in Unix seconds; to be set with istioMetrics.mu held, if only to read
+}
+
+// use keeps that something is counted.
+func (s *istioSeries) use(now int64) {
+	if s.used.Load() < now {
+		s.used.Store(now)
+	}
 }
 
 func newIstioMetrics(reg prometheus.Registerer) *istioMetrics {
@@ -108,8 +123,12 @@ func (m *istioMetrics) of(rec *Record) *istioSeries {
 	if rec.Destination != nil {
 		k.destination = *rec.Destination
 	}
+	now := rec.Start.Add(rec.Duration).Unix()
 	m.mu.RLock()
 	s := m.series[k]
+	if s != nil {
+		s.use(now)
+	}
 	m.mu.RUnlock()
 	if s != nil {
 		return s
@@ -117,12 +136,17 @@ func (m *istioMetrics) of(rec *Record) *istioSeries {
 
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if len(m.series) >= maxIstioSeries {
+		m.makeRoom(now)
+	}
 	if s = m.series[k]; s != nil {
+		s.use(now)
 		return s
 	}
 	if len(m.series) >= maxIstioSeries || len(rec.Peer) > maxPrincipal || strings.ToValidUTF8(rec.Peer, "") != rec.Peer {
 		k.source, k.destination = Workload{}, Workload{}
 		if s = m.series[k]; s != nil {
+			s.use(now)
 			return s
 		}
 	}
@@ -131,9 +155,35 @@ func (m *istioMetrics) of(rec *Record) *istioSeries {
 		requests: m.requests.WithLabelValues(labels...), duration: m.duration.WithLabelValues(labels...),
 		received: m.received.WithLabelValues(labels...), out: m.out.WithLabelValues(labels...),
 	}
+	s.use(now)
 	k.service = strings.Clone(k.service)
 	m.series[k] = s
 	return s
+}
+
+// makeRoom drops the combinations in which nothing has been counted for a while. m.mu is held.
+func (m *istioMetrics) makeRoom(now int64) {
+	if now-m.swept < istioSweep {
+		return
+	}
+	m.swept = now
+	used := make(map[prometheus.Counter]bool) // some keys have the same labels: what is not known, and what is called unknown
+	for _, s := range m.series {
+		if now-s.used.Load() < istioIdle {
+			used[s.requests] = true
+		}
+	}
+	for k, s := range m.series {
+		if used[s.requests] {
+			continue
+		}
+		labels := k.labels()
+		m.requests.DeleteLabelValues(labels...)
+		for _, v := range []*prometheus.HistogramVec{m.duration, m.received, m.out} {
+			v.DeleteLabelValues(labels...)
+		}
+		delete(m.series, k)
+	}
 }
 
 // labels are the values of istioLabels.

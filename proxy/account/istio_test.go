@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -149,6 +150,49 @@ func TestIstioSeriesAreBounded(t *testing.T) {
 	}
 	if lines != maxIstioSeries+1 || total != float64(n+2) || len(r.istio.series) != lines {
 		t.Errorf("%d series of %v requests, %d held", lines, total, len(r.istio.series))
+	}
+}
+
+// Combinations in which nothing was counted for an hour make room for others, once there is none. The others go on counting.
+func TestIstioSeriesMakeRoom(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	r := New(reg, Config{})
+	at := func(version string, minutes int) {
+		rec := meshed()
+		rec.Source.Version, rec.Start = version, rec.Start.Add(time.Duration(minutes)*time.Minute)
+		r.Done(rec)
+	}
+	counts := func() map[string]float64 {
+		all := make(map[string]float64)
+		for name, v := range series(t, reg) {
+			if rest, ok := strings.CutPrefix(name, "istio_requests_total{"); ok {
+				_, version, _ := strings.Cut(rest, `source_version="`)
+				version, _, _ = strings.Cut(version, `"`)
+				all[version] += v
+			}
+		}
+		return all
+	}
+	for i := range maxIstioSeries - 3 {
+		at(fmt.Sprint("old ", i), 0)
+	}
+	at("unknown", 0)
+	at("", 0) // in labels the same
+	at("lives", 0)
+	at("", 50)
+	at("lives", 50)
+	at("new", 59) // counts with both ends unknown
+	if n := counts(); len(n) != maxIstioSeries-1 || n["old 0"] != 1 || n["lives"] != 2 || n["unknown"] != 4 {
+		t.Errorf("%d versions before an hour has passed, %v", len(n), n)
+	}
+	at("new", 61)
+	if n := counts(); len(n) != 3 || n["new"] != 1 || n["lives"] != 2 || n["unknown"] != 4 {
+		t.Errorf("after an hour: %v", n)
+	}
+	at("lives", 200)
+	at("unknown", 200)
+	if n := counts(); len(n) != 3 || n["lives"] != 3 || n["unknown"] != 5 {
+		t.Errorf("while there is room: %v", n)
 	}
 }
 
