@@ -116,6 +116,11 @@ func (s *Server) SetWorld(w *World) {
 		}
 	}
 	s.pools = next.byName
+	live := make(map[string]bool, len(next.byName))
+	for name := range next.byName {
+		live[name] = true
+	}
+	s.account.SetPools(live)
 }
 
 // nameModels has models and objectives found by their names, of which the first counts.

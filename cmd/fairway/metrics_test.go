@@ -97,7 +97,7 @@ const metricsHead = `# Metrics
 Served at ` + "`:15020/metrics`" + ` (` + "`listen.metrics`" + `; ` + "`/stats/prometheus`" + ` is the same page) for Prometheus, in its text format or OpenMetrics. This page is made from the code; ` + "`go test ./cmd/fairway -run TestDocumentedMetrics -update`" + ` writes it anew.
 
 Values of labels are bounded: ` + "`pool`" + ` and ` + "`endpoint`" + ` by the configuration, ` + "`code`" + ` and ` + "`reason`" + ` ([errors](errors.md)) by their kind. ` + "`model`" + ` is the name that the client said if an engine has answered to it, up to 256 of them;
-any other name is ` + "`other`" + `. Beside these there are ` + "`go_*` and `process_*`" + ` of the process.
+any other name is ` + "`other`" + `. What was counted of a pool is dropped an hour after the pool is gone. Beside these there are ` + "`go_*` and `process_*`" + ` of the process.
 `
 
 // metricsPage lays docs/metrics.md out.

@@ -134,6 +134,7 @@ type Recorder struct {
 	receipts receipts
 
 	metrics  *metrics
+	pools    pools
 	istio    *istioMetrics
 	policies *policyMetrics
 }
@@ -148,6 +149,7 @@ func New(reg prometheus.Registerer, c Config) *Recorder {
 		metrics:  newMetrics(reg),
 		istio:    newIstioMetrics(reg),
 		policies: newPolicyMetrics(reg),
+		pools:    pools{gone: make(map[string]time.Time)},
 	}
 	r.desks.init()
 	reg.MustRegister(&tallies{r, time.Now()})
@@ -169,7 +171,9 @@ func (r *Recorder) Done(rec *Record) {
 	if r.log != nil {
 		r.log.due()
 	}
-	r.metrics.done(rec)
+	if r.metrics.done(rec) {
+		r.pools.note(rec.Pool)
+	}
 	r.istio.done(rec)
 	r.policies.count(rec)
 	if r.tracing != nil && rec.Trace.Sampled {
@@ -183,6 +187,7 @@ func (r *Recorder) DoneTCP(rec *Record) {
 		return
 	}
 	r.metrics.doneTCP(rec)
+	r.pools.note(rec.Pool)
 	r.policies.count(rec)
 	if r.log != nil {
 		r.log.connection(rec)

@@ -86,7 +86,7 @@ const (
 const provider = "vllm"
 
 // metrics counts Records: what most of them count in, on desks, in tallies, which are added up when somebody asks; what is rarer, in
-// vectors. What is told apart by name is bounded by the World (pools) and by maxModels.
+// vectors. What is told apart by name is bounded by the Worlds of the last hour (pools) and by maxModels.
 type metrics struct {
 	models modelNames
 
@@ -113,14 +113,17 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	return m
 }
 
-// done counts what is rare of an exchange.
-func (m *metrics) done(rec *Record) {
+// done counts what is rare of an exchange, and tells whether there is such.
+func (m *metrics) done(rec *Record) (counted bool) {
 	if rec.Shed != "" {
 		m.shed.WithLabelValues(rec.Pool, rec.Criticality, rec.Shed).Inc()
+		counted = true
 	}
 	if rec.Reason == ClientGone || rec.Reason == ClientTimeout {
 		m.gone.WithLabelValues(rec.Pool, phase(rec)).Inc()
+		counted = true
 	}
+	return counted
 }
 
 // perToken is the mean time between the tokens of a stream after its first.

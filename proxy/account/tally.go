@@ -254,6 +254,7 @@ func (ts *tallies) Collect(ch chan<- prometheus.Metric) {
 		}
 		d.mu.Unlock()
 	}
+	ts.forgetPools() // after they were read once more
 	for k, s := range sums {
 		labels := k.labels[:k.n]
 		if k.family.bounds == nil {
