@@ -55,6 +55,17 @@ func BenchmarkRead(b *testing.B) {
 			})
 		}
 	}
+	escaped := []byte(`{"model":"m","messages":[{"role":"user","content":"` + strings.Repeat(`\u4e2d\u6587`, 18_000) + `"}]}`)
+	b.Run("escapes/216KB", func(b *testing.B) {
+		var r Request
+		b.SetBytes(int64(len(escaped)))
+		b.ReportAllocs()
+		for b.Loop() {
+			if err := r.Read(Chat, escaped); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
 	ids := []byte(`{"model":"m","prompt":[` + strings.Repeat("12345,", 36000) + `1]}`)
 	b.Run("ids/216KB", func(b *testing.B) {
 		var r Request

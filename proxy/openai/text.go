@@ -123,6 +123,9 @@ func scanString(b []byte, i int) (end int, escaped bool, bad string) {
 				return wrongEscape(b, i)
 			}
 			i += int(size)
+			for len(b)-i >= 6 && b[i] == '\\' && b[i+1] == 'u' && hex4(b[i+2:]) >= 0 {
+				i += 6 // text that is not Latin, as Python's json writes it
+			}
 		case found&passedStopped == 0:
 		case b[i] == '"':
 			return i, escaped, ""
@@ -212,21 +215,25 @@ func wrongEscape(b []byte, at int) (end int, escaped bool, bad string) {
 	return at, true, badEscape
 }
 
-// hex4 is the value of four hexadecimal digits, −1 if they are none.
-func hex4(b []byte) (v rune) {
-	for _, c := range b[:4] {
-		switch {
-		case '0' <= c && c <= '9':
-			c -= '0'
-		case 'a' <= c|0x20 && c|0x20 <= 'f':
-			c = c | 0x20 - 'a' + 10
-		default:
-			return -1
-		}
-		v = v<<4 | rune(c)
-	}
-	return v
+// hex4 is the value of four hexadecimal digits, negative if they are none.
+func hex4(b []byte) rune {
+	_ = b[3]
+	return rune(hexDigits[b[0]])<<12 | rune(hexDigits[b[1]])<<8 | rune(hexDigits[b[2]])<<4 | rune(hexDigits[b[3]])
 }
+
+// hexDigits has what each byte is worth as a hexadecimal digit, −1 if it is none.
+var hexDigits = func() (values [256]int8) {
+	for c := range values {
+		values[c] = -1
+	}
+	for i, c := range []byte("0123456789abcdefABCDEF") {
+		values[c] = int8(i)
+		if i > 0xf {
+			values[c] -= 6
+		}
+	}
+	return values
+}()
 
 // appendUnescaped appends what the inside of a scanned string stands for, and
 // tells whether that is Unicode text: not so for half a surrogate pair. It stops
