@@ -271,23 +271,6 @@ func (x *Exchange) understand() error {
 	return x.look(func() error { return x.read.Read(x.kind, x.body.bytes) })
 }
 
-// longRead is from how many bytes on a body is read for so long that others would notice.
-const longRead = 256 << 10
-
-// look has the body read. Large ones take half of the processors at most: whoever sends
-// them leaves others the rest.
-func (x *Exchange) look(read func() error) error {
-	if len(x.body.bytes) > longRead {
-		select {
-		case x.server.readers <- struct{}{}:
-			defer func() { <-x.server.readers }()
-		case <-x.ctx.Done():
-			return x.ended()
-		}
-	}
-	return unreadable(read())
-}
-
 // route finds the pool, the name its engines know the model by, and what the
 // picker is to know of the request.
 func (x *Exchange) route() error {

@@ -1,6 +1,9 @@
 package openai
 
-import "unicode/utf8"
+import (
+	"math"
+	"unicode/utf8"
+)
 
 // MaxDepth is how deep arrays and objects may nest in a value of a body. Python's json
 // module, which reads it in vLLM, gives up near its own recursion limit (1,000 by
@@ -19,6 +22,9 @@ type scanner struct {
 	at     int  // where it failed
 	reason string
 
+	next  int         // where yield is called next
+	yield func() bool // false: nobody wants to know any more
+
 	keyBuf [longestKey]byte // an escaped key, unescaped
 }
 
@@ -27,6 +33,18 @@ const longestKey = 32
 
 func (s *scanner) reset(body []byte) {
 	s.body, s.pos, s.key, s.first, s.at, s.reason = body, 0, 0, false, 0, ""
+	s.next, s.yield = math.MaxInt, nil
+}
+
+// yieldEvery is how many bytes are read between two calls of yield: up to 150 µs.
+const yieldEvery = 32 << 10
+
+// rest is for when next has been reached.
+func (s *scanner) rest() {
+	s.next = s.pos + yieldEvery
+	if !s.yield() {
+		s.fail(s.pos, "its reading was given up")
+	}
 }
 
 func (s *scanner) failed() bool { return s.reason != "" }
@@ -66,6 +84,9 @@ func (s *scanner) open() {
 // more tells whether another member or element follows in the container that ends
 // with the given byte, and stands at it; otherwise the container has been left.
 func (s *scanner) more(end byte) bool {
+	if s.pos >= s.next {
+		s.rest()
+	}
 	c := s.peek()
 	if s.first {
 		s.first = false

@@ -235,6 +235,11 @@ func (r *Request) ids() (n int) {
 	start := s.pos
 	var end int
 	for {
+		if n%1024 == 1023 && s.pos >= s.next {
+			if s.rest(); s.failed() {
+				return 0
+			}
+		}
 		s.number()
 		n++
 		if s.failed() {

@@ -52,6 +52,10 @@ type Request struct {
 	// Media counts the media among the spans.
 	Media
 
+	// Yield, unless it is nil, is called every 32 KiB while a body is read: it may take its
+	// time, to let others go first. When it gives false, the reading fails. Reset forgets it.
+	Yield func() bool
+
 	scan                     scanner
 	body                     []byte
 	spans                    []prefix.Span // Spans with room for the head in front
@@ -97,14 +101,15 @@ func (r *Request) Reset() {
 		r.spans = nil
 	}
 	clear(r.spans)
+	r.Yield = nil
 	r.blank()
 }
 
 // blank forgets all but the memory.
 func (r *Request) blank() {
-	spans, rest, model, renamed, salted := r.spans[:0], r.rest[:0], r.modelBuf[:0], r.renamed[:0], r.salted[:0]
+	spans, rest, model, renamed, salted, yield := r.spans[:0], r.rest[:0], r.modelBuf[:0], r.renamed[:0], r.salted[:0], r.Yield
 	*r = Request{} // apart from what follows, so that it is cleared where it lies
-	r.spans, r.rest, r.modelBuf, r.renamed, r.salted = spans, rest, model, renamed, salted
+	r.spans, r.rest, r.modelBuf, r.renamed, r.salted, r.Yield = spans, rest, model, renamed, salted, yield
 }
 
 // Read reads the JSON body of a request of that kind. The error is an *[Error]; nothing
@@ -159,6 +164,9 @@ func (r *Request) begin(kind Kind, body []byte) {
 	r.body, r.source = body, placeNone
 	r.spans = r.spans[:headSpans]
 	r.scan.reset(body)
+	if r.Yield != nil {
+		r.scan.yield, r.scan.next = r.Yield, yieldEvery
+	}
 }
 
 // end puts the head in front of the spans.

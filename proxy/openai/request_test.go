@@ -5,8 +5,11 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/fairway-proxy/fairway/picker/prefix"
 )
 
 // prompt joins the spans the way a reader can check: media in angle brackets.
@@ -396,6 +399,51 @@ func TestKindOf(t *testing.T) {
 	for _, tt := range tests {
 		if got := KindOf([]byte(tt.method), []byte(tt.path)); got != tt.want {
 			t.Errorf("%s %s: got %v, want %v", tt.method, tt.path, got, tt.want)
+		}
+	}
+}
+
+// Others go first now and then while a large body is read, whatever it is large by; who does not
+// want to know any more ends it.
+func TestReadingYields(t *testing.T) {
+	const size = 300 << 10
+	fill := func(head, part, tail string) []byte {
+		return []byte(head + strings.Repeat(part, size/len(part)) + tail)
+	}
+	for name, body := range map[string][]byte{
+		"messages":  fill(`{"model":"m","messages":[`, `{"role":"user"},`, `{}]}`),
+		"parts":     fill(`{"model":"m","messages":[{"content":[`, `{"text":"x"},`, `{}]}]}`),
+		"text":      fill(`{"model":"m","messages":[{"role":"user","content":"`, `text `, `"}]}`),
+		"escapes":   fill(`{"model":"m","messages":[{"role":"user","content":"`, `\u4e2d`, `"}]}`),
+		"ids":       fill(`{"model":"m","prompt":[`, `1,`, `1]}`),
+		"lists":     fill(`{"model":"m","prompt":[`, `[1],`, `[1]]}`),
+		"members":   fill(`{"model":"m",`, `"":1,`, `"x":1}`),
+		"elsewhere": fill(`{"model":"m","x":[`, `1,[{}],`, `1]}`),
+	} {
+		for _, kind := range []Kind{Chat, Completions} {
+			var plain, r Request
+			if err := plain.Read(kind, body); err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			calls := 0
+			r.Yield = func() bool { calls++; return true }
+			if err := r.Read(kind, body); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+			if want := len(body)/yieldEvery - 1; calls < want {
+				t.Errorf("%s: others go first %d times, want %d", name, calls, want)
+			}
+			if !slices.EqualFunc(r.Spans, plain.Spans, func(a, b prefix.Span) bool { return bytes.Equal(a.Data, b.Data) }) || r.Tokens != plain.Tokens {
+				t.Errorf("%s is read differently", name)
+			}
+			r.Yield = func() bool { return false }
+			if err := r.Read(kind, body); err == nil {
+				t.Errorf("%s is read on", name)
+			}
+			r.Reset()
+			if r.Yield != nil {
+				t.Error("Reset keeps who is to be asked")
+			}
 		}
 	}
 }

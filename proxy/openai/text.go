@@ -16,13 +16,32 @@ type text struct {
 // str reads the string whose opening quote is here.
 func (s *scanner) str() text {
 	start := s.pos + 1
-	end, escaped, bad := scanString(s.body, start)
+	end, escaped, bad := scanString(s.body, start, s.next)
 	if bad != "" {
-		s.fail(end, bad)
-		return text{start: start, end: start}
+		if bad == goesOn {
+			end, escaped, bad = s.goOn(end, escaped)
+		}
+		if bad != "" {
+			s.fail(end, bad)
+			return text{start: start, end: start}
+		}
 	}
 	s.pos = end + 1
 	return text{start, end, escaped}
+}
+
+// goOn is for a string of which scanString has found no end up to there.
+func (s *scanner) goOn(from int, had bool) (end int, escaped bool, bad string) {
+	for end, escaped, bad = from, had, goesOn; bad == goesOn; {
+		s.pos = end
+		if s.rest(); s.failed() {
+			return end, escaped, s.reason
+		}
+		var more bool
+		end, more, bad = scanString(s.body, end, s.next)
+		escaped = escaped || more
+	}
+	return end, escaped, bad
 }
 
 // strSoFar is str, and of a string that goes on behind the end of the text what there
@@ -86,6 +105,7 @@ const (
 	unended    = "a string does not end"
 	badEscape  = "invalid escape in a string"
 	badControl = "control character in a string (it must be escaped)"
+	goesOn     = "nothing is wrong so far"
 )
 
 // What passAVX2 found.
@@ -96,10 +116,11 @@ const (
 )
 
 // scanString finds the quote that ends the string whose first byte is b[i]. When
-// the string is malformed, bad says why and end where.
-func scanString(b []byte, i int) (end int, escaped bool, bad string) {
+// the string is malformed, bad says why and end where. If it is longer than up to b[stop], bad
+// may be goesOn, and end where it goes on.
+func scanString(b []byte, i, stop int) (end int, escaped bool, bad string) {
 	// Most strings are short: keys, roles, names.
-	for stop := min(i+32, len(b)-7); i < stop; i += 8 {
+	for short := min(i+32, len(b)-7); i < short; i += 8 {
 		if hit := specials(binary.LittleEndian.Uint64(b[i:])); hit != 0 {
 			i += bits.TrailingZeros64(hit) >> 3
 			if b[i] == '"' {
@@ -109,7 +130,10 @@ func scanString(b []byte, i int) (end int, escaped bool, bad string) {
 		}
 	}
 	for vectors && len(b)-i >= 64 {
-		at, found := passAVX2(b[i:])
+		if i >= stop {
+			return i, escaped, goesOn
+		}
+		at, found := passAVX2(b[i:min(len(b), max(stop, i+64))])
 		i += at
 		escaped = escaped || found&passedEscapes != 0
 		switch {
@@ -123,7 +147,7 @@ func scanString(b []byte, i int) (end int, escaped bool, bad string) {
 				return wrongEscape(b, i)
 			}
 			i += int(size)
-			for len(b)-i >= 6 && b[i] == '\\' && b[i+1] == 'u' && hex4(b[i+2:]) >= 0 {
+			for i < stop && len(b)-i >= 6 && b[i] == '\\' && b[i+1] == 'u' && hex4(b[i+2:]) >= 0 {
 				i += 6 // text that is not Latin, as Python's json writes it
 			}
 		case found&passedStopped == 0:
@@ -133,7 +157,7 @@ func scanString(b []byte, i int) (end int, escaped bool, bad string) {
 			return i, escaped, badControl
 		}
 	}
-	end, more, bad := scanWords(b, i)
+	end, more, bad := scanWords(b, i, stop)
 	return end, escaped || more, bad
 }
 
@@ -141,11 +165,14 @@ func scanString(b []byte, i int) (end int, escaped bool, bad string) {
 // 10 GB/s; source code, with an escape every few bytes, in words of eight whose
 // escapes are taken off one by one, which costs no second load and so is 2 GB/s
 // rather than 1.4.
-func scanWords(b []byte, i int) (end int, escaped bool, bad string) {
+func scanWords(b []byte, i, stop int) (end int, escaped bool, bad string) {
 	const words = 16 // how many words to go on with before trying blocks again
 	for len(b)-i > 8 {
-		i = plain(b, i)
-		for stop := min(i+8*words, len(b)-8); i < stop; {
+		if i >= stop {
+			return i, escaped, goesOn
+		}
+		i = plain(b[:min(len(b), stop)], i)
+		for turn := min(i+8*words, len(b)-8); i < turn; {
 			next := i + 8
 			for hit := specials(binary.LittleEndian.Uint64(b[i:])); hit != 0; {
 				n := bits.TrailingZeros64(hit)

@@ -2,6 +2,7 @@ package openai
 
 import (
 	"bytes"
+	"math"
 	"math/rand/v2"
 	"strings"
 	"testing"
@@ -49,7 +50,7 @@ func TestStringsScannedInBlocks(t *testing.T) {
 				b = append(b, alphabet[rnd.IntN(len(alphabet))]...)
 			}
 		}
-		end, escaped, bad := scanString(b, 0)
+		end, escaped, bad := scanString(b, 0, math.MaxInt)
 		wantEnd, wantEscaped, wantBad := naiveScan(b, 0)
 		if end != wantEnd || escaped != wantEscaped || bad != wantBad {
 			t.Fatalf("%q: got %d %v %q, want %d %v %q", b, end, escaped, bad, wantEnd, wantEscaped, wantBad)
@@ -95,9 +96,43 @@ func FuzzVectorsAgree(f *testing.F) {
 	})
 }
 
+// A string that is scanned piece by piece is the one that is scanned at once.
+func TestPiecesAgree(t *testing.T) {
+	had := vectors
+	defer func() { vectors = had }()
+	pieces := []string{`\\`, `\"`, `\n`, `\u00e9`, `\ud83d\ude00`, "é", "plain text of some length ", strings.Repeat("a", 61), `\\\\\\\\\\\\\\\\\\\\\\\\`}
+	random := rand.New(rand.NewPCG(1, 2))
+	rests := 0
+	for i := range 20_000 {
+		var b []byte
+		for n := 64 + random.IntN(1000); len(b) < n; {
+			b = append(b, pieces[random.IntN(len(pieces))]...)
+		}
+		if b = append(b, '"'); i%4 == 0 {
+			b[len(b)/2] = "\x1f\"\\"[random.IntN(3)]
+		}
+		end, escaped, bad := scanString(b, 0, math.MaxInt)
+		vectors = had && i%2 == 0
+		s := scanner{body: b, pos: -1, next: random.IntN(100)}
+		s.yield = func() bool {
+			rests++
+			s.next = s.pos + 1 + random.IntN(200)
+			return true
+		}
+		got := s.str()
+		if s.reason != bad || bad == "" && got != (text{0, end, escaped}) || bad != "" && s.at != end {
+			t.Fatalf("%q: got %v, %q at %d, want an end at %d, escaped %v, %q", b, got, s.reason, s.at, end, escaped, bad)
+		}
+		vectors = had
+	}
+	if rests < 20_000 {
+		t.Errorf("%d rests: nothing was shown", rests)
+	}
+}
+
 func sameScan(t *testing.T, b []byte) {
-	end, escaped, bad := scanString(b, 0)
-	wantEnd, wantEscaped, wantBad := scanWords(b, 0)
+	end, escaped, bad := scanString(b, 0, math.MaxInt)
+	wantEnd, wantEscaped, wantBad := scanWords(b, 0, math.MaxInt)
 	if end != wantEnd || escaped != wantEscaped || bad != wantBad {
 		t.Fatalf("%q: ends at %d, escaped %v, %q; without vectors at %d, %v, %q", b, end, escaped, bad, wantEnd, wantEscaped, wantBad)
 	}
