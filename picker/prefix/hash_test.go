@@ -189,6 +189,7 @@ func TestAppendChainDoesNotAllocate(t *testing.T) {
 func FuzzAppendChain(f *testing.F) {
 	f.Add([]byte(prose(2000)), []byte{100, 2, 0, 255, 254})
 	f.Add([]byte(prose(300)), []byte{})
+	f.Add([]byte(prose(40_000)), []byte{100}) // chunks of three sizes, many of them one behind the other
 	f.Add([]byte{}, []byte{0, 0, 0})
 	f.Add(bytes.Repeat([]byte{textEnd, mediaEnd, 0}, 300), []byte{8, 9, 1})
 	f.Fuzz(func(t *testing.T, data, cuts []byte) {
