@@ -273,6 +273,15 @@ func (s *stream) Read(p []byte) (int, error) {
 	}
 }
 
+// Await returns as soon as Read would.
+func (s *stream) Await() {
+	s.mu.Lock()
+	for !s.shut && !s.readLimit.over && !s.ended && (s.first == nil || s.first.r == s.first.w) {
+		s.readable.Wait()
+	}
+	s.mu.Unlock()
+}
+
 // copyOut takes what is there, as far as it fits. s.mu is held.
 func (s *stream) copyOut(p []byte) (n int) {
 	for n < len(p) && s.first != nil {

@@ -79,6 +79,33 @@ func (c *Conn) Read(p []byte) (int, error) {
 	return c.Conn.Read(p)
 }
 
+// Lender lends buffers to read into.
+type Lender interface {
+	// Get gives a buffer, which is not empty.
+	Get() []byte
+	// Put takes back what Get gave.
+	Put([]byte)
+}
+
+// ReadLent reads as Read does, into a buffer of a lender's that is the caller's from then on, if it reads anything. Of a TCP
+// connection, or one that can tell when there is something to read (Await), it holds no buffer while it waits.
+func (c *Conn) ReadLent(from Lender) (b []byte, n int, err error) {
+	if len(c.unread) == 0 && c.ahead == nil {
+		if c.raw != nil {
+			return c.raw.ReadLent(from)
+		}
+		if t, ok := c.Conn.(interface{ Await() }); ok {
+			t.Await()
+		}
+	}
+	b = from.Get()
+	if n, err = c.Read(b); n == 0 {
+		from.Put(b)
+		b = nil
+	}
+	return b, n, err
+}
+
 // Write writes all of p.
 func (c *Conn) Write(p []byte) (int, error) {
 	if c.raw != nil {

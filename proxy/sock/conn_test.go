@@ -4,11 +4,14 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http/httptest"
 	"os"
+	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -228,5 +231,90 @@ func BenchmarkSetDeadline(b *testing.B) {
 	near, _ := tcpPair(b)
 	for b.Loop() {
 		near.SetReadDeadline(time.Now().Add(time.Minute))
+	}
+}
+
+// counted lends buffers and counts how often.
+type counted struct{ got, put atomic.Int32 }
+
+func (l *counted) Get() []byte { l.got.Add(1); return make([]byte, 8) }
+func (l *counted) Put([]byte)  { l.put.Add(1) }
+
+// awaitable is a conn that tells when there is something to read.
+type awaitable struct {
+	net.Conn
+	there chan struct{}
+}
+
+func (a *awaitable) Await() { <-a.there }
+
+// Whoever waits for bytes holds no buffer, and has one as soon as they are there.
+func TestReadLent(t *testing.T) {
+	near, far := tcpPair(t)
+	c := New(near)
+	var l counted
+	read := make(chan string)
+	go func() {
+		for {
+			b, n, err := c.ReadLent(&l)
+			read <- fmt.Sprintf("%s %v", b[:n], err)
+			if err != nil {
+				return
+			}
+		}
+	}()
+	for l.got.Load() == 0 || l.got.Load() != l.put.Load() { // it has tried
+		runtime.Gosched()
+	}
+	far.Write([]byte("one"))
+	if got := <-read; got != "one <nil>" {
+		t.Errorf("read %q", got)
+	}
+	for l.got.Load() < l.put.Load()+1 || l.put.Load() < 2 {
+		runtime.Gosched()
+	}
+	far.Close()
+	if got := <-read; got != " EOF" {
+		t.Errorf("read %q at the end", got)
+	}
+	if got, put := l.got.Load(), l.put.Load(); got != put+1 { // what was read is in the one
+		t.Errorf("%d buffers taken, %d given back", got, put)
+	}
+}
+
+func TestReadLentOfAwaitable(t *testing.T) {
+	near, far := tcpPair(t)
+	a := &awaitable{hidden{near}, make(chan struct{})}
+	c := New(a)
+	c.Unread([]byte("zero"))
+	var l counted
+	if b, n, err := c.ReadLent(&l); string(b[:n]) != "zero" || err != nil {
+		t.Errorf("read %q, %v", b[:n], err)
+	}
+	far.Write([]byte("one"))
+	read := make(chan string)
+	go func() {
+		b, n, err := c.ReadLent(&l)
+		read <- fmt.Sprintf("%s %v", b[:n], err)
+	}()
+	if l.got.Load() != 1 {
+		t.Error("a buffer was taken before there was anything to read")
+	}
+	close(a.there)
+	if got := <-read; got != "one <nil>" {
+		t.Errorf("read %q", got)
+	}
+}
+
+func TestReadLentInterrupted(t *testing.T) {
+	near, _ := tcpPair(t)
+	c := New(near)
+	c.Interrupt()
+	var l counted
+	if b, n, err := c.ReadLent(&l); b != nil || n != 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("read %q, %v", b[:n], err)
+	}
+	if l.got.Load() != l.put.Load() {
+		t.Error("a buffer was kept")
 	}
 }

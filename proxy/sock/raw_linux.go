@@ -25,6 +25,7 @@ type raw struct {
 // operation is one read or write under way.
 type operation struct {
 	p      []byte          // what is read into or written
+	from   Lender          // what p is taken from, while there is something to read; nil: from nobody
 	vector []syscall.Iovec // what is written instead of p
 	n      int
 	errno  syscall.Errno
@@ -57,25 +58,59 @@ func (r *raw) Read(p []byte) (int, error) {
 	o.p = p
 	err := r.conn.Read(r.read)
 	o.p = nil
-	switch {
-	case err != nil:
+	if err == nil {
+		err = r.ended(o)
+	}
+	if err != nil {
 		return 0, err
-	case o.errno != 0:
-		return 0, r.failed("read", o.errno)
-	case o.n == 0:
-		return 0, io.EOF
 	}
 	return o.n, nil
 }
 
+// ReadLent reads what is there into a buffer of a lender's, which it has only once there is something.
+func (r *raw) ReadLent(from Lender) ([]byte, int, error) {
+	o := &r.reading
+	o.from = from
+	err := r.conn.Read(r.read)
+	p := o.p
+	o.p, o.from = nil, nil
+	if err == nil {
+		err = r.ended(o)
+	}
+	if err != nil {
+		return nil, 0, err
+	}
+	return p, o.n, nil
+}
+
+// ended is the error of a read that came to an end.
+func (r *raw) ended(o *operation) error {
+	switch {
+	case o.errno != 0:
+		return r.failed("read", o.errno)
+	case o.n == 0:
+		return io.EOF
+	}
+	return nil
+}
+
+// readOnce reads if there is something to read. Whether there is nobody knows who does not try: what the poller has told before is
+// forgotten at the beginning of each read.
 func (r *raw) readOnce(fd uintptr) bool {
 	o := &r.reading
+	if o.from != nil {
+		o.p = o.from.Get()
+	}
 	for {
-		o.n, o.errno = rawRead(fd, o.p)
-		if o.errno != syscall.EINTR {
-			return o.errno != syscall.EAGAIN
+		if o.n, o.errno = rawRead(fd, o.p); o.errno != syscall.EINTR {
+			break
 		}
 	}
+	if o.from != nil && o.n <= 0 {
+		o.from.Put(o.p)
+		o.p = nil
+	}
+	return o.errno != syscall.EAGAIN
 }
 
 // Write writes all of p, as net.Conn says.

@@ -11,4 +11,6 @@ func newRaw(net.Conn) *raw { return nil }
 
 func (r *raw) WriteBuffers(v *net.Buffers) (int64, error) { return v.WriteTo(r.Conn) }
 
+func (r *raw) ReadLent(from Lender) ([]byte, int, error) { return nil, 0, net.ErrClosed }
+
 func (r *raw) TryWrite([]byte) (int, error) { return 0, nil }
