@@ -28,7 +28,13 @@ func getBuffer(n int) []byte {
 	return make([]byte, n)
 }
 
-// putBuffer takes back what getBuffer gave, whatever its length is now.
+// lender lends buffers of its number of bytes at least, while there is something to read into them.
+type lender int
+
+func (n lender) Get() []byte  { return getBuffer(int(n)) }
+func (n lender) Put(b []byte) { putBuffer(b) }
+
+// putBuffer takes back what getBuffer gave, whatever its length is now, or nil.
 func putBuffer(b []byte) {
 	switch cap(b) {
 	case small:

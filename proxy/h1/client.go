@@ -21,9 +21,8 @@ type ClientConn struct {
 	out   output
 	parse parser
 
-	buf  []byte // pooled: the head, and what came with it
-	win  []byte // where the body's wire bytes are read into: behind the head in buf, or over
-	over []byte // pooled, for a body that comes faster than the window holds
+	buf  []byte // pooled: what was read last; nil while nothing lies in it
+	win  []byte // of buf: what is behind the head, or all of it
 	r, w int    // win[r:w] is read and not consumed; before the head is, buf[:w]
 
 	sent    int    // requests begun
@@ -59,13 +58,7 @@ func (c *ClientConn) Used() bool { return c.sent > 1 }
 func (c *ClientConn) Close() error {
 	err := c.sock.Close()
 	c.out.drop()
-	for _, b := range [][]byte{c.buf, c.over} {
-		if b != nil {
-			putBuffer(b)
-		}
-	}
-	c.buf, c.win, c.over = nil, nil, nil
-	c.r, c.w = 0, 0
+	c.drop()
 	c.err = ErrState
 	return err
 }
@@ -201,28 +194,25 @@ func takesBody(method []byte) bool {
 
 // recycle forgets the exchange before.
 func (c *ClientConn) recycle() {
-	if c.over != nil {
-		putBuffer(c.over)
-		c.over = nil
-	}
-	if len(c.buf) > small {
-		putBuffer(c.buf)
-		c.buf = nil
-	}
-	c.win, c.r, c.w, c.piece = nil, 0, 0, nil
+	c.drop()
+	c.piece = nil
 	c.chunks.reset()
 }
 
-// ReadHead reads the final response's head, which is valid until the next Send
-// or Close; interim ones are skipped, but for a 101 to the protocol that was asked
+// drop gives the buffer back.
+func (c *ClientConn) drop() {
+	putBuffer(c.buf)
+	c.buf, c.win = nil, nil
+	c.r, c.w = 0, 0
+}
+
+// ReadHead reads the final response's head, which is valid until the next call of Next,
+// Send or Close; interim ones are skipped, but for a 101 to the protocol that was asked
 // for: what follows it is Tunnel's. io.EOF means that the connection ended before
 // a byte of the response came.
 func (c *ClientConn) ReadHead(r *message.Response) error {
 	if c.headed || c.sent == 0 || c.err != nil {
 		return ErrState
-	}
-	if c.buf == nil {
-		c.buf = getBuffer(small)
 	}
 	for range maxInterim {
 		if err := c.readHead(r); err != nil {
@@ -259,14 +249,21 @@ func (c *ClientConn) readHead(r *message.Response) error {
 				return nil
 			}
 		}
-		if c.w == len(c.buf) {
-			b := getBuffer(2 * len(c.buf))
-			copy(b, c.buf)
-			putBuffer(c.buf)
-			c.buf = b
-			c.parse.restart()
+		var n int
+		var err error
+		if c.w == 0 {
+			c.drop()
+			c.buf, n, err = c.sock.ReadLent(lender(small))
+		} else {
+			if c.w == len(c.buf) {
+				b := getBuffer(2 * len(c.buf))
+				copy(b, c.buf)
+				putBuffer(c.buf)
+				c.buf = b
+				c.parse.restart()
+			}
+			n, err = c.sock.Read(c.buf[c.w:])
 		}
-		n, err := c.sock.Read(c.buf[c.w:])
 		if c.w += n; n == 0 && err != nil {
 			if err == io.EOF && c.w > 0 {
 				err = io.ErrUnexpectedEOF
@@ -338,6 +335,9 @@ func (c *ClientConn) Next() ([]byte, error) {
 	}
 	for {
 		if c.ended() {
+			if c.r == c.w {
+				c.drop()
+			}
 			c.err = io.EOF
 			return nil, c.err
 		}
@@ -421,18 +421,18 @@ func (c *ClientConn) take() ([]byte, error) {
 	return in, nil
 }
 
-// fill reads into the empty window, which grows when it was filled by the read
-// before.
+// fill reads more into the empty window: into another buffer, so that none is held for what
+// may take long to come; a large one when as much came before as a small one holds.
 func (c *ClientConn) fill() error {
-	if c.over == nil && (c.w == len(c.win) || len(c.win) < small/2) {
-		c.over = getBuffer(large)
-		c.win = c.over
+	size := lender(small)
+	if c.w == len(c.win) || c.w >= small {
+		size = large
 	}
-	c.r, c.w = 0, 0
+	c.drop()
 	for {
-		n, err := c.sock.Read(c.win)
+		b, n, err := c.sock.ReadLent(size)
 		if n > 0 {
-			c.w = n
+			c.buf, c.win, c.w = b, b, n
 			return nil
 		}
 		if err == io.EOF && c.body != untilClose {

@@ -463,3 +463,45 @@ func TestHostWithoutAuthority(t *testing.T) {
 		t.Errorf("Host %q, want %q", host, addr)
 	}
 }
+
+// Whoever waits for the rest of a body holds no buffer meanwhile, nor does a connection that is idle.
+func TestWaitingHoldsNoBuffer(t *testing.T) {
+	silent := make(chan struct{})
+	addr := listen(t, &Server{Handler: func(s *Stream) {
+		s.WriteHead(&message.Response{Status: 200, ContentLength: message.Unknown})
+		s.Write([]byte("first"))
+		s.Flush()
+		if string(s.Head().Target) == "/silent" {
+			<-silent
+		}
+		s.Finish(nil)
+	}})
+	t.Cleanup(func() { close(silent) })
+	c := dial(t, addr)
+	var resp message.Response
+	r := request("GET")
+	if err := c.Send(r); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.ReadHead(&resp); err != nil {
+		t.Fatal(err)
+	}
+	if got := readAll(t, c); got != "first" || !c.Reusable() || c.buf != nil {
+		t.Errorf("%q, reusable %v, holds %d bytes", got, c.Reusable(), len(c.buf))
+	}
+
+	r.Target = []byte("/silent")
+	if err := c.Send(r); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.ReadHead(&resp); err != nil {
+		t.Fatal(err)
+	}
+	if p, err := c.Next(); string(p) != "first" || err != nil {
+		t.Fatalf("%q, %v", p, err)
+	}
+	c.Sock().SetTimeout(time.Millisecond)
+	if p, err := c.Next(); err == nil || c.buf != nil {
+		t.Errorf("%q, %v, holds %d bytes", p, err, len(c.buf))
+	}
+}

@@ -641,3 +641,57 @@ func TestPipelinedInTurn(t *testing.T) {
 		server.Wait(context.Background())
 	})
 }
+
+// A request can be spared while its answer goes on, unless something lies behind it: the next one comes all the same.
+func TestSpare(t *testing.T) {
+	const head = "POST /%d HTTP/1.1\r\nhost: a\r\n"
+	first, second := fmt.Sprintf(head, 1)+"content-length: 3\r\n\r\nabc", fmt.Sprintf(head, 2)+"transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
+	for _, tt := range []struct {
+		name, in string
+		unread   bool   // the handler leaves the body where it is
+		spared   string // the targets of those whose memory was given back
+	}{
+		{"one after the other", first + "|" + second + "|" + first, false, "/1 /2 /1 "},
+		{"pipelined", first + second, false, "/2 "},
+		{"part of the next", first + "POST |/2 HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n", false, "/2 "},
+		{"body not read", first + "|" + first, true, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			spared, served := "", ""
+			server := &Server{Handler: func(s *Stream) {
+				target := string(s.Head().Target) + " "
+				if !tt.unread {
+					io.ReadAll(s)
+				}
+				s.WriteHead(&message.Response{Status: 200, ContentLength: message.Unknown})
+				s.Flush()
+				s.Spare()
+				if s.buf == nil {
+					spared += target
+				}
+				s.Write([]byte("answer"))
+				s.Finish(nil)
+				served += target
+			}}
+			synctest.Test(t, func(t *testing.T) {
+				near, far := net.Pipe()
+				go server.ServeConn(context.Background(), near)
+				go func() {
+					for _, part := range strings.Split(tt.in, "|") {
+						far.Write([]byte(part))
+						time.Sleep(time.Second)
+					}
+					far.Close()
+				}()
+				io.Copy(io.Discard, far)
+				server.Wait(context.Background())
+			})
+			if want := strings.Count(tt.in, " HTTP"); strings.Count(served, "/") != want {
+				t.Errorf("served %s of %d", served, want)
+			}
+			if spared != tt.spared {
+				t.Errorf("spared %q, want %q", spared, tt.spared)
+			}
+		})
+	}
+}

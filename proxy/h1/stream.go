@@ -43,7 +43,7 @@ type Stream struct {
 
 	parse  parser
 	req    message.Request
-	buf    []byte // pooled: the head, and what came with it
+	buf    []byte // pooled: the head, and what came with it; nil between requests, and once it is spared
 	win    []byte // where the body's wire bytes are read into: behind the head in buf, or over
 	over   []byte // pooled, when the head leaves too little room in buf
 	r, w   int    // win[r:w] is read and not consumed; before the head is, buf[:w]
@@ -157,20 +157,29 @@ func (s *Stream) end() {
 		s.conn.Close()
 	}
 	s.out.drop()
-	for _, b := range [][]byte{s.buf, s.over} {
-		if b != nil {
-			putBuffer(b)
-		}
-	}
+	s.drop()
+}
+
+// drop gives the buffers back.
+func (s *Stream) drop() {
+	putBuffer(s.buf)
+	putBuffer(s.over)
 	s.buf, s.win, s.over = nil, nil, nil
+}
+
+// Spare gives back what the request lies in, if all of it has been read and none of the next has: for an answer that
+// takes long, once its head is written. Head is an empty one from here on.
+func (s *Stream) Spare() {
+	if s.in.ended && s.r == s.w {
+		s.req = message.Request{Fields: s.req.Fields[:0]}
+		s.drop()
+		s.r, s.w = 0, 0
+	}
 }
 
 // readHead waits for a request and parses its head. ok is false when the
 // connection ended instead.
 func (s *Stream) readHead() (refused *ProtocolError, ok bool) {
-	if s.buf == nil {
-		s.buf = getBuffer(small)
-	}
 	s.parse.restart()
 	s.req = message.Request{Fields: s.req.Fields[:0]}
 	limit := s.server.headerLimit()
@@ -194,11 +203,8 @@ func (s *Stream) readHead() (refused *ProtocolError, ok bool) {
 				s.conn.SetTimeout(timeout(s.server.HeaderTimeout, 10*time.Second))
 			}
 		}
-		if s.w == len(s.buf) {
-			s.grow()
-		}
 		s.piped = false
-		n, err := s.conn.Read(s.buf[s.w:])
+		n, err := s.receiveHead()
 		if n > 0 && s.w == 0 && !s.phase.CompareAndSwap(phaseIdle, phaseBusy) {
 			return nil, false
 		}
@@ -210,6 +216,18 @@ func (s *Stream) readHead() (refused *ProtocolError, ok bool) {
 			return nil, false
 		}
 	}
+}
+
+// receiveHead reads more of a head. While none of it is there, it holds no buffer.
+func (s *Stream) receiveHead() (n int, err error) {
+	if s.buf == nil {
+		s.buf, n, err = s.conn.ReadLent(lender(small))
+		return n, err
+	}
+	if s.w == len(s.buf) {
+		s.grow()
+	}
+	return s.conn.Read(s.buf[s.w:])
 }
 
 // grow doubles the buffer of a head that does not fit.
@@ -287,9 +305,11 @@ func (s *Stream) settle() bool {
 func (s *Stream) rest() bool {
 	s.w = copy(s.buf, s.win[s.r:s.w])
 	s.r, s.win = 0, nil
-	if s.over != nil {
-		putBuffer(s.over)
-		s.over = nil
+	putBuffer(s.over)
+	s.over = nil
+	if s.w == 0 {
+		putBuffer(s.buf)
+		s.buf = nil
 	}
 	if len(s.buf) > small && s.w <= small {
 		b := getBuffer(small)
