@@ -157,8 +157,8 @@ var byteOrderMark = []byte("\xef\xbb\xbf")
 
 func (r *Request) begin(kind Kind, body []byte) {
 	r.blank()
-	if cap(r.spans) < 16 {
-		r.spans = make([]prefix.Span, 0, 64)
+	if r.spans == nil {
+		r.spans = make([]prefix.Span, 0, 16)
 	}
 	r.Kind, r.MaxTokens, r.maxTokens, r.maxCompletion, r.N, r.Tokens = kind, -1, -1, -1, 1, -1
 	r.body, r.source = body, placeNone
