@@ -40,6 +40,7 @@ func (x *Exchange) relay(conn carrier, lease *picker.Lease) (whole bool, outcome
 	}
 	var err error
 	if streamed {
+		x.spare()
 		err = x.relayEvents(conn, lease)
 	} else {
 		err = x.relayBody(conn)
@@ -101,6 +102,17 @@ func (x *Exchange) cut(streamed bool, why *Error) (whole bool) {
 		x.stream.Abort()
 	}
 	return false
+}
+
+// spare gives back, for an answer that takes long, the memory that the request's head lies in, if its stream can: from
+// here on nobody looks at it.
+func (x *Exchange) spare() {
+	if s, ok := x.stream.(interface{ Spare() }); ok {
+		x.judged.Forget()
+		x.asked.forget()
+		x.presented.forget()
+		s.Spare()
+	}
 }
 
 // left is for a client that went away during its answer.

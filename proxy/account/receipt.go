@@ -14,8 +14,9 @@ import (
 const (
 	// DefaultReceipts is how many receipts are kept unless told otherwise.
 	DefaultReceipts = 1024
-	// MaxCandidates is how many candidates a receipt keeps: the best of them, where a pool has more endpoints.
-	MaxCandidates = 64
+	// MaxCandidates is how many candidates a receipt keeps: the best of them, where a pool has more endpoints. Nobody reads a hundred
+	// rows, and every stream holds its own until it ends.
+	MaxCandidates = 16
 	// maxTried is how many failed attempts a receipt keeps.
 	maxTried = 8
 	// maxText bounds what a receipt keeps of a stranger's words, in bytes.
