@@ -25,6 +25,7 @@ const bucketRows = 16 * bucketSlots
 // each table, because both are numbered by the first bits of the same product: whoever takes a slot from a chunk sees in the bucket
 // whether another one needs the bit.
 type Census struct {
+	number uint64 // no other has it
 	factor uint64
 	shift  int // leaves as many bits as number the rows
 	words  int // in a row
@@ -38,11 +39,13 @@ type Census struct {
 	free []int      // seats that nobody has
 }
 
+var censuses atomic.Uint64 // made so far
+
 // NewCensus returns a census with seats for so many indexes, whose tables have so many bytes in the mean and whose Secret is that. A
 // table that is bucketRows times larger than that has no place in it.
 func NewCensus(seats, bytes int, secret uint64) *Census {
 	numbered := bits.Len(uint(max(bytes/bucketBytes, 1)*bucketRows - 1))
-	c := &Census{factor: secret | 1, shift: 64 - numbered, words: 1}
+	c := &Census{number: censuses.Add(1), factor: secret | 1, shift: 64 - numbered, words: 1}
 	for 64*c.words < seats { // rows lie in as few cache lines as can be
 		c.words += min(c.words, 8)
 	}
@@ -106,8 +109,10 @@ func (x *Index) Join(c *Census) {
 		}
 	}
 	if t != nil {
-		x.table.Store(x.tableOf(t.buckets, t.holes.Load()))
+		x.put(x.tableOf(t.buckets, t.holes.Load()))
 		t.leave()
+	} else {
+		x.put(nil)
 	}
 	if left != nil {
 		left.rise(seat)
@@ -291,8 +296,8 @@ func (s *Survey) mostOf(t *table) (chunks int, told bool) {
 
 // None says that an index holds nothing of the chain, so that it need not be asked.
 func (s *Survey) None(x *Index) bool {
-	most, _ := s.mostOf(x.table.Load())
-	return most == 0
+	place := x.place.Load()
+	return place>>32 == s.census.number && s.most[uint32(place)-1] == 0 && s.joined == s.census.joined.Load()
 }
 
 // A Query asks an index how much of a chain its pod still holds, as Index.Match does.

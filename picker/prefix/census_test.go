@@ -7,10 +7,13 @@ import (
 	"testing"
 )
 
-// surveyed is what Match answers for one index with a survey of a census.
+// surveyed is what a survey of a census finds that one index holds.
 func surveyed(x *Index, c *Census, chain []uint64, clock uint64, window int64) int {
 	var s Survey
 	s.Take(c, chain)
+	if s.None(x) {
+		return 0
+	}
 	q := [...]Query{{Index: x, Clock: clock, Window: window}}
 	s.Match(q[:])
 	return q[0].Depth

@@ -35,6 +35,9 @@ const (
 //
 // Match and Age never wait: they see every slot as atomic words. Pin, Keep, Drop, Grow and Reset exclude each other.
 type Index struct {
+	// place is, in one word for who asks many indexes, the number of the census that knows all that the table holds, and below it the
+	// seat and one; 0: there is none such.
+	place atomic.Uint64
 	table atomic.Pointer[table] // nil until the first Pin
 
 	// MaxBytes bounds the table; 0 means DefaultMaxBytes. To be set before first use.
@@ -92,6 +95,20 @@ func (x *Index) tableOf(buckets []bucket, holes bool) *table {
 	return t
 }
 
+// put has readers see t, which is nil or of tableOf, before a census forgets the one before. The writer's lock is held.
+func (x *Index) put(t *table) {
+	x.table.Store(t)
+	c := x.census
+	if t != nil {
+		c = t.census
+	}
+	if c == nil {
+		x.place.Store(0)
+		return
+	}
+	x.place.Store(c.number<<32 | uint64(x.seat+1))
+}
+
 // bucket is where a key belongs, by multiply-shift hashing: for a random odd factor, two keys share a bucket with a probability of 2 in
 // the number of buckets at most, whatever they are (Dietzfelbinger and others, "A Reliable Randomized Algorithm for the Closest-Pair
 // Problem", 1997, section 2.2).
@@ -125,13 +142,12 @@ func (b *bucket) load(key uint64) (state uint64, ok bool) {
 	if key == 0 {
 		return 0, false
 	}
-	for i := range b.keys {
-		if b.keys[i].Load() == key {
-			state = b.states[i].Load()
-			return state, b.keys[i].Load() == key
-		}
+	s := b.find(key)
+	if s < 0 {
+		return 0, false
 	}
-	return 0, false
+	state = b.states[s].Load()
+	return state, b.keys[s].Load() == key
 }
 
 func (t *table) alive(key, clock uint64, window int64) bool {
@@ -210,7 +226,7 @@ func (x *Index) Pin(chain []uint64, clock uint64, window, step int64) Hold {
 	t := x.table.Load()
 	if t == nil {
 		t = x.tableOf(make([]bucket, x.size()), false)
-		x.table.Store(t)
+		x.put(t)
 	}
 	t.fetch(chain)
 	t.fetchRows(chain)
@@ -307,7 +323,7 @@ func (x *Index) release(chain []uint64, h Hold, keep bool, clock uint64, step in
 	}
 }
 
-// find returns the slot that holds key, or -1. The writer's lock is held. Which slot it is cannot be predicted: all of them are
+// find returns the slot that holds key, or -1. Which slot it is cannot be predicted: all of them are
 // compared, one by one in the text, for only so the compiler makes conditional moves of the branches.
 func (b *bucket) find(key uint64) int {
 	at := -1
@@ -393,7 +409,7 @@ func (x *Index) Grow(chunks int) (grown bool) {
 		to.states[free].Store(state)
 		to.keys[free].Store(key)
 	})
-	x.table.Store(t)
+	x.put(t)
 	if t.census == nil {
 		old.leave()
 	}
@@ -410,7 +426,8 @@ func (x *Index) Reset(chunks int) {
 	if chunks > 0 {
 		x.buckets = x.fit(chunks)
 	}
-	if t := x.table.Swap(nil); t != nil {
+	if t := x.table.Load(); t != nil {
+		x.put(nil)
 		t.leave()
 	}
 	x.entries.Store(0)
