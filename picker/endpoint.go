@@ -64,7 +64,6 @@ type Endpoint struct {
 	held     atomic.Int64 // uncached tokens of requests in flight
 	promised atomic.Int64 // tokens that these are expected to generate
 	sent     atomic.Int64 // uncached tokens so far
-	turned   atomic.Int64 // when the queue's head became its head: one left it, or came to an empty one
 	nextDue  atomic.Int64 // the earliest time in due; never: none
 
 	// From outside.
@@ -90,6 +89,7 @@ type Endpoint struct {
 	adapters  adapters
 	forecasts forecasts
 
+	turned    atomic.Int64  // when the queue's head became its head: one left it, or came to an empty one
 	awaiting  atomic.Int64  // requests that queued counts
 	ownClock  atomic.Uint64 // part of clock that we counted ourselves and the pod's counters will report once more
 	lastFirst atomic.Int64  // time of the last first token
@@ -178,23 +178,38 @@ func (m *measure) add(c []Candidate, e *Endpoint) []Candidate {
 	last := &c[len(c)-1]
 	last.Endpoint = e
 	e.burden(last, m)
+	if s := m.search; s != nil && !s.survey.None(&e.index) {
+		s.queries = append(s.queries, prefix.Query{Index: &e.index, Clock: e.clock.Load(), Window: last.window})
+		s.asked = append(s.asked, int32(len(c)-1))
+	}
 	return c
 }
 
-// weigh fills in of candidates that were added what follows from the prompt.
-func (m *measure) weigh(c []Candidate) {
-	if census := m.pool.census.Load(); census != nil && len(c) >= minCensus {
-		m.matchMany(c, census)
+// weigh fills in of the candidates c[at:], which were added, what follows from the prompt.
+func (m *measure) weigh(c []Candidate, at int) {
+	each := m.prefill.Endpoint != nil || m.request.SLO != (SLO{}) // not only those that hold some of it are of another value
+	if s := m.search; s != nil {
+		s.survey.Match(s.queries)
+		for i, k := range s.asked {
+			if c[k].Depth = s.queries[i].Depth; c[k].Depth > 0 && !each {
+				c[k].Endpoint.value(&c[k], m)
+			}
+		}
+		m.endSearch()
 	} else {
 		guess := 0
-		for i := range c {
-			e := c[i].Endpoint
-			c[i].Depth = e.index.Match(m.request.Chain, e.clock.Load(), c[i].window, guess)
-			guess = c[i].Depth
+		for i := range c[at:] {
+			x := &c[at+i]
+			x.Depth = x.Endpoint.index.Match(m.request.Chain, x.Endpoint.clock.Load(), x.window, guess)
+			if guess = x.Depth; guess > 0 && !each {
+				x.Endpoint.value(x, m)
+			}
 		}
 	}
-	for i := range c {
-		c[i].Endpoint.value(&c[i], m)
+	if each {
+		for i := range c[at:] {
+			c[at+i].Endpoint.value(&c[at+i], m)
+		}
 	}
 }
 
@@ -207,23 +222,21 @@ type search struct {
 
 var searches = sync.Pool{New: func() any { return new(search) }}
 
-// matchMany finds how much of the prompt each of many candidates holds, looking into their indexes at once.
-func (m *measure) matchMany(c []Candidate, census *prefix.Census) {
-	s := searches.Get().(*search)
-	s.survey.Take(census, m.request.Chain)
-	for i := range c {
-		if e := c[i].Endpoint; !s.survey.None(&e.index) {
-			s.queries = append(s.queries, prefix.Query{Index: &e.index, Clock: e.clock.Load(), Window: c[i].window})
-			s.asked = append(s.asked, int32(i))
-		}
+// beginSearch has the indexes of n endpoints, of which those that are added now may be candidates, looked into at once, if they are many.
+func (m *measure) beginSearch(n int) {
+	if census := m.pool.census.Load(); census != nil && n >= minCensus {
+		m.search = searches.Get().(*search)
+		m.search.survey.Take(census, m.request.Chain)
 	}
-	s.survey.Match(s.queries)
-	for i, at := range s.asked {
-		c[at].Depth = s.queries[i].Depth
+}
+
+func (m *measure) endSearch() {
+	if s := m.search; s != nil {
+		clear(s.queries)
+		s.queries, s.asked = s.queries[:0], s.asked[:0]
+		searches.Put(s)
+		m.search = nil
 	}
-	clear(s.queries)
-	s.queries, s.asked = s.queries[:0], s.asked[:0]
-	searches.Put(s)
 }
 
 // burden fills in what the endpoint has to do, whatever the prompt. It is done for each endpoint of a pool for each request: what few
@@ -256,12 +269,17 @@ func (e *Endpoint) burden(c *Candidate, m *measure) {
 	}
 	c.capacity = v.capacity
 	c.taken = held + e.promised.Load()
-	c.window = e.window(v, c.KV)
+	c.window = math.MaxInt64
+	if m.pool.has(EvictionClock) {
+		c.window = e.room(v, c.KV)
+	}
 	if m.adapter != 0 {
 		c.Adapter = e.adapterCost(m.adapter, v)
 	}
 	c.Cost = e.Cost()
 	c.Premium = c.Cost - 1
+	c.Uncached = m.tokens // as most have it: see value
+	c.Again = m.again * c.Uncached
 }
 
 // value fills in what follows from the chunks of the prompt that the endpoint holds.
@@ -320,6 +338,10 @@ func (e *Endpoint) window(v *view, kv float64) int64 {
 	if !e.pool.has(EvictionClock) {
 		return math.MaxInt64
 	}
+	return e.room(v, kv)
+}
+
+func (e *Endpoint) room(v *view, kv float64) int64 {
 	return int64(v.capacity * e.belief.stretch() * (1 - kv))
 }
 

@@ -46,6 +46,8 @@ type measure struct {
 	holder   *Endpoint // where that is; nil: nowhere
 	held     int       // in how many chunks
 
+	search *search // into the indexes of many at once; nil: they are few
+
 	prefill Candidate // what would compute the prompt for another; its Score is in how many seconds. No Endpoint: none would
 }
 

@@ -7,6 +7,8 @@ import (
 
 // A Candidate is an endpoint as one request sees it: the terms of its score.
 type Candidate struct {
+	// Two cache lines of what every score is made of come first: pools may have a thousand candidates.
+
 	Endpoint *Endpoint
 	Depth    int     // leading chunks of the prompt alive in its cache
 	Hit      float64 // tokens of the prompt that it need not compute
@@ -17,25 +19,25 @@ type Candidate struct {
 	Again    float64 // tokens that will have to be computed again because what is computed here takes their place
 	KV       float64 // 0..1 of its KV cache in use
 	Speed    float64 // seconds a prompt token
+	Forgiven float64 // tokens of Uncached that do not count, because it is the home
+	Premium  float64 // by how much its score is higher for Cost, as a share; 0 where the request has an SLO, since its price decides then
+	Score    float64 // what the policy made of it; the lowest wins
+	prefill  float64 // seconds until another endpoint would have computed its prompt; 0: none would
+	window   int64   // tokens that the pod can allocate before it drops what was freed last
 	Remote   bool    // another endpoint is to compute its prompt
 	Home     bool    // where the replicas agree to send this prompt while nobody has it
-	Forgiven float64 // tokens of Uncached that do not count, because it is the home
+	Meets    bool    // it is predicted to give a request with an SLO what that asks for
+	out      bool    // not in the running, whatever its score
+
 	Cost     float64 // what a second of it costs
-	Premium  float64 // by how much its score is higher for that, as a share; 0 where the request has an SLO, since its price decides then
-	Score    float64 // what the policy made of it; the lowest wins
-
-	// Of a request with an SLO.
-	FirstToken float64 // seconds until its first token, as predicted
-	PerToken   float64 // seconds that each further token takes, as predicted
-	Meets      bool    // it is predicted to get what it asks for
-
 	seen     int64   // our own part of Queued, as read
 	left     float64 // of Queued, what has not been computed yet
 	capacity float64 // tokens of its KV cache
 	taken    int64   // tokens of it that are in use by what we have in flight, or promised to that
-	prefill  float64 // seconds until another endpoint would have computed its prompt; 0: none would
-	window   int64   // tokens that the pod can allocate before it drops what was freed last
-	out      bool    // not in the running, whatever its score
+
+	// Of a request with an SLO.
+	FirstToken float64 // seconds until its first token, as predicted
+	PerToken   float64 // seconds that each further token takes, as predicted
 }
 
 // full is how full the KV cache would be with the request, 0 to 1 or more: what is in use, or promised to what is in flight, and what it takes.
@@ -129,11 +131,16 @@ func (f fairway) Choose(c []Candidate, r *Request) int {
 	if r.SLO != (SLO{}) {
 		narrow(c)
 	}
-	lowest := -1
+	lowest, least := -1, 0.0
+	s := f.pool.scale()
 	for i := range c {
-		c[i].Score = f.pool.decidePrefill(&c[i], f.pool.score(&c[i]))
-		if !c[i].out && (lowest < 0 || c[i].Score < c[lowest].Score) {
-			lowest = i
+		x := &c[i]
+		x.Score = s.score(x)
+		if x.prefill != 0 {
+			x.Score = f.pool.decidePrefill(x, x.Score)
+		}
+		if !x.out && (lowest < 0 || x.Score < least) {
+			lowest, least = i, x.Score
 		}
 	}
 	limit := f.pool.tieLimit(&c[lowest])
@@ -184,20 +191,29 @@ func (p *Pool) tieLimit(lowest *Candidate) float64 {
 	return lowest.Score + tieBand*lowest.Speed*lowest.Uncached*(1+lowest.Premium)
 }
 
-func (p *Pool) score(c *Candidate) float64 {
-	work, inflicted := c.Uncached-c.Forgiven+c.Adapter, 0.0
+// A scale is what scores are made with: interference, decodeTokens and kvBarrier, each 0 where it is left out.
+type scale struct{ interference, decode, barrier float64 }
+
+func (p *Pool) scale() (s scale) {
 	if p.has(DecodeShare) {
-		inflicted = decodeTokens
+		s.decode = decodeTokens
 	}
-	cost := c.Queued + work + c.Again
 	if p.has(Interference) {
-		cost += interference * c.InFlight * (work + inflicted)
+		s.interference = interference
 	}
 	if p.has(KVBarrier) {
-		cost /= 1 - kvBarrier*c.KV
+		s.barrier = kvBarrier
 	}
-	return c.Speed * cost * (1 + c.Premium)
+	return s
 }
+
+func (s scale) score(c *Candidate) float64 {
+	work := c.Uncached - c.Forgiven + c.Adapter
+	cost := c.Queued + work + c.Again + s.interference*c.InFlight*(work+s.decode)
+	return c.Speed * (cost / (1 - s.barrier*c.KV)) * (1 + c.Premium)
+}
+
+func (p *Pool) score(c *Candidate) float64 { return p.scale().score(c) }
 
 // anyDepth is a depth that stands for all.
 const anyDepth = -1

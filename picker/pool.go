@@ -318,7 +318,7 @@ func (p *Pool) Reserve(e *Endpoint, r *Request, now time.Duration) (l Lease) {
 	m.take(p, r, now)
 	c := [...]Candidate{{Endpoint: e}}
 	e.burden(&c[0], &m)
-	m.weigh(c[:])
+	m.weigh(c[:], 0)
 	if r.Candidates != nil {
 		*r.Candidates = append((*r.Candidates)[:0], c[0])
 	}
@@ -377,6 +377,7 @@ func (p *Pool) candidates(c []Candidate, m *measure) ([]Candidate, error) {
 	var refuge *Endpoint // ejected longest ago
 	silent := false
 	c = p.choosePrefill(c, m)
+	m.beginSearch(len(set))
 	at := len(c)
 	for _, e := range set {
 		if excluded(m.request.Exclude, e) {
@@ -401,16 +402,18 @@ func (p *Pool) candidates(c []Candidate, m *measure) ([]Candidate, error) {
 			}
 		}
 		if len(c) == at {
+			m.endSearch()
 			return p.candidates(c, m) // somebody has ejected them in this very moment
 		}
 	}
 	if len(c) == at {
 		if refuge == nil {
+			m.endSearch()
 			return c, ErrExcluded
 		}
 		c = m.add(c, refuge)
 	}
-	m.weigh(c[at:])
+	m.weigh(c, at)
 	return c, nil
 }
 

@@ -14,13 +14,14 @@ func (p *Pool) choosePrefill(c []Candidate, m *measure) []Candidate {
 	if m.request.RemotePrefill <= 0 {
 		return c
 	}
-	at := len(c)
-	for _, e := range *p.prefills.Load() {
+	at, set := len(c), *p.prefills.Load()
+	m.beginSearch(len(set))
+	for _, e := range set {
 		if !e.Ejected(m.now) && !e.Silent(m.now) {
 			c = m.add(c, e)
 		}
 	}
-	m.weigh(c[at:])
+	m.weigh(c, at)
 	best := &m.prefill
 	for i := range c[at:] {
 		x := &c[at+i]
@@ -72,11 +73,8 @@ func (p *Pool) scoreAs(c *Candidate) float64 {
 }
 
 // decidePrefill says whether another endpoint is to compute the candidate's prompt, of which local is the score if none does, and gives the
-// score of that.
+// score of that. One could: prefill is not 0.
 func (p *Pool) decidePrefill(c *Candidate, local float64) float64 {
-	if c.prefill == 0 {
-		return local
-	}
 	remote := p.remote(c)
 	if p.has(PrefillWorth) && remote >= local {
 		return local
