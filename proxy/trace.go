@@ -38,6 +38,18 @@ var traceFields = [noTraceField]string{
 
 // traceFieldOf finds one by its name.
 func traceFieldOf(name []byte) traceField {
+	if len(name) < 2 {
+		return noTraceField
+	}
+	switch name[0] | 0x20 { // most fields are none of these, by a letter
+	case 't', 'b':
+	case 'x':
+		if len(name) < 3 || name[2]|0x20 != 'b' {
+			return noTraceField
+		}
+	default:
+		return noTraceField
+	}
 	for of, known := range traceFields {
 		if message.EqualFold(name, known) {
 			return traceField(of)
