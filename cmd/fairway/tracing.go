@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/url"
+	"slices"
 	"time"
 
 	"go.opentelemetry.io/otel"
@@ -14,6 +15,7 @@ import (
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
+	"go.opentelemetry.io/otel/sdk/instrumentation"
 	"go.opentelemetry.io/otel/sdk/resource"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/trace"
@@ -25,8 +27,9 @@ import (
 
 // tracing makes spans of requests and sends them to a collector, by OTLP.
 type tracing struct {
-	provider *sdktrace.TracerProvider
-	tracer   trace.Tracer
+	spans    sdktrace.SpanProcessor // keeps those that are not sent yet, as many as there is room for, and sends many at once
+	resource *resource.Resource
+	longest  int // characters of what an attribute says; below 0: all
 }
 
 // startTracing begins to send; nil without an endpoint. Nothing is dialled before there is a span to send, and a collector that is
@@ -53,17 +56,15 @@ func startTracing(c file.Tracing, replica string, log *slog.Logger) (*tracing, e
 	if err != nil {
 		return nil, fmt.Errorf("tracing.endpoint: %w", err)
 	}
-	provider := sdktrace.NewTracerProvider(
-		sdktrace.WithBatcher(exporter),
-		sdktrace.WithSampler(sdktrace.AlwaysSample()), // the proxy has decided
-		sdktrace.WithIDGenerator(givenIDs{}),
-		sdktrace.WithResource(resource.NewSchemaless(
-			attribute.String("service.name", "fairway"),
-			attribute.String("service.version", cli.Version(version)),
-			attribute.String("service.instance.id", replica),
-		)),
-	)
-	return &tracing{provider, provider.Tracer("github.com/fairway-proxy/fairway")}, nil
+	told, err := resource.Merge(resource.Environment(), resource.NewSchemaless(
+		attribute.String("service.name", "fairway"),
+		attribute.String("service.version", cli.Version(version)),
+		attribute.String("service.instance.id", replica),
+	))
+	if err != nil { // told has what can be read of it all the same
+		log.Warn("tracing", "error", err)
+	}
+	return &tracing{sdktrace.NewBatchSpanProcessor(exporter), told, sdktrace.NewSpanLimits().AttributeValueLengthLimit}, nil
 }
 
 // flushTime bounds how long the last spans may take to leave.
@@ -73,53 +74,105 @@ const flushTime = 2 * time.Second
 func (t *tracing) close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), flushTime)
 	defer cancel()
-	return t.provider.Shutdown(ctx)
+	return t.spans.Shutdown(ctx)
 }
 
-// givenIDs has a span get the ids that the engine was told.
-type givenIDs struct{}
-
-type givenKey struct{}
-
-func (givenIDs) NewIDs(ctx context.Context) (trace.TraceID, trace.SpanID) {
-	t := ctx.Value(givenKey{}).(*account.Trace)
-	return t.ID, t.Span
-}
-
-func (givenIDs) NewSpanID(ctx context.Context, _ trace.TraceID) trace.SpanID {
-	return ctx.Value(givenKey{}).(*account.Trace).Span
-}
-
-// span tells of an exchange that has ended. Names are those of OpenTelemetry's conventions for generative AI and HTTP where they have
-// one.
+// span tells of an exchange that has ended.
 func (t *tracing) span(rec *account.Record) {
-	ctx := context.WithValue(context.Background(), givenKey{}, &rec.Trace)
-	if rec.Trace.Parent != [8]byte{} {
-		ctx = trace.ContextWithRemoteSpanContext(ctx, trace.NewSpanContext(trace.SpanContextConfig{
-			TraceID: rec.Trace.ID, SpanID: rec.Trace.Parent, TraceFlags: trace.FlagsSampled, Remote: true,
-		}))
+	s := &span{of: t, rec: *rec}
+	p := &s.rec.Pick
+	if p.Next >= 0 && p.Next != p.Chosen {
+		s.next = p.Candidates[p.Next].Endpoint
 	}
-	name := rec.Method
-	if rec.Operation != "" {
-		name = rec.Operation
-		if rec.Status/100 == 2 && rec.Model != "" { // others are what a stranger made up
-			name += " " + rec.Model
+	p.Candidates, p.Tried = nil, slices.Clone(p.Tried)
+	t.spans.OnEnd(s)
+}
+
+// clip bounds what an attribute says, if OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT does: in characters.
+func (t *tracing) clip(s string) string {
+	if t.longest < 0 || len(s) <= t.longest {
+		return s
+	}
+	n := 0
+	for i := range s {
+		if n == t.longest {
+			return s[:i]
 		}
+		n++
 	}
-	_, span := t.tracer.Start(ctx, name, trace.WithTimestamp(rec.Start), trace.WithSpanKind(trace.SpanKindServer))
+	return s
+}
+
+// span is that of an exchange that has ended. What it says is laid out when it is sent, beside many others, which takes a fraction of
+// the time; and not at all if there is no room for it while the collector is away. Names are those of OpenTelemetry's conventions for
+// generative AI and HTTP where they have one.
+type span struct {
+	sdktrace.ReadOnlySpan // nil. It makes this one of them, as in sdk/trace/tracetest; all that it can be asked is below
+
+	of   *tracing
+	rec  account.Record // without its candidates
+	next string         // the runner-up among them
+}
+
+var scope = instrumentation.Scope{Name: "github.com/fairway-proxy/fairway"}
+
+func (s *span) SpanKind() trace.SpanKind                    { return trace.SpanKindServer }
+func (s *span) StartTime() time.Time                        { return s.rec.Start }
+func (s *span) EndTime() time.Time                          { return s.at(s.rec.Duration) }
+func (s *span) Links() []sdktrace.Link                      { return nil }
+func (s *span) Resource() *resource.Resource                { return s.of.resource }
+func (s *span) InstrumentationScope() instrumentation.Scope { return scope }
+func (s *span) DroppedAttributes() int                      { return 0 }
+func (s *span) DroppedLinks() int                           { return 0 }
+func (s *span) DroppedEvents() int                          { return 0 }
+func (s *span) ChildSpanCount() int                         { return 0 }
+
+// InstrumentationLibrary is the scope's old name.
+func (s *span) InstrumentationLibrary() instrumentation.Scope { return scope }
+
+func (s *span) at(since time.Duration) time.Time { return s.rec.Start.Add(since) }
+
+// SpanContext has the ids that the engine was told.
+func (s *span) SpanContext() trace.SpanContext {
+	return trace.NewSpanContext(trace.SpanContextConfig{TraceID: s.rec.Trace.ID, SpanID: s.rec.Trace.Span, TraceFlags: trace.FlagsSampled})
+}
+
+// Parent is the span that caused the request, if there is one.
+func (s *span) Parent() trace.SpanContext {
+	if s.rec.Trace.Parent == [8]byte{} {
+		return trace.SpanContext{}
+	}
+	return trace.NewSpanContext(trace.SpanContextConfig{
+		TraceID: s.rec.Trace.ID, SpanID: s.rec.Trace.Parent, TraceFlags: trace.FlagsSampled, Remote: true,
+	})
+}
+
+func (s *span) Name() string {
+	rec := &s.rec
+	switch {
+	case rec.Operation == "":
+		return rec.Method
+	case rec.Status/100 == 2 && rec.Model != "": // others are what a stranger made up
+		return rec.Operation + " " + rec.Model
+	}
+	return rec.Operation
+}
+
+func (s *span) Attributes() []attribute.KeyValue {
+	rec, all := &s.rec, make([]attribute.KeyValue, 0, 24)
 	set := func(key, value string) {
 		if value != "" {
-			span.SetAttributes(attribute.String(key, value))
+			all = append(all, attribute.String(key, s.of.clip(value)))
 		}
 	}
 	count := func(key string, n int) {
 		if n >= 0 {
-			span.SetAttributes(attribute.Int(key, n))
+			all = append(all, attribute.Int(key, n))
 		}
 	}
 	set("http.request.method", rec.Method)
 	set("url.path", rec.Path)
-	span.SetAttributes(attribute.Int("http.response.status_code", rec.Status))
+	count("http.response.status_code", rec.Status)
 	set("client.address", rec.Remote)
 	set("error.type", rec.Reason)
 	if rec.Operation != "" {
@@ -134,20 +187,22 @@ func (t *tracing) span(rec *account.Record) {
 	set("fairway.request_id", rec.ID)
 	set("fairway.pool", rec.Pool)
 	set("fairway.decided_by", rec.Pick.DecidedBy)
-	if p := &rec.Pick; p.Next >= 0 && p.Next != p.Chosen {
-		set("fairway.next", p.Candidates[p.Next].Endpoint)
-	}
+	set("fairway.next", s.next)
 	count("fairway.predicted.input_tokens", rec.PredictedTokens)
 	count("fairway.predicted.cached_tokens", rec.PredictedHit)
 	if rec.Pick.PredictedTTFT > 0 {
-		span.SetAttributes(attribute.Float64("fairway.predicted.time_to_first_token", rec.Pick.PredictedTTFT.Seconds()))
+		all = append(all, attribute.Float64("fairway.predicted.time_to_first_token", rec.Pick.PredictedTTFT.Seconds()))
 	}
-	span.SetAttributes(attribute.Int("fairway.retries", rec.Retries))
+	count("fairway.retries", rec.Retries)
 	set("fairway.peer", rec.Peer)
 	set("fairway.service", rec.Service)
+	return all
+}
 
-	event := func(name string, at time.Duration, attributes ...attribute.KeyValue) {
-		span.AddEvent(name, trace.WithTimestamp(rec.Start.Add(at)), trace.WithAttributes(attributes...))
+func (s *span) Events() []sdktrace.Event {
+	rec, all := &s.rec, make([]sdktrace.Event, 0, 4)
+	event := func(name string, since time.Duration, attributes ...attribute.KeyValue) {
+		all = append(all, sdktrace.Event{Name: name, Time: s.at(since), Attributes: attributes})
 	}
 	for _, a := range rec.Pick.Tried {
 		event("retry", a.At, attribute.String("server.address", a.Endpoint), attribute.String("error.message", a.Why))
@@ -159,8 +214,13 @@ func (t *tracing) span(rec *account.Record) {
 	if rec.TTFT > 0 {
 		event("first token", rec.TTFT)
 	}
-	if rec.Status >= 500 || rec.Reason != "" && rec.Status/100 != 4 { // a client's errors are none of a server's (HTTP conventions)
-		span.SetStatus(codes.Error, cmp.Or(rec.Reason, fmt.Sprintf("status %d", rec.Status)))
+	return all
+}
+
+// Status is an error if that is what it was of ours: a client's are none of a server's (HTTP conventions).
+func (s *span) Status() sdktrace.Status {
+	if rec := &s.rec; rec.Status >= 500 || rec.Reason != "" && rec.Status/100 != 4 {
+		return sdktrace.Status{Code: codes.Error, Description: cmp.Or(rec.Reason, fmt.Sprintf("status %d", rec.Status))}
 	}
-	span.End(trace.WithTimestamp(rec.Start.Add(rec.Duration)))
+	return sdktrace.Status{}
 }

@@ -3,8 +3,10 @@ package main
 import (
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -14,6 +16,9 @@ import (
 	"testing"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 	collector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	common "go.opentelemetry.io/proto/otlp/common/v1"
 	otlp "go.opentelemetry.io/proto/otlp/trace/v1"
@@ -22,6 +27,7 @@ import (
 
 	"github.com/fairway-proxy/fairway/bench/mock"
 	"github.com/fairway-proxy/fairway/discovery/file"
+	"github.com/fairway-proxy/fairway/proxy/account"
 )
 
 // spans is a collector of spans, by gRPC and HTTP.
@@ -156,6 +162,49 @@ func TestTracing(t *testing.T) {
 				t.Errorf("the last one, which is not sampled, was told to the engine as %q", told)
 			}
 		})
+	}
+}
+
+// A span says what its record said when the exchange ended, though the record is another's by the time the span is sent; and no more of
+// each than OpenTelemetry's environment has it.
+func TestSpanOutlivesItsRecord(t *testing.T) {
+	t.Setenv("OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT", "5")
+	tracing, err := startTracing(file.Tracing{Endpoint: "http://127.0.0.1:1"}, "replica", slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tracing.close()
+	ended := tracetest.NewSpanRecorder()
+	tracing.spans.Shutdown(t.Context())
+	tracing.spans = ended
+
+	rec := new(account.Record)
+	rec.Reset()
+	rec.Operation, rec.Model, rec.Path, rec.Status, rec.Start = "chat", "mödell", "/mödell", 502, time.Unix(1, 0)
+	rec.Trace = account.Trace{ID: [16]byte{1}, Span: [8]byte{2}, Sampled: true}
+	rec.Pick.Candidates = append(rec.Pick.Candidates, account.Candidate{Endpoint: "a"}, account.Candidate{Endpoint: "b"})
+	rec.Pick.Chosen, rec.Pick.Next, rec.Pick.At = 0, 1, time.Second
+	rec.Pick.Fail("c", time.Millisecond, errors.New("refused"))
+	tracing.span(rec)
+	rec.Pick.Candidates[1].Endpoint, rec.Pick.Tried[0].Endpoint = "another's", "another's"
+	rec.Reset()
+
+	s := ended.Ended()[0]
+	if s.Name() != "chat" || s.SpanContext().TraceID() != [16]byte{1} || s.SpanContext().SpanID() != [8]byte{2} || s.Parent().IsValid() || s.Status().Code != codes.Error {
+		t.Errorf("%+v", tracetest.SpanStubFromReadOnlySpan(s))
+	}
+	said := make(map[attribute.Key]string)
+	for _, a := range s.Attributes() {
+		said[a.Key] = a.Value.String()
+	}
+	if said["fairway.next"] != "b" || said["url.path"] != "/möde" || said["http.response.status_code"] != "502" {
+		t.Errorf("%q", said)
+	}
+	if _, tells := said["gen_ai.usage.input_tokens"]; tells {
+		t.Errorf("it tells of tokens that nobody counted: %q", said)
+	}
+	if e := s.Events(); len(e) != 3 || e[0].Name != "retry" || e[0].Attributes[0].Value.AsString() != "c" || !e[2].Time.Equal(time.Unix(2, 0)) {
+		t.Errorf("events %+v", e)
 	}
 }
 
