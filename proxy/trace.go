@@ -38,24 +38,21 @@ var traceFields = [noTraceField]string{
 
 // traceFieldOf finds one by its name.
 func traceFieldOf(name []byte) traceField {
-	if len(name) < 2 {
-		return noTraceField
-	}
-	switch name[0] | 0x20 { // most fields are none of these, by a letter
-	case 't', 'b':
-	case 'x':
-		if len(name) < 3 || name[2]|0x20 != 'b' {
-			return noTraceField
-		}
-	default:
-		return noTraceField
-	}
 	for of, known := range traceFields {
 		if message.EqualFold(name, known) {
 			return traceField(of)
 		}
 	}
 	return noTraceField
+}
+
+// mayTrace tells whether a field may be one of them. Few others begin as they do.
+func mayTrace(name []byte) bool {
+	if len(name) < 2 {
+		return false
+	}
+	c := name[0] | 0x20
+	return c == 'x' && name[1] == '-' && len(name) > 2 && name[2]|0x20 == 'b' || c == 't' || c == 'b'
 }
 
 // trace finds the request's place in a trace, or begins one, and has the engine told of it in the request's own fields.
@@ -84,8 +81,11 @@ func (x *Exchange) readTrace(t *account.Trace) (decided bool) {
 	var told [noTraceField][]byte
 	fields, n := x.head.Fields, 0
 	for i := range fields {
-		f := &fields[i]
-		if of := traceFieldOf(f.Name); of == noTraceField {
+		f, of := &fields[i], noTraceField
+		if mayTrace(f.Name) {
+			of = traceFieldOf(f.Name)
+		}
+		if of == noTraceField {
 			if n < i {
 				fields[n] = *f
 			}
