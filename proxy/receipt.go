@@ -95,13 +95,12 @@ func (x *Exchange) noteChoice(l *picker.Lease) {
 			p.Next = at
 		}
 		costs := pool.Costs(c)
-		p.Candidates[at] = account.Candidate{
-			Endpoint: c.Endpoint.Name(), Score: float32(c.Score),
-			Queue: float32(costs.Queue), Prompt: float32(costs.Prompt), Adapter: float32(costs.Adapter), Inflicted: float32(costs.Inflicted),
-			Pressure: float32(costs.Pressure), Price: float32(costs.Price),
-			HitTokens: float32(c.Hit), UncachedTokens: float32(c.Uncached), QueuedTokens: float32(c.Queued), Requests: float32(c.InFlight),
-			KV: float32(c.KV), SecondsPerToken: float32(c.Speed), Home: c.Home,
-		}
+		to := &p.Candidates[at] // field by field: all at once it is made elsewhere and copied
+		to.Endpoint, to.Score = c.Endpoint.Name(), float32(c.Score)
+		to.Queue, to.Prompt, to.Adapter, to.Inflicted = float32(costs.Queue), float32(costs.Prompt), float32(costs.Adapter), float32(costs.Inflicted)
+		to.Pressure, to.Price = float32(costs.Pressure), float32(costs.Price)
+		to.HitTokens, to.UncachedTokens, to.QueuedTokens, to.Requests = float32(c.Hit), float32(c.Uncached), float32(c.Queued), float32(c.InFlight)
+		to.KV, to.SecondsPerToken, to.Home = float32(c.KV), float32(c.Speed), c.Home
 	}
 }
 
