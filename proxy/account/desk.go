@@ -49,7 +49,7 @@ type desk struct {
 
 	tally   tally
 	lines   []byte // laid out last
-	stamp   stamp
+	last    last
 	laidOut int      // of records, while settle goes through them
 	_       [64]byte // so that no two share a cache line
 }
@@ -121,7 +121,7 @@ func (r *Recorder) tell(d *desk) {
 func (r *Recorder) layOut(d *desk, h *held) {
 	if r.log != nil {
 		line := line{d.lines, r.log.format}
-		line.access(&h.Record, &d.stamp)
+		line.access(&h.Record, &d.last)
 		d.lines = line.b
 	}
 }

@@ -173,13 +173,40 @@ func TestTextLine(t *testing.T) {
 	rec := told()
 	rec.Path, rec.Model, rec.Reason, rec.Start = "/v1/a=b", "two words \"x\"\n", "", time.Unix(1e9, 0).UTC()
 	l := line{format: Text}
-	l.access(rec, new(stamp))
+	l.access(rec, new(last))
 	const want = `time=2001-09-09T01:46:41.234Z level=INFO msg=access request_id=the-id method=POST path="/v1/a=b" response_code=200 response_code_details="" response_flags=- ` +
 		`downstream_remote_address=192.0.2.1:4711 upstream_host=10.0.0.1:8000 upstream_cluster=the-pool model="two words \"x\"\n" stream=true ` +
 		`duration_ms=1234.567 bytes_received=16 bytes_sent=17 upstream_request_attempt_count=2 ttft_ms=98.765 ` +
 		`prompt_tokens=11 cached_tokens=12 completion_tokens=13 predicted_prompt_tokens=14 predicted_cached_tokens=15` + "\n"
 	if string(l.b) != want {
 		t.Errorf("got  %swant %s", l.b, want)
+	}
+}
+
+// A line says the same whatever the one before it said.
+func TestLineAfterAnother(t *testing.T) {
+	was := new(last)
+	lineOf := func(rec *Record, f Format, after *last) string {
+		l := line{format: f}
+		l.access(rec, after)
+		return string(l.b)
+	}
+	for name, change := range map[string]func(*Record){
+		"nothing": func(*Record) {}, "method": func(r *Record) { r.Method = "GET" }, "path": func(r *Record) { r.Path = "/\"" }, "long path": func(r *Record) { r.Path = strings.Repeat("/a", longestAlike) },
+		"code": func(r *Record) { r.Status = 400 }, "reason": func(r *Record) { r.Reason = "fairway_upstream_failed" },
+		"flags":    func(r *Record) { r.Reason, r.Unanswered = "fairway_upstream_failed", true },
+		"attempts": func(r *Record) { r.Reason, r.Retries = "fairway_upstream_failed", 1 },
+		"pool":     func(r *Record) { r.Pool = "another" }, "model": func(r *Record) { r.Model = "another" }, "stream": func(r *Record) { r.Streamed = !r.Streamed },
+	} {
+		for range 2 { // of those changed and not
+			for _, change := range []func(*Record){change, func(*Record) {}} {
+				rec := picked("id", 1)
+				change(rec)
+				if got, want := lineOf(rec, Text, was), lineOf(rec, Text, new(last)); got != want {
+					t.Errorf("%s: %q, want %q", name, got, want)
+				}
+			}
+		}
 	}
 }
 
