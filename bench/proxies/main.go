@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"log"
 	"math"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -24,7 +25,7 @@ var (
 	binary   = flag.String("fairway", "bin/fairway", "the `program` under test")
 	rounds   = flag.Int("rounds", 5, "how often everything is measured")
 	seconds  = flag.Float64("seconds", 2, "how long one measurement takes")
-	names    = flag.String("proxies", "direct,haproxy,nginx,envoy,net/http,fairway,fairway-tls,fairway-hbone", "what is measured, in this order and then in turn; each with =PROGRAM another build of it; epp an Envoy that asks Fairway where to, of which the picker alone is measured")
+	names    = flag.String("proxies", "direct,haproxy,nginx,envoy,net/http,fairway,fairway-tls,fairway-hbone", "what is measured, in another order each round; each with =PROGRAM another build of it; epp an Envoy that asks Fairway where to, of which the picker alone is measured")
 	page     = flag.String("metrics", "discovery/scrape/testdata/vllm-0.32.txt", "the engines' metrics `page`")
 	only     = flag.String("only", "", "the one `load` whose CPU time is measured, and nothing else: 1k, 16k, 16k code, 220k or events")
 	asJSON   = flag.Bool("json", false, "print one JSON object in the place of tables")
@@ -86,7 +87,8 @@ func run() error {
 	results := newResults()
 	list := strings.Split(*names, ",")
 	for round := range *rounds {
-		order := append(slices.Clone(list[round%len(list):]), list[:round%len(list)]...)
+		order := slices.Clone(list) // another each time: what one leaves to do, such as pages of its log, the next may have to wait for
+		rand.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
 		for _, name := range order {
 			if results.missing[name] {
 				continue

@@ -67,7 +67,9 @@ func start(name string, s *site) (*proxy, error) {
 	if err != nil {
 		return nil, err
 	}
-	log, err := os.Create(filepath.Join(s.dir, strings.ReplaceAll(name, "/", "-")+".log"))
+	path := filepath.Join(s.dir, strings.ReplaceAll(name, "/", "-")+".log")
+	os.Remove(path) // ext4 writes a file that was truncated to disk as soon as it is closed, while the next proxy is measured
+	log, err := os.Create(path)
 	if err != nil {
 		return nil, err
 	}
