@@ -64,19 +64,21 @@ func TestLogIsWrittenSoon(t *testing.T) {
 }
 
 func TestLogIsWrittenWhenFull(t *testing.T) {
-	var w writes
-	l := NewLog(&w, Text)
-	line := []byte(strings.Repeat("x", 999) + "\n")
-	for range flushSize/len(line) + 1 {
-		l.put(line)
-	}
-	if got := w.got(); len(got) != 1 || len(got[0]) < flushSize {
-		t.Errorf("%d writes", len(got))
-	}
-	l.put(bytes.Repeat([]byte("y"), 2*flushSize))
-	if got := w.got(); len(got) != 2 || len(got[1]) != 2*flushSize {
-		t.Errorf("a line of its own: %d writes", len(got))
-	}
+	synctest.Test(t, func(t *testing.T) { // no time goes by, however slow the machine is
+		var w writes
+		l := NewLog(&w, Text)
+		line := []byte(strings.Repeat("x", 999) + "\n")
+		for range flushSize/len(line) + 1 {
+			l.put(line)
+		}
+		if got := w.got(); len(got) != 1 || len(got[0]) < flushSize {
+			t.Errorf("%d writes", len(got))
+		}
+		l.put(bytes.Repeat([]byte("y"), 2*flushSize))
+		if got := w.got(); len(got) != 2 || len(got[1]) != 2*flushSize {
+			t.Errorf("a line of its own: %d writes", len(got))
+		}
+	})
 }
 
 func TestLogCloses(t *testing.T) {
