@@ -133,7 +133,7 @@ func TestServeFromACluster(t *testing.T) {
 	}
 	s.put(t, "pods", pod("False"))
 
-	addresses := freeAddresses(t, 2)
+	addresses := freeAddresses(2)
 	settings := filepath.Join(t.TempDir(), "settings.yaml")
 	listen := fmt.Sprintf("listen: {http: %q, hbone: \"\"}\n", addresses[0])
 	writeFile(t, settings, listen)
@@ -187,7 +187,7 @@ func TestServePoliciesFromACluster(t *testing.T) {
 			"spec":{"targetRefs":[{"group":"gateway.networking.k8s.io","kind":"Gateway","name":"w"}],"action":"DENY","rules":[` + rules + `]}}`
 	}
 	s.put(t, "authorizationpolicies", policy(`{"to":[{"operation":{"paths":["/version"]}}]}`))
-	addresses := freeAddresses(t, 2)
+	addresses := freeAddresses(2)
 	r := serve(t, "--kubernetes", "--kubeconfig", s.kubeconfig(t), "--listen", addresses[0], "--metrics", addresses[1], "--admin", "127.0.0.1:0")
 	waitFor(t, "readiness", func() bool { status, _ := get("http://" + addresses[1] + "/healthz/ready"); return status == 200 })
 	asks := func(path string, want int) func() bool {

@@ -386,7 +386,7 @@ func answerHostile(w http.ResponseWriter, r *http.Request) {
 
 // startTarget runs a proxy before that engine: of that binary, or if there is none in this process.
 func startTarget(t *testing.T, binary, engine string) *target {
-	at := freeAddresses(t, 3)
+	at := freeAddresses(3)
 	a := newAuthority(t)
 	dir := t.TempDir()
 	cert, key := issue(t, a, a.ID("default", "waypoint"), dir)

@@ -19,7 +19,7 @@ import (
 // TestServeWaitsForItsIdentity starts before its certificate is there.
 func TestServeWaitsForItsIdentity(t *testing.T) {
 	pod := startPod(t, "", mock.Config{})
-	at := freeAddresses(t, 3)
+	at := freeAddresses(3)
 	dir := t.TempDir()
 	path := func(name string) string { return filepath.Join(dir, name) }
 	writeFile(t, path("fairway.yaml"), fmt.Sprintf(`

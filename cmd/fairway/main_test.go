@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fairway-proxy/fairway/bench/e2e/process"
 	"github.com/fairway-proxy/fairway/bench/mock"
 	"github.com/fairway-proxy/fairway/cmd/internal/cli"
 )
@@ -156,15 +157,10 @@ func (b *lockedBuffer) String() string {
 }
 
 // freeAddresses are loopback addresses that nobody listens on.
-func freeAddresses(t *testing.T, n int) []string {
-	var addresses []string
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Close()
-		addresses = append(addresses, l.Addr().String())
+func freeAddresses(n int) []string {
+	addresses := make([]string, n)
+	for i := range addresses {
+		addresses[i] = process.FreeAddress()
 	}
 	return addresses
 }
@@ -185,7 +181,7 @@ func get(url string) (status int, body string) {
 // change of the file, a bad change, and an end that lets a stream finish.
 func TestServe(t *testing.T) {
 	first, second := startPod(t, "", mock.Config{Speed: 5}), startPod(t, "", mock.Config{Speed: 5})
-	at := freeAddresses(t, 3)
+	at := freeAddresses(3)
 	path := filepath.Join(t.TempDir(), "fairway.yaml")
 	config := func(endpoint string) string {
 		return fmt.Sprintf("listen: {http: %q, metrics: %q, admin: %q}\npools: [{name: a, endpoints: [http://%s]}]\ntimeouts: {drain: 30s}\n", at[0], at[1], at[2], endpoint)
@@ -256,7 +252,7 @@ func TestServe(t *testing.T) {
 
 func TestServeEndsStreamsWhenDrainIsOver(t *testing.T) {
 	pod := startPod(t, "", mock.Config{})
-	at := freeAddresses(t, 3)
+	at := freeAddresses(3)
 	path := filepath.Join(t.TempDir(), "fairway.yaml")
 	writeFile(t, path, fmt.Sprintf("listen: {http: %q, metrics: %q, admin: %q}\npools: [{name: a, endpoints: [http://%s]}]\ntimeouts: {drain: 100ms}\n", at[0], at[1], at[2], pod.address))
 	r := serve(t, "--config", path)
@@ -282,7 +278,7 @@ func TestServeEndsStreamsWhenDrainIsOver(t *testing.T) {
 // conversations come to a second turn in four seconds, or to their end in six.
 func TestDemo(t *testing.T) {
 	for _, life := range []string{"6s", "30s", "2m"} {
-		at := freeAddresses(t, 3)
+		at := freeAddresses(3)
 		code, out, stderr := call(t, "demo", "--for", life, "--pods", "2", "--json", "--listen", at[0], "--metrics", at[1], "--admin", at[2])
 		var report demoReport
 		if err := json.Unmarshal([]byte(out), &report); code != 0 || err != nil {

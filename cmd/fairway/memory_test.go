@@ -90,7 +90,7 @@ func TestLargeImagesStayWithinTheBudget(t *testing.T) {
 		io.WriteString(w, `{"choices":[]}`)
 	}))
 	defer engine.Close()
-	at := freeAddresses(t, 3)
+	at := freeAddresses(3)
 	config := filepath.Join(t.TempDir(), "fairway.yaml")
 	writeFile(t, config, fmt.Sprintf("listen: {http: %q, metrics: %q, admin: %q}\npools: [{name: a, endpoints: [%s]}]\nlimits: {buffers: %dMiB}\nscrape: {interval: 1h}\n",
 		at[0], at[1], at[2], engine.URL, budget))

@@ -180,16 +180,6 @@ func Eventually(t testing.TB, limit time.Duration, try func() error) time.Durati
 	}
 }
 
-// FreeAddress is a loopback address whose port was free just now. It panics if there is none.
-func FreeAddress() string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		panic(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
-
 // output keeps what a program prints.
 type output struct {
 	mu   sync.Mutex
