@@ -112,7 +112,7 @@ func (c *call) pump(conn carrier) {
 		}
 		if err != nil {
 			if err == io.EOF {
-				conn.EndBody(nil)
+				conn.EndBody()
 			} else {
 				conn.Interrupt()
 			}

@@ -67,7 +67,7 @@ type carrier interface {
 	Send(r *message.Request, body ...[]byte) error
 	SendHead(*message.Request) error
 	WriteBody(p []byte) error
-	EndBody(trailers []message.Field) error
+	EndBody() error
 	// Used tells whether the way was used before, and may have been closed as idle
 	// at the very moment.
 	Used() bool

@@ -73,7 +73,7 @@ func (x *Exchange) pump(conn carrier) error {
 			return err
 		}
 	}
-	return conn.EndBody(nil)
+	return conn.EndBody()
 }
 
 // moreBody receives the next piece of a body of which the start was sent. It

@@ -393,7 +393,7 @@ func (s *Stream) WriteBody(p []byte) error {
 }
 
 // EndBody ends the request. Trailers stay as they came.
-func (s *Stream) EndBody([]message.Field) error {
+func (s *Stream) EndBody() error {
 	if err := s.endInput(); err != nil {
 		return err
 	}

@@ -4,8 +4,6 @@ import (
 	"context"
 	"io"
 	"time"
-
-	"github.com/fairway-proxy/fairway/proxy/message"
 )
 
 // inbound is where a request's body stands.
@@ -56,15 +54,6 @@ func (s *Stream) Read(p []byte) (int, error) {
 		s.conn.Guard() // nobody reads any more
 	}
 	return n, err
-}
-
-// Trailers are the fields that came behind a chunked body, once Read has given
-// io.EOF; valid until the handler returns.
-func (s *Stream) Trailers() []message.Field {
-	if !s.in.ended {
-		return nil
-	}
-	return s.in.chunks.trailers
 }
 
 func (s *Stream) readFixed(p []byte) (n int, err error) {

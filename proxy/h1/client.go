@@ -122,16 +122,16 @@ func (c *ClientConn) WriteBody(p []byte) error {
 	return c.out.flush()
 }
 
-// EndBody ends the request. Trailers are sent with a chunked body only. A body
-// shorter than declared is an error, and the connection is then of no use.
-func (c *ClientConn) EndBody(trailers []message.Field) error {
+// EndBody ends the request. It has no trailers. A body shorter than declared is an
+// error, and the connection is then of no use.
+func (c *ClientConn) EndBody() error {
 	switch {
 	case c.sending == noBody:
 		return ErrState
 	case c.sending == fixed && c.owed > 0:
 		return ErrLength
 	case c.sending == chunked:
-		if err := c.out.lastChunk(trailers); err != nil && err != ErrField {
+		if err := c.out.lastChunk(nil); err != nil {
 			return err
 		}
 	}

@@ -106,7 +106,7 @@ func TestAnswers(t *testing.T) {
 			plain(s)
 		}, old, "HTTP/1.1 200 OK\r\ncontent-length: 3\r\nconnection: close\r\n\r\nabc"},
 		{"body and trailers", echo, "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2;x=y\r\nde\r\n0\r\nA: b\r\nHost: c\r\n\r\n" + get,
-			"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nabcde\r\n0\r\nA: b\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"},
+			"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nabcde\r\n0\r\nx-sum: 6\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"},
 		{"body left unread", plain, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello" + get, plainAnswer + plainAnswer},
 		{"chunked body left unread", plain, "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n" + get, plainAnswer + plainAnswer},
 		{"malformed body left unread", plain, "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nx\r\nabc\r\n0\r\n\r\n" + get, plainAnswer},
@@ -220,7 +220,7 @@ func TestLargeHead(t *testing.T) {
 			echo(s)
 			x += len(message.Get(s.Head().Fields, "x"))
 		}}, head+"3\r\nabc\r\n0\r\n\r\n"+head+"3\r\ndef\r\n0\r\n\r\n")
-		const each = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\n%s\r\n0\r\n\r\n"
+		const each = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\n%s\r\n0\r\nx-sum: 6\r\n\r\n"
 		if got != fmt.Sprintf(each, "abc")+fmt.Sprintf(each, "def") || x < 2*(size-100) {
 			t.Errorf("%d bytes: %q", size, got)
 		}

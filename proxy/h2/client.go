@@ -214,7 +214,7 @@ func (s *ClientStream) WriteBody(p []byte) error {
 }
 
 // EndBody ends the request. It has no trailers.
-func (s *ClientStream) EndBody([]message.Field) error {
+func (s *ClientStream) EndBody() error {
 	if s.pipe == nil {
 		return ErrState
 	}

@@ -107,11 +107,11 @@ func TestClient(t *testing.T) {
 		{"HEAD", "/", func(s *ClientStream, r *message.Request) error { return s.Send(r) }, "", 0},
 		{"OPTIONS", "*", func(s *ClientStream, r *message.Request) error { return s.Send(r) }, "", 0},
 		{"POST", "/", func(s *ClientStream, r *message.Request) error {
-			return errors.Join(s.SendHead(r), s.WriteBody([]byte("one ")), s.WriteBody([]byte("two")), s.EndBody(nil))
+			return errors.Join(s.SendHead(r), s.WriteBody([]byte("one ")), s.WriteBody([]byte("two")), s.EndBody())
 		}, "one two", -1},
 		{"POST", "/", func(s *ClientStream, r *message.Request) error {
 			r.ContentLength = 7
-			return errors.Join(s.SendHead(r), s.WriteBody([]byte("one two")), s.EndBody(nil))
+			return errors.Join(s.SendHead(r), s.WriteBody([]byte("one two")), s.EndBody())
 		}, "one two", 7},
 	} {
 		s := open(t, c)
@@ -209,7 +209,7 @@ func TestClientDuplex(t *testing.T) {
 			t.Fatalf("got %q, %v", p, err)
 		}
 	}
-	s.EndBody(nil)
+	s.EndBody()
 	if _, err := s.Next(); err != io.EOF {
 		t.Errorf("the end is %v", err)
 	}

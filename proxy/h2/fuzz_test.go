@@ -80,7 +80,7 @@ func compare(t *testing.T, h *message.Request) {
 	go func() {
 		err := c.SendHead(h)
 		if err == nil && h.ContentLength == 0 {
-			err = c.EndBody(nil)
+			err = c.EndBody()
 		} else if err == nil {
 			err = c.WriteBody([]byte("x"))
 		}

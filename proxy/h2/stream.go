@@ -115,9 +115,6 @@ func (st *Stream) Head() *message.Request { return &st.req }
 // as the peer of a tunnel. It is not to be read, written or closed.
 func (st *Stream) Conn() net.Conn { return st.conn.Conn }
 
-// LocalAddr is the address the client has connected to.
-func (st *Stream) LocalAddr() net.Addr { return st.conn.LocalAddr() }
-
 // RemoteAddr is the client's address.
 func (st *Stream) RemoteAddr() net.Addr { return st.conn.RemoteAddr() }
 
@@ -306,18 +303,6 @@ func (st *Stream) Duplex() { st.reading.limit = 0 }
 // StopReading has a Read that waits, and all that follow, fail: the answer is
 // over before the request's body is, as in gRPC.
 func (st *Stream) StopReading() { st.r.Body.Close() }
-
-// Trailers are the fields that came behind the body, once Read has given io.EOF,
-// of those that the head announced.
-func (st *Stream) Trailers() []message.Field {
-	var all []message.Field
-	for name, values := range st.r.Trailer {
-		for _, v := range values {
-			all = append(all, message.Field{Name: []byte(name), Value: []byte(v)})
-		}
-	}
-	return all
-}
 
 // WriteHead begins the answer. What is written waits for Flush, Finish or more
 // than a buffer can hold. Fields that are not end-to-end are left out. An interim head (status 1xx, but not 101, which HTTP/2

@@ -102,7 +102,7 @@ type wire interface {
 	Send(r *message.Request, body ...[]byte) error
 	SendHead(r *message.Request) error
 	WriteBody(p []byte) error
-	EndBody(trailers []message.Field) error
+	EndBody() error
 	ReadHead(r *message.Response) error
 	Next() ([]byte, error)
 	Pending() bool
