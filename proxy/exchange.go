@@ -312,7 +312,7 @@ func (x *Exchange) measure() {
 		x.want.Bytes = 0
 	}
 	x.want.Model = x.target
-	x.want.MaxTokens = x.read.MaxTokens
+	x.want.MaxTokens = x.read.MaxGenerated()
 	x.want.Stream = x.read.Stream
 	x.want.RemotePrefill = x.remotePrefill()
 }

@@ -51,6 +51,29 @@ func TestFlowsAreOfWhoIsKnown(t *testing.T) {
 	}
 }
 
+// A request for several answers is expected to cost as many times what one of them may have.
+func TestBudgetCountsAllAnswers(t *testing.T) {
+	asked := make(chan struct{}, 2)
+	p := scripted(t, func(_ net.Conn, in *bufio.Reader) {
+		take(in)
+		asked <- struct{}{}
+		io.Copy(io.Discard, in)
+	})
+	s := startServer(t, World{Budgets: []queue.Limit{{TokensPerMinute: 30}}}, p)
+	m := post("/v1/chat/completions", strings.Replace(chat(false, 20, "hi"), "{", `{"n":8,`, 1))
+	done := make(chan struct{})
+	go func() { s.Handle(m); close(done) }()
+	<-asked
+	m.leave()
+	<-done
+	m = post("/v1/chat/completions", chat(false, 1, "hi"))
+	go func() { <-asked; m.leave() }()
+	if s.Handle(m); m.answer.Status != 429 {
+		t.Errorf("%d %s", m.answer.Status, m.seen())
+	}
+	asked <- struct{}{}
+}
+
 // What an engine has refused costs nothing; what it was asked costs what was expected, though the client leaves before the answer.
 func TestBudgetIsNotGivenBackForLeaving(t *testing.T) {
 	for _, leaves := range []bool{false, true} {

@@ -29,11 +29,9 @@ type Request struct {
 	MaxTokens int
 	// N is how many answers are wanted of each prompt; at least 1.
 	N int
-	// Priority as vLLM has it: the lower, the earlier; 0 unless given.
-	Priority int
-	// CacheSalt and User as they stand in the body, without quotes, still escaped.
-	// The salt is part of the identity of cached blocks.
-	CacheSalt, User []byte
+	// CacheSalt as it stands in the body, without quotes, still escaped. It is part of
+	// the identity of cached blocks.
+	CacheSalt []byte
 
 	// Spans are the parts of the prompt in the order in which chat templates use
 	// them: tools, documents, system text, then for each message its role, its
@@ -196,6 +194,19 @@ func (r *Request) end() {
 	}
 }
 
+// maxAnswers is how many answers MaxGenerated counts at most.
+const maxAnswers = 1024
+
+// MaxGenerated bounds the tokens of all answers together, N to each prompt, each of
+// MaxTokens at most; −1 when the body does not.
+func (r *Request) MaxGenerated() int {
+	if r.MaxTokens < 0 {
+		return r.MaxTokens
+	}
+	answers := min(min(r.N, maxAnswers)*min(r.Prompts, maxAnswers), maxAnswers)
+	return min(r.MaxTokens, 1<<30) * answers
+}
+
 // Opening is what a conversation begins with and keeps in every turn: the messages
 // through the first that is the user's, or all of the prompt where none is. Tools and
 // documents, which a client may give anew with each turn, and system text that is not
@@ -238,17 +249,11 @@ func (r *Request) member(key []byte) {
 		}
 	case "n":
 		r.N = s.int()
-	case "priority":
-		if r.Priority = 0; !s.null() {
-			r.Priority, _ = laxInt(s.word())
-		}
 	case "cache_salt":
 		s.peek()
 		start := s.pos
 		r.CacheSalt = s.inner()
 		r.salt, r.hasSalt = [2]int{start, s.pos}, true
-	case "user":
-		r.User = s.inner()
 	default:
 		r.prompt(key)
 	}

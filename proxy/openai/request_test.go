@@ -127,8 +127,8 @@ func TestOptions(t *testing.T) {
 	// What is compared: the exported fields that are not the prompt.
 	type options struct {
 		Stream, StreamOptions, IncludeUsage bool
-		MaxTokens, N, Priority              int
-		CacheSalt, User                     string
+		MaxTokens, N                        int
+		CacheSalt                           string
 	}
 	tests := []struct {
 		name string
@@ -137,9 +137,9 @@ func TestOptions(t *testing.T) {
 		want options
 	}{
 		{"nothing", Chat, `{}`, options{MaxTokens: -1, N: 1}},
-		{"all", Chat, `{"stream":true,"stream_options":{"include_usage":true},"max_tokens":5,"n":2,"priority":-3,"cache_salt":"s\n","user":"u"}`,
-			options{true, true, true, 5, 2, -3, `s\n`, "u"}},
-		{"nulls", Chat, `{"stream":null,"stream_options":null,"max_tokens":null,"n":null,"priority":null,"cache_salt":null,"user":null}`,
+		{"all", Chat, `{"stream":true,"stream_options":{"include_usage":true},"max_tokens":5,"n":2,"cache_salt":"s\n"}`,
+			options{true, true, true, 5, 2, `s\n`}},
+		{"nulls", Chat, `{"stream":null,"stream_options":null,"max_tokens":null,"n":null,"cache_salt":null}`,
 			options{StreamOptions: true, MaxTokens: -1, N: 1}},
 		{"last wins", Chat, `{"stream":true,"max_tokens":5,"n":2,"stream":false,"max_tokens":6,"n":3}`, options{MaxTokens: 6, N: 3}},
 		{"the newer name wins", Chat, `{"max_completion_tokens":7,"max_tokens":5}`, options{MaxTokens: 7, N: 1}},
@@ -149,7 +149,7 @@ func TestOptions(t *testing.T) {
 		{"as pydantic reads them", Chat, `{"stream":"YES","max_tokens":"12","n":2.0}`, options{Stream: true, MaxTokens: 12, N: 2}},
 		{"number for true", Chat, `{"stream":1}`, options{Stream: true, MaxTokens: -1, N: 1}},
 		{"escaped word", Chat, `{"stream":"\u0074rue"}`, options{Stream: true, MaxTokens: -1, N: 1}},
-		{"what it refuses", Chat, `{"stream":"maybe","max_tokens":1.5,"n":-2,"priority":[]}`, options{MaxTokens: -1, N: 1}},
+		{"what it refuses", Chat, `{"stream":"maybe","max_tokens":1.5,"n":-2}`, options{MaxTokens: -1, N: 1}},
 		{"beyond any limit", Chat, `{"max_tokens":1e300,"n":99999999999999999999999}`, options{MaxTokens: -1, N: 1}},
 		{"include_usage false", Chat, `{"stream_options":{"include_usage":false}}`, options{StreamOptions: true, MaxTokens: -1, N: 1}},
 		{"include_usage twice", Chat, `{"stream_options":{"include_usage":false,"include_usage":true}}`, options{StreamOptions: true, IncludeUsage: true, MaxTokens: -1, N: 1}},
@@ -160,11 +160,33 @@ func TestOptions(t *testing.T) {
 			if err := r.Read(tt.kind, []byte(tt.body)); err != nil {
 				t.Fatal(err)
 			}
-			got := options{r.Stream, r.StreamOptions, r.IncludeUsage, r.MaxTokens, r.N, r.Priority, string(r.CacheSalt), string(r.User)}
+			got := options{r.Stream, r.StreamOptions, r.IncludeUsage, r.MaxTokens, r.N, string(r.CacheSalt)}
 			if got != tt.want {
 				t.Errorf("\n got %+v\nwant %+v", got, tt.want)
 			}
 		})
+	}
+}
+
+// Each prompt has N answers, each of MaxTokens.
+func TestMaxGenerated(t *testing.T) {
+	for body, want := range map[string]int{
+		`{"prompt":"a"}`:                                                          -1,
+		`{"prompt":"a","n":8}`:                                                    -1,
+		`{"prompt":"a","max_tokens":16}`:                                          16,
+		`{"prompt":"a","n":8,"max_tokens":16}`:                                    128,
+		`{"prompt":["a","b","c"],"n":2,"max_tokens":5}`:                           30,
+		`{"prompt":"a","n":1000000,"max_tokens":5}`:                               5120,
+		`{"prompt":"a","n":0,"max_tokens":0}`:                                     0,
+		`{"prompt":["a","b"],"n":9007199254740992,"max_tokens":9007199254740992}`: 1 << 40,
+	} {
+		var r Request
+		if err := r.Read(Completions, []byte(body)); err != nil {
+			t.Fatal(err)
+		}
+		if got := r.MaxGenerated(); got != want {
+			t.Errorf("%s: %d tokens, want %d", body, got, want)
+		}
 	}
 }
 
