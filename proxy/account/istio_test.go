@@ -164,11 +164,17 @@ func TestIstioSeriesMakeRoom(t *testing.T) {
 	}
 	counts := func() map[string]float64 {
 		all := make(map[string]float64)
-		for name, v := range series(t, reg) {
-			if rest, ok := strings.CutPrefix(name, "istio_requests_total{"); ok {
-				_, version, _ := strings.Cut(rest, `source_version="`)
-				version, _, _ = strings.Cut(version, `"`)
-				all[version] += v
+		families, err := reg.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range families {
+			for _, m := range f.Metric {
+				for _, l := range m.Label {
+					if f.GetName() == "istio_requests_total" && l.GetName() == "source_version" {
+						all[l.GetValue()] += m.Counter.GetValue()
+					}
+				}
 			}
 		}
 		return all
