@@ -19,15 +19,19 @@ import (
 // some 100 µs of it, so it is a fifth of what processors can do.
 const perProcessor = 2000
 
-// burst is how many turns can be had at once after a time without, and be made up for when the
-// timer is late: Go's are a millisecond late where nothing else goes on.
-const burst = 8
+// Turns that nobody took are kept for late, and a few of them for longer: Go's timers are a millisecond
+// late where nothing else goes on, and on many processors that is many turns.
+const (
+	late = 2 * time.Millisecond
+	few  = 8
+)
 
 // Gate gives turns, in the order in which they are asked for. The zero value is ready. A nil Gate
 // has a turn for everybody at once.
 type Gate struct {
 	mu    sync.Mutex
 	every time.Duration // from turn to turn; 0: not known yet
+	kept  time.Duration // for how long turns are kept
 	at    time.Time     // when the next turn is to be given
 	line  list.List     // of *Turn
 	timer *time.Timer   // runs while there is a line
@@ -47,6 +51,7 @@ func (g *Gate) Take(t *Turn, over <-chan struct{}) bool {
 	g.mu.Lock()
 	if g.every == 0 {
 		g.every = time.Second / perProcessor / time.Duration(runtime.GOMAXPROCS(0))
+		g.kept = max(late, few*g.every)
 	}
 	if g.line.Len() == 0 && g.give(time.Now()) {
 		g.mu.Unlock()
@@ -77,7 +82,7 @@ func (g *Gate) Take(t *Turn, over <-chan struct{}) bool {
 
 // give takes a turn if there is one.
 func (g *Gate) give(now time.Time) bool {
-	if earliest := now.Add(-burst * g.every); g.at.Before(earliest) {
+	if earliest := now.Add(-g.kept); g.at.Before(earliest) {
 		g.at = earliest
 	}
 	if g.at.After(now) {

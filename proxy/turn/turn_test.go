@@ -1,6 +1,7 @@
 package turn
 
 import (
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -30,8 +31,8 @@ func wait(g *Gate) *waiter {
 // spent gives a gate with a turn each millisecond and none at the moment.
 func spent(t *testing.T) *Gate {
 	t.Helper()
-	g := &Gate{every: time.Millisecond}
-	for i := range burst + 1 {
+	g := &Gate{every: time.Millisecond, kept: few * time.Millisecond}
+	for i := range few + 1 {
 		if w := wait(g); len(w.had) == 0 {
 			t.Errorf("%d of a burst waits", i)
 		}
@@ -66,7 +67,7 @@ func TestBurst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := spent(t)
 		time.Sleep(time.Hour)
-		for range burst + 1 {
+		for range few + 1 {
 			wait(g)
 		}
 		if w := wait(g); len(w.had) > 0 {
@@ -156,6 +157,22 @@ func BenchmarkTurn(b *testing.B) {
 		var turn Turn
 		for pb.Next() {
 			g.Take(&turn, nil)
+		}
+	})
+}
+
+// Where a late timer costs many turns, as many can be made up for.
+func TestManyProcessors(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(64))
+	synctest.Test(t, func(t *testing.T) {
+		var g Gate
+		at, w := 0, wait(&g)
+		for ; len(w.had) > 0; w = wait(&g) {
+			at++
+		}
+		<-w.had
+		if want := perProcessor * 64 * int(late) / int(time.Second); at < want {
+			t.Errorf("%d turns at once, want %d", at, want)
 		}
 	})
 }
