@@ -28,8 +28,9 @@
 //
 // Replicas that share a pool tell each other nothing, and nobody has to say how many there are: the requests that scrapes see and
 // that are not ours tell how many others have for each of ours. Between scrapes they are taken to do as we do: what we have
-// sent since the last one enters Q, n and kv once more for each of theirs, without which all replicas send everything to
-// the pod that looked best in the same scrape.
+// sent since the last one enters Q, n and kv three times more for each of theirs, without which all replicas send everything to
+// the pod that looked best in the same scrape, or fill a gap there too far. Only load is seen by all alike: of that counts the share
+// of our prompts' tokens that had to be computed, since where a cache decides, it decides otherwise for others' prompts.
 //
 // So that they build the same caches, each prompt has a home, by rendezvous hashing on the first chunk that no pod holds. It is
 // forgiven up to 0.9 of what it would compute, less if fewer than one in eight of the prompts sent to their homes proved to be

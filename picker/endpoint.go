@@ -251,10 +251,10 @@ func (e *Endpoint) burden(c *Candidate, m *measure) {
 	c.seen = seen
 	c.Queued = float64(seen)
 	fresh := v.fresh(m.now, m.pool.cfg.StaleAfter)
-	c.KV = e.kv(v, held, fresh, m.others)
+	c.KV = e.kv(v, held, fresh, m.mirrored)
 	if fresh {
-		c.Queued += v.foreignWaiting*m.foreign + m.others*float64(max(e.sent.Load()-v.sent, 0))
-		if foreign := v.foreign + m.others*(inflight-float64(v.inflight)); foreign > 0 {
+		c.Queued += v.foreignWaiting*m.foreign + m.mirrored*float64(max(e.sent.Load()-v.sent, 0))
+		if foreign := v.foreign + m.mirrored*(inflight-float64(v.inflight)); foreign > 0 {
 			inflight += foreign
 		}
 	}
@@ -309,10 +309,10 @@ func (e *Endpoint) progress(c *Candidate, now time.Duration) float64 {
 
 // kv is the share of the KV cache in use: as scraped, and how what we have in flight has changed since, the others likewise; or
 // what we have in flight, which is held.
-func (e *Endpoint) kv(v *view, held int64, fresh bool, others float64) float64 {
+func (e *Endpoint) kv(v *view, held int64, fresh bool, mirrored float64) float64 {
 	used := float64(held)
 	if fresh && v.hasKV {
-		used = v.kv*v.capacity + (1+others)*float64(held-v.held)
+		used = v.kv*v.capacity + (1+mirrored)*float64(held-v.held)
 	}
 	switch {
 	case used <= 0:
@@ -365,6 +365,7 @@ func (e *Endpoint) reserve(l *Lease, c *Candidate, m *measure, force bool) bool 
 	e.promised.Add(int64(m.output))
 	e.sent.Add(work)
 	e.pool.uncached.add(float64(work), 1, uncachedHorizon)
+	e.pool.others.cold.add(c.Uncached, m.tokens, coldHorizon)
 
 	r := m.request
 	// One by one: made as a whole it would be on the stack twice, and streams keep the stacks that they have needed.
@@ -467,7 +468,7 @@ func (e *Endpoint) learnSpeed(dispatched, now time.Duration, uncached int64) {
 	for last < int64(now) && !e.lastFirst.CompareAndSwap(last, int64(now)) {
 		last = e.lastFirst.Load()
 	}
-	if v := e.view.Load(); uncached < minSpeedTokens || e.kv(v, e.held.Load(), v.fresh(now, e.pool.cfg.StaleAfter), e.pool.others.perOwn()) > crowded {
+	if v := e.view.Load(); uncached < minSpeedTokens || e.kv(v, e.held.Load(), v.fresh(now, e.pool.cfg.StaleAfter), e.pool.others.mirrored()) > crowded {
 		return
 	}
 	tokens := float64(uncached)

@@ -38,7 +38,7 @@ func (e *Endpoint) Load(now time.Duration) Load {
 	l := Load{
 		Queued:         int(e.queued.Load()),
 		InFlight:       int(e.inflight.Load()),
-		KV:             e.kv(v, e.held.Load(), fresh, e.pool.others.perOwn()),
+		KV:             e.kv(v, e.held.Load(), fresh, e.pool.others.mirrored()),
 		Speed:          e.speed.mean(e.pool.meanSpeed(), speedPrior),
 		Capacity:       int(v.capacity),
 		Stretch:        e.belief.stretch(),

@@ -37,7 +37,7 @@ type measure struct {
 	perChunk float64   // tokens in prefix.ChunkSize bytes of the chain
 	speed    float64   // the pool's mean
 	foreign  float64   // tokens that a request of someone else waits with
-	others   float64   // requests of other replicas for each of ours
+	mirrored float64   // how many times what we have sent since a scrape others are taken to have sent
 	known    uint64    // the last chunk that any endpoint holds; 0: none. Only if the endpoint chosen is the prompt's home
 	adapter  uint64    // hash of the adapter's name; 0: none
 	output   float64   // tokens that it is expected to generate
@@ -58,7 +58,7 @@ func (m *measure) take(p *Pool, r *Request, now time.Duration) {
 	m.perChunk = m.tokens * prefix.ChunkSize / float64(max(r.Bytes, prefix.Offset(len(r.Chain)), prefix.ChunkSize))
 	m.speed = p.meanSpeed()
 	if p.has(Mirror) {
-		m.others = p.others.perOwn()
+		m.mirrored = p.others.mirrored()
 	}
 	if known := *p.adapters.Load(); len(known) > 0 {
 		if key := prefix.Seed(r.Model); known[key] {
@@ -66,7 +66,7 @@ func (m *measure) take(p *Pool, r *Request, now time.Duration) {
 		}
 	}
 	if p.has(Copies) { // others' picks are not seen, and would not follow
-		m.again = min(againWorth*p.repeated.mean(0, againPrior), mostAgain) * max(1-m.others, 0)
+		m.again = min(againWorth*p.repeated.mean(0, againPrior), mostAgain) * max(1-p.others.perOwn(), 0)
 	}
 	m.foreign = p.uncached.mean(defaultUncached, 1)
 }

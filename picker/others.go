@@ -8,6 +8,15 @@ const (
 	// maxOthers bounds how many requests others are taken to have for each of ours.
 	maxOthers = 31
 
+	// overMirror is how many times what others are taken to have sent since the scrape counts. At 1 replicas fill a gap that all of them
+	// see a little too far, within one step of the engine; where answers are of one length these requests end in one step too, and leave
+	// the gap anew, larger each time.
+	overMirror = 3
+	// coldPrior: how many tokens the prior (nothing is cached) counts for in the share of the tokens sent that had to be computed, and
+	// coldHorizon how many the memory holds.
+	coldPrior   = 1 << 12
+	coldHorizon = 1 << 20
+
 	// homeShare is the most that a cold prompt's home is forgiven of what it would compute.
 	homeShare = 0.9
 	// homeWorth: a home is forgiven all that it can be once an eighth of what was sent there was found. At 2 conversations lose
@@ -25,6 +34,7 @@ const (
 type others struct {
 	told  int              // replicas, ours included; 0: to be learned
 	share ratio            // of the requests that scrapes see, those that are not ours
+	cold  ratio            // of the tokens that we send, those that have to be computed
 	found ratio            // of the prompts sent to their homes, those that another replica had sent there
 	homes [homeSlots]ratio // the same by what was known of the prompt
 }
@@ -44,6 +54,12 @@ func (o *others) perOwn() float64 {
 	}
 	share := max(o.share.mean(0, othersPrior), 0)
 	return min(share/max(1-share, 1e-9), maxOthers)
+}
+
+// mirrored is how many times what we have sent to an endpoint since its last scrape others are taken to have sent there. They do as we do
+// where load decides; where a cache does, it decides otherwise for their prompts.
+func (o *others) mirrored() float64 {
+	return overMirror * o.perOwn() * o.cold.mean(1, coldPrior)
 }
 
 // learnHome counts a prompt that was sent to its home: whether more than half of what we took to be cold was there. known is the last

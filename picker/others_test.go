@@ -39,6 +39,27 @@ func TestOthersTold(t *testing.T) {
 	}
 }
 
+// Others are taken to do as we do, as far as it is load that decides what we do.
+func TestMirroredAsFarAsNothingIsCached(t *testing.T) {
+	var o others
+	for range 10_000 {
+		o.learn(30, 10)
+	}
+	if got := o.mirrored(); math.Abs(got-2*overMirror) > .1 {
+		t.Errorf("at first: %v, want %v", got, 2*overMirror)
+	}
+	for range 10_000 {
+		o.cold.add(500, 5000, coldHorizon)
+	}
+	if got := o.mirrored(); math.Abs(got-.2*overMirror) > .1 {
+		t.Errorf("with a tenth to be computed: %v, want %v", got, .2*overMirror)
+	}
+	o.told = 1
+	if got := o.mirrored(); got != 0 {
+		t.Errorf("alone: %v", got)
+	}
+}
+
 // Homes are believed in until they prove to be empty, each beginning of prompts for itself; and there are none without others.
 func TestHomesAreLearned(t *testing.T) {
 	p := NewPool(Config{})
