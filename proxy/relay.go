@@ -64,11 +64,13 @@ func (x *Exchange) relay(conn carrier, lease *picker.Lease) (whole bool, outcome
 		return x.left()
 	}
 	if e := x.overdue(); e != nil && conn.TimedOut() {
-		return x.cut(streamed, e), picker.ClientGone
+		x.cut(streamed, e)
+		return false, picker.ClientGone
 	}
 	x.record.Reason = account.UpstreamCut
 	x.server.log.Warn("answer broke off", "request_id", x.record.ID, "pool", x.pool.name, "endpoint", x.record.Endpoint, "error", err)
-	return x.cut(streamed, errCut()), picker.Failed
+	x.cut(streamed, errCut())
+	return false, picker.Failed
 }
 
 // outcomeOf is what an answer of that status says of its endpoint.
@@ -84,13 +86,13 @@ func outcomeOf(status int) picker.Outcome {
 
 // cut ends an answer that cannot be completed. A stream is told why, in the way
 // of its API.
-func (x *Exchange) cut(streamed bool, why *Error) (whole bool) {
+func (x *Exchange) cut(streamed bool, why *Error) {
 	if x.record.Reason == "" {
 		x.record.Reason = why.Type
 	}
 	if !streamed {
 		x.stream.Abort()
-		return false
+		return
 	}
 	tail := x.scratch[:0]
 	if x.events.Open() {
@@ -101,7 +103,6 @@ func (x *Exchange) cut(streamed bool, why *Error) (whole bool) {
 	if _, err := x.stream.Write(tail); err != nil || x.stream.Finish(nil) != nil {
 		x.stream.Abort()
 	}
-	return false
 }
 
 // spare gives back, for an answer that takes long, the memory that the request's head lies in, if its stream can: from
