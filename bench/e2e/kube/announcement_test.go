@@ -69,7 +69,7 @@ func TestAnnouncement(t *testing.T) {
 			asked[model] += n
 			served += n
 		}
-		if served < conversations/20 {
+		if served < conversations/100 { // how many is up to load: all ask below one system prompt, and engines are fast
 			t.Errorf("pod %d served %d requests of %d", i, served, conversations)
 		}
 	}

@@ -103,6 +103,7 @@ func startCluster() (*cluster, error) {
 	certs := filepath.Join(dir, "certs")
 	c.serverArgs = []string{"--etcd-servers", "http://" + etcd, "--bind-address", "127.0.0.1", "--advertise-address", "127.0.0.1", "--secure-port", port, "--cert-dir", certs,
 		"--service-account-issuer", "https://kubernetes.default.svc", "--service-account-key-file", signing, "--service-account-signing-key-file", signing,
+		// Tests that choose an address for a Service choose one of the first 256, which the API server gives to nobody by itself.
 		"--authorization-mode", "RBAC", "--token-auth-file", tokens, "--service-cluster-ip-range", "10.96.0.0/16", "--endpoint-reconciler-type", "none",
 		// Nobody makes the ServiceAccount default of a namespace, which pods would need.
 		"--disable-admission-plugins", "ServiceAccount", "--event-ttl", "1m", "--profiling=false"}

@@ -141,7 +141,7 @@ func (c *callers) end() []event {
 
 // A policy that is created under load is in force within 200 ms, and from then on nothing passes.
 func TestPolicyUnderLoad(t *testing.T) {
-	const namespace, vip = "policies-load", "10.96.8.1"
+	const namespace, vip = "policies-load", "10.96.0.8"
 	f := policyWorld(t, namespace)
 	theCluster.apply(t, toPool(namespace, "llm")+"\n---\n"+meshService(namespace, "llm", vip))
 	client := f.client(t, "default", "client")
@@ -198,7 +198,7 @@ func TestNoRequestBetweenAServiceAndItsPolicy(t *testing.T) {
 	client := f.client(t, "default", "client")
 	var passed, withheld, refused atomic.Int64
 	for round := range 2 * rounds {
-		name, vip := fmt.Sprint("llm-", round), fmt.Sprintf("10.96.9.%d", round+1)
+		name, vip := fmt.Sprint("llm-", round), fmt.Sprintf("10.96.0.%d", round+101)
 		policyFirst := round%2 == 0
 		theCluster.apply(t, toPool(namespace, name))
 		calls := startCallers(t, client, vip+":80", 3)
@@ -244,7 +244,7 @@ func TestPolicyThatDoesNotParse(t *testing.T) {
 	laxPolicies(t)
 	f := policyWorld(t, namespace)
 	for i, name := range []string{"llm", "other"} {
-		theCluster.apply(t, toPool(namespace, name)+"\n---\n"+meshService(namespace, name, fmt.Sprint("10.96.10.", i+1)))
+		theCluster.apply(t, toPool(namespace, name)+"\n---\n"+meshService(namespace, name, fmt.Sprint("10.96.0.1", i+1)))
 	}
 	client := f.client(t, "default", "client")
 	ask := func(vip string) int {
@@ -255,13 +255,13 @@ func TestPolicyThatDoesNotParse(t *testing.T) {
 		return a.status
 	}
 	for _, rules := range []string{`[{form: [{source: {namespaces: [default]}}]}]`, `"all"`, `[{when: [{key: source.ip, values: 5}]}]`} {
-		process.Await(t, patience, "answers", func() bool { return ask("10.96.10.1") == 200 && ask("10.96.10.2") == 200 })
+		process.Await(t, patience, "answers", func() bool { return ask("10.96.0.11") == 200 && ask("10.96.0.12") == 200 })
 		policy := mustParse(t, strings.Replace(denies(namespace, "llm", rules), "DENY", "ALLOW", 1))
 		if err := theCluster.put(policy); err != nil {
 			t.Fatal(err)
 		}
-		process.Await(t, patience, "a refusal", func() bool { return ask("10.96.10.1") == 403 })
-		if status := ask("10.96.10.2"); status != 200 {
+		process.Await(t, patience, "a refusal", func() bool { return ask("10.96.0.11") == 403 })
+		if status := ask("10.96.0.12"); status != 200 {
 			t.Errorf("%s: the other Service answers %d", rules, status)
 		}
 		process.Await(t, patience, "a line that says why", func() bool { return strings.Contains(f.Output(), "cannot be read") })

@@ -97,7 +97,7 @@ spec: {gatewayClassName: fairway-waypoint, listeners: [{name: mesh, port: 15008,
 apiVersion: v1
 kind: Service
 metadata: {name: llm, namespace: traffic, labels: {istio.io/use-waypoint: waypoint}}
-spec: {clusterIP: 10.96.7.7, ports: [{name: http, port: 80}]}
+spec: {clusterIP: 10.96.0.7, ports: [{name: http, port: 80}]}
 ---
 apiVersion: inference.networking.k8s.io/v1
 kind: InferencePool
@@ -146,7 +146,7 @@ spec: {selector: {matchLabels: {group: %s}}, targetPorts: [{number: 8000}], endp
 	l := &load{stop: make(chan struct{})}
 	url := "/v1/chat/completions"
 	l.add(plainClient(t), "http://"+f.http+url, "plain", 4)
-	l.add(through(t, f.client(t, "default", "client"), "10.96.7.7:80"), "http://llm.traffic"+url, "mesh", 4)
+	l.add(through(t, f.client(t, "default", "client"), "10.96.0.7:80"), "http://llm.traffic"+url, "mesh", 4)
 	process.Await(t, patience, "a warm start", func() bool { return l.asked.Load() > 400 })
 	cached, all := hits(t, stable)
 	warm := cached / all
