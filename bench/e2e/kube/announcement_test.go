@@ -27,7 +27,7 @@ func TestAnnouncement(t *testing.T) {
 	var witnesses []*witness
 	for i := range 3 {
 		p := &pod{namespace: "ai-workloads", name: fmt.Sprint("llama-", i), labels: "{app: llama-server, version: v1}",
-			args: []string{"--model", "llama-3-8b", "--lora", v1, "--lora", v2, "--max-loras", "2", "--speed", "1000"}}
+			args: []string{"--model", "llama-3-8b", "--lora", v1, "--lora", v2, "--max-loras", "2", "--speed", "200"}}
 		witnesses = append(witnesses, startWitness(t, p))
 		startPod(t, p)
 	}
@@ -69,7 +69,8 @@ func TestAnnouncement(t *testing.T) {
 			asked[model] += n
 			served += n
 		}
-		if served < conversations/100 { // how many is up to load: all ask below one system prompt, and engines are fast
+		t.Logf("pod %d served %d", i, served)
+		if served < conversations/20 {
 			t.Errorf("pod %d served %d requests of %d", i, served, conversations)
 		}
 	}
