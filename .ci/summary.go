@@ -1,8 +1,8 @@
 // Summary reads the output of `go test -json` on standard input and tells it briefly: a line for each
 // package, all that failing tests printed, why tests were skipped, the minutes it took, and last,
 // alone on its line, "N passed, N failed, N skipped". It counts tests and subtests; a package that fails without a failing
-// test (it does not build, it panics) counts as one failed. With -v it prints everything as it comes. What failing tests
-// printed is written to the file that the environment's FAILURES names, too, after what is there.
+// test (it does not build, it panics) counts as one failed. With -v it prints everything as it comes. What failing tests and
+// builds printed is written to the file that the environment's FAILURES names, too, after what is there.
 //
 // It exits with 1 when something failed, and when there was nothing to count.
 package main
@@ -73,12 +73,13 @@ func main() {
 func (t *tally) add(e event) {
 	key := e.Package + " " + e.Test
 	switch e.Action {
-	case "output", "build-output":
-		if t.verbose || e.Action == "build-output" {
+	case "build-output":
+		fmt.Print(e.Output)
+		t.failures.WriteString(e.Output)
+		return
+	case "output":
+		if t.verbose {
 			fmt.Print(e.Output)
-		}
-		if e.Action == "build-output" {
-			return
 		}
 		if t.output[key] == nil {
 			t.output[key] = new(strings.Builder)
