@@ -31,7 +31,6 @@ const (
 type Gate struct {
 	mu    sync.Mutex
 	every time.Duration // from turn to turn; 0: not known yet
-	kept  time.Duration // for how long turns are kept
 	at    time.Time     // when the next turn is to be given
 	line  list.List     // of *Turn
 	timer *time.Timer   // runs while there is a line
@@ -51,7 +50,6 @@ func (g *Gate) Take(t *Turn, over <-chan struct{}) bool {
 	g.mu.Lock()
 	if g.every == 0 {
 		g.every = time.Second / perProcessor / time.Duration(runtime.GOMAXPROCS(0))
-		g.kept = max(late, few*g.every)
 	}
 	if g.line.Len() == 0 && g.give(time.Now()) {
 		g.mu.Unlock()
@@ -82,7 +80,7 @@ func (g *Gate) Take(t *Turn, over <-chan struct{}) bool {
 
 // give takes a turn if there is one.
 func (g *Gate) give(now time.Time) bool {
-	if earliest := now.Add(-g.kept); g.at.Before(earliest) {
+	if earliest := now.Add(-max(late, few*g.every)); g.at.Before(earliest) {
 		g.at = earliest
 	}
 	if g.at.After(now) {

@@ -31,7 +31,7 @@ func wait(g *Gate) *waiter {
 // spent gives a gate with a turn each millisecond and none at the moment.
 func spent(t *testing.T) *Gate {
 	t.Helper()
-	g := &Gate{every: time.Millisecond, kept: few * time.Millisecond}
+	g := &Gate{every: time.Millisecond}
 	for i := range few + 1 {
 		if w := wait(g); len(w.had) == 0 {
 			t.Errorf("%d of a burst waits", i)
