@@ -171,9 +171,7 @@ func (r *Recorder) Done(rec *Record) {
 	if r.log != nil {
 		r.log.due()
 	}
-	if r.metrics.done(rec) {
-		r.pools.note(rec.Pool)
-	}
+	r.metrics.done(rec)
 	r.istio.done(rec)
 	r.policies.count(rec)
 	if r.tracing != nil && rec.Trace.Sampled {

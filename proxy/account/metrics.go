@@ -113,17 +113,14 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	return m
 }
 
-// done counts what is rare of an exchange, and tells whether there is such.
-func (m *metrics) done(rec *Record) (counted bool) {
+// done counts what is rare of an exchange.
+func (m *metrics) done(rec *Record) {
 	if rec.Shed != "" {
 		m.shed.WithLabelValues(rec.Pool, rec.Criticality, rec.Shed).Inc()
-		counted = true
 	}
 	if rec.Reason == ClientGone || rec.Reason == ClientTimeout {
 		m.gone.WithLabelValues(rec.Pool, phase(rec)).Inc()
-		counted = true
 	}
-	return counted
 }
 
 // perToken is the mean time between the tokens of a stream after its first.
