@@ -29,6 +29,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/structpb"
 
+	"github.com/fairway-proxy/fairway/bench/e2e/process"
 	"github.com/fairway-proxy/fairway/proxy/account"
 	"github.com/fairway-proxy/fairway/proxy/authz"
 )
@@ -283,7 +284,7 @@ func TestPickerReplacesTheBodyOfACall(t *testing.T) {
 func TestPickerNamesForCalls(t *testing.T) {
 	address, checks := startChecks(t)
 	epp, asked := startEPP(t, "", says{destination: address})
-	passesGRPC(t, askingServer(t, plainPicker(asked), nil, closedAddress(t), address), checks)
+	passesGRPC(t, askingServer(t, plainPicker(asked), nil, process.ClosedAddress(t), address), checks)
 	epp.mu.Lock()
 	heard := slices.Clone(epp.heard)
 	epp.mu.Unlock()
@@ -302,7 +303,7 @@ func TestPickerNamesForCalls(t *testing.T) {
 	}
 
 	address, checks = startChecks(t)
-	p := plainPicker(closedAddress(t))
+	p := plainPicker(process.ClosedAddress(t))
 	p.FailureMode = FailOpen
 	passesGRPC(t, askingServer(t, p, nil, address), checks)
 }
@@ -313,7 +314,7 @@ func TestPickerNamesForWebSockets(t *testing.T) {
 	w := *p.serving.Load().world
 	engine := w.Pools[0].Endpoints[0]
 	epp, asked := startEPP(t, "", says{destination: engine.Address, wantBodies: true})
-	w.Pools = []Pool{{Name: "pool", Picker: plainPicker(asked), Endpoints: []Endpoint{{Address: closedAddress(t)}, engine}}}
+	w.Pools = []Pool{{Name: "pool", Picker: plainPicker(asked), Endpoints: []Endpoint{{Address: process.ClosedAddress(t)}, engine}}}
 	p.SetWorld(&w)
 	c, r := p.open(t)
 	for _, opcode := range []byte{textFrame, closeFrame} {
@@ -372,7 +373,7 @@ func TestPickerAnswers(t *testing.T) {
 // FailOpen, others too once those have failed.
 func TestPickerNamesSeveral(t *testing.T) {
 	engines := startRecorders(t, 2)
-	dead := []string{closedAddress(t), closedAddress(t)}
+	dead := []string{process.ClosedAddress(t), process.ClosedAddress(t)}
 	for _, test := range []struct {
 		mode FailureMode
 		list []string
@@ -408,7 +409,7 @@ func TestPickerNamesSeveral(t *testing.T) {
 // The next request says which endpoints there are to choose from.
 func TestPickerIsToldWhichEndpointsAreLeft(t *testing.T) {
 	engines := startRecorders(t, 2)
-	dead := closedAddress(t)
+	dead := process.ClosedAddress(t)
 	epp, address := startEPP(t, "", says{destination: dead + "," + engines[0].address})
 	s := askingServer(t, plainPicker(address), engines, dead)
 	for range 2 {
@@ -417,23 +418,6 @@ func TestPickerIsToldWhichEndpointsAreLeft(t *testing.T) {
 	if got := epp.last(t).subset; len(got) != 2 || got[0] != engines[0].address || got[1] != engines[1].address {
 		t.Errorf("the subset is %q", got)
 	}
-}
-
-// closedAddress is an address where nothing listens.
-func closedAddress(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	// The port of a connection stays taken while it lives: no other process is given it to listen on.
-	c, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.Close() })
-	return c.LocalAddr().String()
 }
 
 // toRequestHead is an answer to a request's head, toRequestBody one to a piece of its body.
@@ -578,7 +562,7 @@ func TestPickerFails(t *testing.T) {
 func TestPickerIsNotThere(t *testing.T) {
 	engines := startRecorders(t, 1)
 	for _, mode := range []FailureMode{FailOpen, FailClose} {
-		p := plainPicker(closedAddress(t))
+		p := plainPicker(process.ClosedAddress(t))
 		p.FailureMode = mode
 		if mode == FailClose {
 			p.Timeout = 200 * time.Millisecond // which it waits for one to come

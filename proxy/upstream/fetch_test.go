@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fairway-proxy/fairway/bench/e2e/process"
 	"github.com/fairway-proxy/fairway/proxy/message"
 )
 
@@ -392,7 +393,7 @@ func TestDeadlineIsNotKept(t *testing.T) {
 }
 
 func TestFetchWithoutConnection(t *testing.T) {
-	tr := &Transport{Address: closedAddress(t)}
+	tr := &Transport{Address: process.ClosedAddress(t)}
 	status, body, err := tr.Fetch(t.Context(), "/metrics", []byte("before"))
 	if _, ok := errors.AsType[*DialError](err); !ok || status != 0 || string(body) != "before" {
 		t.Errorf("got %d, %q, %v", status, body, err)

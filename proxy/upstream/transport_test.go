@@ -16,6 +16,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/fairway-proxy/fairway/bench/e2e/process"
 	"github.com/fairway-proxy/fairway/proxy/h1"
 	"github.com/fairway-proxy/fairway/proxy/message"
 	"github.com/fairway-proxy/fairway/proxy/sock"
@@ -359,23 +360,6 @@ func TestClose(t *testing.T) {
 	e.transport.Close() // again
 }
 
-// closedAddress is an address where nothing listens.
-func closedAddress(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	// The port of a connection stays taken while it lives: no other process is given it to listen on.
-	c, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.Close() })
-	return c.LocalAddr().String()
-}
-
 func TestDialErrors(t *testing.T) {
 	why := errors.New("the client left")
 	left, cancel := context.WithCancelCause(t.Context())
@@ -389,11 +373,11 @@ func TestDialErrors(t *testing.T) {
 		want    error
 		dial    bool // is it the endpoint's fault
 	}{
-		{"refused", closedAddress(t), t.Context(), syscall.ECONNREFUSED, true},
+		{"refused", process.ClosedAddress(t), t.Context(), syscall.ECONNREFUSED, true},
 		{"no such port", "127.0.0.1:100000", t.Context(), nil, true},
 		{"no port", "127.0.0.1", t.Context(), nil, true},
-		{"cancelled", closedAddress(t), left, why, false},
-		{"too late", closedAddress(t), over, context.DeadlineExceeded, false},
+		{"cancelled", process.ClosedAddress(t), left, why, false},
+		{"too late", process.ClosedAddress(t), over, context.DeadlineExceeded, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			tr := &Transport{Address: tt.address}

@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"sync/atomic"
+	"testing"
 )
 
 // firstPort is where ports to listen on are looked for, up to those that the system gives to outgoing connections.
@@ -47,4 +48,21 @@ func free(address string) string {
 	}
 	defer l.Close()
 	return l.Addr().String()
+}
+
+// ClosedAddress is a loopback address where nobody listens while the test runs.
+func ClosedAddress(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	// The port of a connection stays taken while it lives: no other process is given it to listen on.
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c.LocalAddr().String()
 }
