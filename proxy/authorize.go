@@ -15,6 +15,7 @@ import (
 	"github.com/fairway-proxy/fairway/proxy/authz"
 	"github.com/fairway-proxy/fairway/proxy/hbone"
 	"github.com/fairway-proxy/fairway/proxy/message"
+	"github.com/fairway-proxy/fairway/proxy/sock"
 )
 
 // Who may do what: judged from the head as soon as it is there, and once more when
@@ -270,29 +271,24 @@ func (x *Exchange) locate() {
 
 // clientTLS is the TLS that the client itself has come by, nil without. That of a tunnel is its ztunnel's.
 func (x *Exchange) clientTLS() *tls.Conn {
-	for c := x.stream.Conn(); c != nil && x.peer == nil; {
-		if t, ok := c.(*tls.Conn); ok {
-			return t
-		}
-		w, ok := c.(interface{ NetConn() net.Conn })
-		if !ok {
-			break
-		}
-		c = w.NetConn()
+	if x.peer != nil {
+		return nil
 	}
-	return nil
+	t, _ := sock.As[*tls.Conn](x.stream.Conn())
+	return t
 }
 
 // place says where a connection comes from and where it was going, as its tunnel's peer
 // knows it, or else by its own ends.
 func place(r *authz.Request, p *hbone.Peer, remote, local net.Addr) {
+	r.Source = sourceOf(p, remote).Addr()
 	if p == nil {
 		to := addressOf(local)
-		r.Source, r.Destination, r.Port = sourceOf(nil, remote).Addr(), to.Addr(), to.Port()
+		r.Destination, r.Port = to.Addr(), to.Port()
 		return
 	}
 	r.Peer = authz.ParsePeer(peerID(p))
-	r.Source, r.Destination, r.Port = sourceOf(p, remote).Addr(), p.Destination.Addr(), p.Destination.Port()
+	r.Destination, r.Port = p.Destination.Addr(), p.Destination.Port()
 	if !p.Destination.IsValid() { // asked for by name
 		if _, port, err := net.SplitHostPort(p.Authority); err == nil {
 			n, _ := strconv.ParseUint(port, 10, 16)

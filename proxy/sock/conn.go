@@ -60,6 +60,21 @@ func New(c net.Conn) *Conn {
 // NetConn is the connection itself, as New was given it.
 func (c *Conn) NetConn() net.Conn { return c.Conn }
 
+// As finds the first that is a T among c and what it wraps, as told by NetConn.
+func As[T any](c net.Conn) (found T, ok bool) {
+	for c != nil {
+		if found, ok = c.(T); ok {
+			return found, true
+		}
+		w, wraps := c.(interface{ NetConn() net.Conn })
+		if !wraps {
+			break
+		}
+		c = w.NetConn()
+	}
+	return found, false
+}
+
 // Read reads from the connection: first what Unread gave back, then what was
 // read ahead to notice a hang-up, then the connection itself.
 func (c *Conn) Read(p []byte) (int, error) {
@@ -170,19 +185,15 @@ func (c *Conn) Close() error {
 // Reset closes the connection so that the peer sees it broken, not ended: a
 // TCP socket sends RST instead of FIN. What it has not yet sent is lost.
 func (c *Conn) Reset() error {
-	for under := c.Conn; under != nil; {
-		if t, ok := under.(interface{ SetLinger(int) error }); ok {
-			t.SetLinger(0)
-			if under != c.Conn {
-				under.Close() // before TLS can say that all has been sent
-			}
-			break
+	type lingerer interface {
+		net.Conn
+		SetLinger(seconds int) error
+	}
+	if t, ok := As[lingerer](c.Conn); ok {
+		t.SetLinger(0)
+		if net.Conn(t) != c.Conn {
+			t.Close() // before TLS can say that all has been sent
 		}
-		w, ok := under.(interface{ NetConn() net.Conn })
-		if !ok {
-			break
-		}
-		under = w.NetConn()
 	}
 	return c.Close()
 }

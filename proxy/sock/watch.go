@@ -55,18 +55,13 @@ func (c *Conn) hangup() {
 // rawConn finds the descriptor under c, also through TLS. It gives nil where
 // there is none.
 func rawConn(c net.Conn) syscall.RawConn {
-	for {
-		switch t := c.(type) {
-		case syscall.Conn:
-			rc, err := t.SyscallConn()
-			if err != nil {
-				return nil
-			}
-			return rc
-		case interface{ NetConn() net.Conn }:
-			c = t.NetConn()
-		default:
-			return nil
-		}
+	t, ok := As[syscall.Conn](c)
+	if !ok {
+		return nil
 	}
+	rc, err := t.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	return rc
 }
