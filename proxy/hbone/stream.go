@@ -276,10 +276,22 @@ func (s *stream) Read(p []byte) (int, error) {
 // Await returns as soon as Read would.
 func (s *stream) Await() {
 	s.mu.Lock()
-	for !s.shut && !s.readLimit.over && !s.ended && (s.first == nil || s.first.r == s.first.w) {
+	for !s.arrived() {
 		s.readable.Wait()
 	}
 	s.mu.Unlock()
+}
+
+// Readable tells whether a Read would find something at once, be it the end.
+func (s *stream) Readable() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.arrived()
+}
+
+// arrived tells whether Read would not wait. s.mu is held.
+func (s *stream) arrived() bool {
+	return s.shut || s.readLimit.over || s.ended || s.first != nil && s.first.r != s.first.w
 }
 
 // copyOut takes what is there, as far as it fits. s.mu is held.

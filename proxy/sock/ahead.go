@@ -65,6 +65,13 @@ func (a *ahead) loop() {
 	}
 }
 
+// readable tells whether read would find something at once.
+func (a *ahead) readable() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return len(a.kept) > 0 || a.err != nil
+}
+
 func (a *ahead) read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil

@@ -121,6 +121,21 @@ func (c *Conn) ReadLent(from Lender) (b []byte, n int, err error) {
 	return b, n, err
 }
 
+// Readable tells whether a Read would find something at once, be it the end. Of a connection that is
+// neither TCP, nor TLS on it, nor can tell (Readable), it says so of what was read ahead alone.
+func (c *Conn) Readable() bool {
+	switch {
+	case len(c.unread) > 0:
+		return true
+	case c.ahead != nil:
+		return c.ahead.readable()
+	case c.raw != nil:
+		return c.raw.Readable()
+	}
+	t, ok := As[interface{ Readable() bool }](c.Conn)
+	return ok && t.Readable()
+}
+
 // Write writes all of p.
 func (c *Conn) Write(p []byte) (int, error) {
 	if c.raw != nil {

@@ -141,6 +141,80 @@ func TestInterrupt(t *testing.T) {
 	}
 }
 
+// What there is to read, and the end, is seen without reading it.
+func TestReadable(t *testing.T) {
+	server := httptest.NewTLSServer(nil)
+	defer server.Close()
+	for _, tt := range []struct {
+		name   string
+		secure bool
+	}{{"TCP", false}, {"TLS", true}} {
+		t.Run(tt.name, func(t *testing.T) {
+			a, b := tcpPair(t)
+			near, far := net.Conn(a), net.Conn(b)
+			if tt.secure {
+				near = tls.Client(Under(a), &tls.Config{InsecureSkipVerify: true, MaxVersion: tls.VersionTLS12})
+				far = tls.Server(b, server.TLS)
+				go far.(*tls.Conn).Handshake()
+				if err := near.(*tls.Conn).Handshake(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			c := New(near)
+			defer c.Close()
+			if c.raw == nil && !tt.secure {
+				t.Skip("this system does not tell")
+			}
+			if c.Readable() {
+				t.Error("there is nothing yet")
+			}
+			far.Write([]byte("abc"))
+			for !c.Readable() {
+				runtime.Gosched()
+			}
+			if n, err := c.Read(make([]byte, 10)); n != 3 || err != nil {
+				t.Errorf("then %d bytes came: %v", n, err)
+			}
+			if c.Readable() {
+				t.Error("nothing is left")
+			}
+			c.Unread([]byte("c"))
+			if !c.Readable() {
+				t.Error("something was given back")
+			}
+			c.Read(make([]byte, 1))
+			far.Close()
+			for !c.Readable() {
+				runtime.Gosched()
+			}
+		})
+	}
+	t.Run("read ahead", func(t *testing.T) {
+		near, far := net.Pipe()
+		defer far.Close()
+		c := New(near)
+		defer c.Close()
+		c.Watch(newTold())
+		c.Guard()
+		if c.Readable() {
+			t.Error("there is nothing yet")
+		}
+		far.Write([]byte("a"))
+		for !c.Readable() {
+			runtime.Gosched()
+		}
+	})
+}
+
+func TestReadableAlloc(t *testing.T) {
+	near, _ := tcpPair(t)
+	c := New(near)
+	defer c.Close()
+	if n := testing.AllocsPerRun(100, func() { c.Readable() }); n > 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
 func TestUnread(t *testing.T) {
 	near, far := tcpPair(t)
 	c := New(near)

@@ -20,6 +20,8 @@ type raw struct {
 
 	reading, writing operation
 	read, write, try func(fd uintptr) bool // readOnce, writeOnce and tryOnce, bound once: RawConn's argument escapes
+	peek             func(fd uintptr)      // peekOnce, too
+	peeked           bool                  // what peekOnce found
 }
 
 // operation is one read or write under way.
@@ -45,7 +47,7 @@ func newRaw(c net.Conn) *raw {
 		return nil
 	}
 	r := &raw{conn: conn, tcp: tcp}
-	r.read, r.write, r.try = r.readOnce, r.writeOnce, r.tryOnce
+	r.read, r.write, r.try, r.peek = r.readOnce, r.writeOnce, r.tryOnce, r.peekOnce
 	return r
 }
 
@@ -81,6 +83,17 @@ func (r *raw) ReadLent(from Lender) ([]byte, int, error) {
 		return nil, 0, err
 	}
 	return p, o.n, nil
+}
+
+// Readable tells whether a Read would find something at once, be it the end or an error.
+func (r *raw) Readable() bool {
+	return r.conn.Control(r.peek) != nil || r.peeked
+}
+
+func (r *raw) peekOnce(fd uintptr) {
+	var b byte
+	_, _, errno := syscall.RawSyscall6(syscall.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(&b)), 1, syscall.MSG_PEEK|syscall.MSG_DONTWAIT, 0, 0)
+	r.peeked = errno != syscall.EAGAIN
 }
 
 // ended is the error of a read that came to an end.

@@ -13,4 +13,6 @@ func (r *raw) WriteBuffers(v *net.Buffers) (int64, error) { return v.WriteTo(r.C
 
 func (r *raw) ReadLent(from Lender) ([]byte, int, error) { return nil, 0, net.ErrClosed }
 
+func (r *raw) Readable() bool { return false }
+
 func (r *raw) TryWrite([]byte) (int, error) { return 0, nil }

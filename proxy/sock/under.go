@@ -27,6 +27,9 @@ func (b *Bare) Write(p []byte) (int, error) { return b.raw.Write(p) }
 // TryWrite writes of p what the socket takes without waiting.
 func (b *Bare) TryWrite(p []byte) (int, error) { return b.raw.TryWrite(p) }
 
+// Readable tells whether a Read would find something at once, be it the end.
+func (b *Bare) Readable() bool { return b.raw.Readable() }
+
 // Listener gives the connections of another for TLS to stand on.
 type Listener struct{ net.Listener }
 

@@ -152,14 +152,17 @@ func (t *Transport) Get(ctx context.Context) (*Conn, error) {
 	if t.HTTP2 {
 		return t.GetHTTP2(ctx)
 	}
-	if c := t.rested(); c != nil {
-		return c, nil
+	for c := t.rested(); c != nil; c = t.rested() {
+		if !c.sock.Readable() {
+			return c, nil
+		}
+		c.Close() // what has come without being asked for would be taken for the answer
 	}
 	return t.Dial(ctx)
 }
 
-// rested takes the connection used last out of those that wait, nil without a
-// usable one.
+// rested takes the connection used last out of those that wait, nil without one that is young
+// enough.
 func (t *Transport) rested() *Conn {
 	t.mu.Lock()
 	defer t.mu.Unlock()

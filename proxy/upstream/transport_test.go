@@ -326,6 +326,31 @@ func TestPut(t *testing.T) {
 	}
 }
 
+// What an engine says without having been asked is the answer to no request.
+func TestUnaskedFor(t *testing.T) {
+	const answer = "HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nabc"
+	e := listen(t)
+	older, younger := e.get(t), e.get(t)
+	first, second := e.accept(t), e.accept(t)
+	for c, engine := range map[*Conn]*net.TCPConn{older: first, younger: second} {
+		exchange(t, c, engine, answer)
+		c.Next()
+	}
+	e.transport.Put(older)
+	e.transport.Put(younger)
+	io.WriteString(second, answer)
+	until(t, "it arrives", younger.sock.Readable)
+	if got := e.get(t); got != older || !closed(younger) {
+		t.Errorf("got the one that is to be asked: %v; the other was closed: %v", got == older, closed(younger))
+	}
+	e.transport.Put(older)
+	io.WriteString(first, "\r\n")
+	until(t, "it arrives", older.sock.Readable)
+	if got := e.get(t); got == older || !closed(older) || e.transport.Idle() != 0 {
+		t.Error("got the one that has something to say of itself")
+	}
+}
+
 // A time-out of the last request does not end the wait for the next.
 func TestPutDisarms(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
