@@ -397,6 +397,7 @@ func TestRefusals(t *testing.T) {
 		{"scheme", with(":scheme: ftp"), protocol},
 		{"empty path", with(":path: "), protocol},
 		{"absolute path", with(":path: http://b/"), either},
+		{"absolute path of OPTIONS", []string{":method: OPTIONS", post[1], ":path: http://b/", post[3]}, "400"},
 		{"relative path", with(":path: v1"), protocol},
 		{"asterisk", with(":path: *"), "400"},
 		{"fragment", with(":path: /v1#x"), "400"},

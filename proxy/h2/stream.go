@@ -217,7 +217,7 @@ func (st *Stream) readHead() *ProtocolError {
 		return errMethod
 	case len(h.Target) > maxTarget:
 		return errTargetLong
-	case h.Target[0] != '/' && r.Method != "OPTIONS" || !message.ValidTarget(h.Target):
+	case h.Target[0] != '/' && (r.Method != "OPTIONS" || r.RequestURI != "*") || !message.ValidTarget(h.Target):
 		return errTarget
 	case !message.ValidAuthority(h.Authority):
 		return errAuthority
