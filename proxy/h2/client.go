@@ -307,7 +307,7 @@ func (s *ClientStream) ReadHead(r *message.Response) error {
 		r.Fields = append(r.Fields, message.Field{Name: []byte("Trailer"), Value: []byte(name)})
 	}
 	// The head that ends the stream says so by a length of 0 that is not among its fields.
-	s.ended = s.head || r.ContentLength == 0 && h["Content-Length"] == nil
+	s.ended = s.head || r.Status == 204 || r.Status == 304 || r.ContentLength == 0 && h["Content-Length"] == nil
 	return nil
 }
 

@@ -166,6 +166,26 @@ func TestClient(t *testing.T) {
 	}
 }
 
+// An answer without a body may say how long it would be (RFC 9110 section 8.6).
+func TestClientAnswerWithoutBody(t *testing.T) {
+	c := backend(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Length", "5")
+		w.WriteHeader(304)
+	})
+	s := open(t, c)
+	defer s.Close()
+	if err := s.Send(ask("GET", "/")); err != nil {
+		t.Fatal(err)
+	}
+	var answer message.Response
+	if err := s.ReadHead(&answer); err != nil || answer.Status != 304 || answer.ContentLength != 5 {
+		t.Errorf("answered %+v, %v", answer, err)
+	}
+	if body := readAll(t, s); body != "" {
+		t.Errorf("answered %q", body)
+	}
+}
+
 // await polls until cond holds.
 func await(t *testing.T, what string, cond func() bool) {
 	t.Helper()
