@@ -888,6 +888,43 @@ func TestRequestsInTurn(t *testing.T) {
 	})
 }
 
+// That a stream is reset is noticed without a turn, behind a few heads that came with it.
+func TestResetInTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		turns := new(turn.Gate)
+		for start := time.Now(); time.Since(start) == 0; {
+			turns.Take(new(turn.Turn), nil)
+		}
+		var gone atomic.Bool
+		s := &Server{Turns: turns, Handler: func(s *Stream) {
+			s.Bind(interrupted{})
+			<-s.Context().Done()
+			gone.Store(true)
+		}}
+		near, far := net.Pipe()
+		go s.ServeConn(context.Background(), sock.New(near))
+		go io.Copy(io.Discard, far)
+		var wire bytes.Buffer
+		p := &peer{Framer: http2.NewFramer(&wire, far), t: t, conn: far}
+		p.enc = hpack.NewEncoder(&p.block)
+		send := func() { wire.WriteTo(far) }
+		io.WriteString(far, http2.ClientPreface)
+		p.WriteSettings()
+		p.open(1, true, post...)
+		send()
+		synctest.Wait()
+		for id := range uint32(fewHeads) {
+			p.open(2*id+3, true, post...)
+		}
+		p.WriteRSTStream(1, http2.ErrCodeCancel)
+		send()
+		if synctest.Wait(); !gone.Load() {
+			t.Error("the stream goes on")
+		}
+		far.Close()
+	})
+}
+
 // Frames are found wherever what goes on a connection is cut.
 func TestFrames(t *testing.T) {
 	var b bytes.Buffer

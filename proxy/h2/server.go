@@ -45,11 +45,13 @@ const (
 const floodPause = 500 * time.Millisecond
 
 // readAhead is how much is read of a connection at once, so that frames do not take a system call
-// or two each; stretch is how many of them are taken before the next take a turn. Heads of requests
-// that came with others take one each.
+// or two each; stretch is how many of them are taken before the next take a turn. Of heads of requests
+// that came together, those behind the first few take one each: they are dear before their requests
+// can wait for their own. Behind fewer, nothing waits, such as the reset of a stream.
 const (
 	readAhead = 4 << 10
 	stretch   = 32
+	fewHeads  = 8
 )
 
 // prefaceTimeout is how long the client's preface may take.
@@ -245,7 +247,7 @@ func (h *handed) meters(p []byte) bool {
 	if h.received.each(p, func(kind http2.FrameType, flags http2.Flags, length int, word uint32) bool {
 		h.taken++
 		if kind == http2.FrameHeaders {
-			if h.heads++; h.heads > 1 {
+			if h.heads++; h.heads > fewHeads {
 				h.taken = stretch
 			}
 		}
