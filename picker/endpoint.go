@@ -370,6 +370,7 @@ func (e *Endpoint) reserve(l *Lease, c *Candidate, m *measure, force bool) bool 
 	r := m.request
 	// One by one: made as a whole it would be on the stack twice, and streams keep the stacks that they have needed.
 	l.e, l.chain, l.model, l.bytes, l.extra, l.stream = e, r.Chain, r.Model, r.Bytes, r.Tokens, r.Stream
+	l.answers = r.Answers
 	l.dispatched, l.step = m.now, max(int64(m.perChunk), 1)
 	l.home, l.known, l.slot = c.Home, m.known, -1
 	l.prompt, l.hit, l.believed = int64(m.tokens), int64(c.Hit), int64(m.cached(c.Depth))

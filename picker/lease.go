@@ -28,6 +28,7 @@ type Lease struct {
 	dispatched time.Duration
 	bytes      int    // of text
 	extra      int    // prompt tokens beyond bytes
+	answers    int    // to be generated beside one another
 	prompt     int64  // tokens, estimated
 	hit        int64  // of these, what the score counted as cached
 	believed   int64  // of these, cached as the index has it
@@ -139,7 +140,7 @@ func (l *Lease) End(now time.Duration, o Outcome) {
 	e.advance(l.allocated(), now)
 	e.index.Keep(l.chain, l.hold, e.clock.Load(), l.step)
 	l.learn()
-	if n := l.reported.completion; o == Done && l.answered && n >= minPerToken {
+	if n := l.perAnswer(); o == Done && l.answered && n >= minPerToken {
 		each := (now - l.begun).Seconds() / float64(n-1)
 		if l.slo.PerToken > 0 {
 			e.pool.forecasts.each.promised(each <= l.slo.PerToken.Seconds())
@@ -170,6 +171,14 @@ func (l *Lease) allocated() int64 {
 	return n + int64(clampTokens(l.reported.completion))
 }
 
+// perAnswer is how many tokens each answer took; below 0: nobody said.
+func (l *Lease) perAnswer() int {
+	if l.reported.completion < 0 {
+		return -1
+	}
+	return clampTokens(l.reported.completion) / max(l.answers, 1)
+}
+
 // learn corrects what was believed by what was reported.
 func (l *Lease) learn() {
 	e, u := l.e, l.reported
@@ -180,7 +189,7 @@ func (l *Lease) learn() {
 	if u.prompt > 0 && u.prompt <= maxTokens && l.extra <= u.prompt/8 { // what media take is a rough estimate
 		tokens = u.prompt - clampTokens(l.extra)
 	}
-	e.pool.learnModel(l.model, l.bytes, tokens, min(u.completion, maxTokens))
+	e.pool.learnModel(l.model, l.bytes, tokens, l.perAnswer())
 	if u.cached < 0 || u.cached > maxTokens || l.prefill != nil { // whose cache it was in is not known
 		return
 	}

@@ -202,13 +202,33 @@ func TestBytesPerToken(t *testing.T) {
 	}
 }
 
+// What one answer takes is learned from requests for many, and the other way round.
+func TestSeveralAnswers(t *testing.T) {
+	p := newTestPool(1, Config{})
+	if one, eight := p.Tokens(&Request{Tokens: 10}), p.Tokens(&Request{Tokens: 10, Answers: 8}); eight-10 != 8*(one-10) {
+		t.Errorf("one is expected to cost %v tokens, eight %v", one, eight)
+	}
+	if n := p.Tokens(&Request{Tokens: 10, Answers: 8, MaxTokens: 20}); n != 30 {
+		t.Errorf("with a bound %v tokens", n)
+	}
+	for range 1000 {
+		l := pick(t, p, &Request{Tokens: 10, Answers: 4}, 0)
+		l.Usage(10, 0, 4*50)
+		l.End(0, Done)
+	}
+	if n := p.Tokens(&Request{Tokens: 10}); n < 10+45 || n > 10+65 {
+		t.Errorf("one answer like those is expected to cost %v tokens", n)
+	}
+}
+
 // Absurd requests are picked for as others are.
 func TestAbsurdRequests(t *testing.T) {
 	p := withOthers(newTestPool(3, Config{}), 1)
 	for _, r := range []Request{
 		{},
 		{Tokens: math.MaxInt, Bytes: math.MaxInt},
-		{Tokens: math.MinInt, Bytes: -1, MaxTokens: -1},
+		{Tokens: math.MinInt, Bytes: -1, MaxTokens: -1, Answers: -1},
+		{Answers: math.MaxInt},
 		{Chain: make([]uint64, 1000)},
 		{Chain: []uint64{1, 1, 1, 1}, Stream: true},
 	} {

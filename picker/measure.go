@@ -97,21 +97,22 @@ func (p *Pool) size(r *Request) (prompt, output float64) {
 		bytesPerToken, output = l.text.mean(bytesPerToken, textPrior), l.output.mean(output, outputPrior)
 	}
 	prompt = float64(clampTokens(r.Bytes))/min(max(bytesPerToken, 0.25), 64) + float64(clampTokens(r.Tokens))
+	output = min(output*float64(max(r.Answers, 1)), maxTokens)
 	if r.MaxTokens > 0 {
 		output = min(output, float64(r.MaxTokens))
 	}
 	return min(max(prompt, 1), maxTokens), output
 }
 
-// Tokens is what a request is expected to cost: its prompt, and what it will generate as requests of its model have of late, at most what
-// it asks for.
+// Tokens is what a request is expected to cost: its prompt, and what its answers will take as those of its model have of late, at most
+// what it asks for.
 func (p *Pool) Tokens(r *Request) float64 {
 	prompt, output := p.size(r)
 	return prompt + output
 }
 
-// learnModel counts what a request of that model turned out to be: a prompt of so many bytes and tokens, so many tokens generated;
-// below 0: nobody said.
+// learnModel counts what a request of that model turned out to be: a prompt of so many bytes and tokens, so many tokens generated for
+// each answer; below 0: nobody said.
 func (p *Pool) learnModel(model string, bytes, tokens, generated int) {
 	hasText := bytes >= minTextBytes && tokens > 0
 	if !hasText && generated < 0 {

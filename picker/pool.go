@@ -117,7 +117,8 @@ type Request struct {
 	Bytes     int      // of the prompt's text, as prefix.AppendChain counts them
 	Tokens    int      // prompt tokens known beyond Bytes: token ids, estimates for media
 	Model     string   // whose bytes a token are learned
-	MaxTokens int      // completion tokens at most; 0: not said
+	MaxTokens int      // completion tokens of all answers at most; 0: not said
+	Answers   int      // how many are generated; 0: one
 	Stream    bool     // the first token will be seen, and reported to Lease.FirstToken
 	// RemotePrefill is from how many uncached tokens on another endpoint may compute the prompt for the one that is picked
 	// (llm-d's prefix-based-pd-decider: nonCachedTokens); 0: none ever does.

@@ -313,6 +313,9 @@ func (x *Exchange) measure() {
 	}
 	x.want.Model = x.target
 	x.want.MaxTokens = x.read.MaxGenerated()
+	if x.kind.Generates() {
+		x.want.Answers = x.read.Answers()
+	}
 	x.want.Stream = x.read.Stream
 	x.want.RemotePrefill = x.remotePrefill()
 }

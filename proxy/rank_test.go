@@ -51,16 +51,25 @@ func TestFlowsAreOfWhoIsKnown(t *testing.T) {
 	}
 }
 
-// A request for several answers is expected to cost as many times what one of them may have.
+// A request for several answers is expected to cost as many times what one of them may have, or has as a rule.
 func TestBudgetCountsAllAnswers(t *testing.T) {
+	for _, tt := range []struct {
+		limits string
+		tokens float64
+	}{{`"max_tokens":20`, 30}, {`"stop":"x"`, 500}} {
+		t.Run(tt.limits, func(t *testing.T) { testBudgetCountsAllAnswers(t, tt.limits, tt.tokens) })
+	}
+}
+
+func testBudgetCountsAllAnswers(t *testing.T, limits string, tokens float64) {
 	asked := make(chan struct{}, 2)
 	p := scripted(t, func(_ net.Conn, in *bufio.Reader) {
 		take(in)
 		asked <- struct{}{}
 		io.Copy(io.Discard, in)
 	})
-	s := startServer(t, World{Budgets: []queue.Limit{{TokensPerMinute: 30}}}, p)
-	m := post("/v1/chat/completions", strings.Replace(chat(false, 20, "hi"), "{", `{"n":8,`, 1))
+	s := startServer(t, World{Budgets: []queue.Limit{{TokensPerMinute: tokens}}}, p)
+	m := post("/v1/chat/completions", `{"model":"mock","n":8,"messages":[{"role":"user","content":"hi"}],`+limits+`}`)
 	done := make(chan struct{})
 	go func() { s.Handle(m); close(done) }()
 	<-asked

@@ -194,17 +194,21 @@ func (r *Request) end() {
 	}
 }
 
-// maxAnswers is how many answers MaxGenerated counts at most.
+// maxAnswers is how many answers are counted at most.
 const maxAnswers = 1024
 
-// MaxGenerated bounds the tokens of all answers together, N to each prompt, each of
-// MaxTokens at most; −1 when the body does not.
+// Answers is how many answers are wanted: N to each prompt, 1024 at most.
+func (r *Request) Answers() int {
+	return min(min(r.N, maxAnswers)*min(r.Prompts, maxAnswers), maxAnswers)
+}
+
+// MaxGenerated bounds the tokens of all Answers together, each of MaxTokens at most; −1
+// when the body does not.
 func (r *Request) MaxGenerated() int {
 	if r.MaxTokens < 0 {
 		return r.MaxTokens
 	}
-	answers := min(min(r.N, maxAnswers)*min(r.Prompts, maxAnswers), maxAnswers)
-	return min(r.MaxTokens, 1<<30) * answers
+	return min(r.MaxTokens, 1<<30) * r.Answers()
 }
 
 // Opening is what a conversation begins with and keeps in every turn: the messages
