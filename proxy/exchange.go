@@ -327,6 +327,10 @@ func (x *Exchange) edit() {
 	}
 	x.read.ReplaceSalt(x.salted)
 	x.withholdUsage = !x.early && x.serving.usage == UsageInject && x.read.InjectUsage()
+	if x.withholdUsage && message.Get(x.head.Fields, "accept-encoding") != nil {
+		x.partHeads()
+		x.head.Fields = message.Delete(x.head.Fields, "accept-encoding") // nothing can be withheld of what is encoded
+	}
 }
 
 // attempt sends the request to one endpoint and relays its answer. An error

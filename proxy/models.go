@@ -152,7 +152,7 @@ func (x *Exchange) takeModelField(f *message.Field, believed bool) bool {
 // beginRename has the answer call the model what the client does, if it was served
 // under another name, and can be read.
 func (x *Exchange) beginRename(streamed bool) {
-	x.renames = x.renames && (streamed || isJSON(&x.answer)) && len(message.Get(x.answer.Fields, "content-encoding")) == 0
+	x.renames = x.renames && (streamed || isJSON(&x.answer)) && !encoded(&x.answer)
 	if x.renames {
 		x.rename.Reset(x.record.Model, streamed)
 	}

@@ -25,7 +25,7 @@ func (x *Exchange) relay(conn carrier, lease *picker.Lease) (whole bool, outcome
 	if x.answer.Status == 101 {
 		return x.relayTunnel(conn, lease)
 	}
-	streamed := isEventStream(&x.answer) && !x.pool.plain
+	streamed := isEventStream(&x.answer) && !encoded(&x.answer) && !x.pool.plain
 	x.record.Status = x.answer.Status
 	if !x.pool.plain {
 		x.takeLoad(lease.Endpoint())
@@ -240,6 +240,12 @@ func (x *Exchange) addFields(lease *picker.Lease) {
 func isEventStream(r *message.Response) bool {
 	kind := message.Get(r.Fields, "content-type")
 	return len(kind) >= len(eventStream) && bytes.EqualFold(kind[:len(eventStream)], eventStream)
+}
+
+// encoded tells whether a body says nothing as it is: it was compressed, say (RFC 9110 section 8.4).
+func encoded(r *message.Response) bool {
+	coding := message.Get(r.Fields, "content-encoding")
+	return len(coding) > 0 && !bytes.EqualFold(coding, []byte("identity"))
 }
 
 var eventStream = []byte("text/event-stream")
