@@ -71,7 +71,8 @@ func (a *attachment) refuse(reason, format string, args ...any) {
 	a.find(f)
 }
 
-// toService hangs a route on a port of a Service, or on all. There its hostnames
+// toService hangs a route on a port of a Service, by its number, its name (which is what
+// a sectionName means there) or both, or else on all. There its hostnames
 // count for nothing: the mesh routes by the address that was called.
 func (a *attachment) toService(ref gatewayv1.ParentReference, r route.Route) {
 	k := parentKey(a.about, ref)
@@ -102,17 +103,21 @@ func (a *attachment) toService(ref gatewayv1.ParentReference, r route.Route) {
 		a.warn(a.about.finding(a.path, "", "Service %s uses no waypoint of Fairway: its label %s, or that of its namespace, has to name a Gateway of class %s", k, labelUseWaypoint, ClassName))
 	}
 	attached := false
-	for i := range out.Ports {
-		p := &out.Ports[i]
-		if ref.Port != nil && int(*ref.Port) != int(p.Port) {
+	for i, port := range tcpPorts(s) {
+		if ref.Port != nil && int32(*ref.Port) != port.Port || ref.SectionName != nil && string(*ref.SectionName) != port.Name {
 			continue
 		}
+		p := &out.Ports[i]
 		if p.Protocol == proxy.PortAuto || p.Protocol == proxy.PortTCP {
 			p.Protocol = proxy.PortHTTP
 		}
 		p.Routes, attached = append(p.Routes, r), true
 	}
-	if !attached {
+	switch {
+	case attached:
+	case ref.SectionName != nil:
+		a.refuse(reasonNoParent, "Service %s has no such port named %q", k, *ref.SectionName)
+	default:
 		a.refuse(reasonNoParent, "Service %s has no port %d", k, value(ref.Port))
 	}
 }

@@ -189,16 +189,22 @@ func (t *translator) service(s *corev1.Service) *Service {
 				out.VIPs = append(out.VIPs, a.Unmap())
 			}
 		}
-		for i := range s.Spec.Ports {
-			p := &s.Spec.Ports[i]
-			if p.Protocol == corev1.ProtocolUDP || p.Protocol == corev1.ProtocolSCTP {
-				continue
-			}
+		for _, p := range tcpPorts(s) {
 			out.Ports = append(out.Ports, proxy.ServicePort{Port: uint16(p.Port), Protocol: protocol(p), Pool: t.servicePool(s, p)})
 		}
 		t.out.Services = slices.Insert(t.out.Services, at, out)
 	}
 	return &t.out.Services[at]
+}
+
+// tcpPorts are the ports of a Service that connections come to.
+func tcpPorts(s *corev1.Service) (ports []*corev1.ServicePort) {
+	for i := range s.Spec.Ports {
+		if p := &s.Spec.Ports[i]; p.Protocol != corev1.ProtocolUDP && p.Protocol != corev1.ProtocolSCTP {
+			ports = append(ports, p)
+		}
+	}
+	return ports
 }
 
 // host is a Service's full name.
