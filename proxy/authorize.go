@@ -261,7 +261,7 @@ func (x *Exchange) locate() {
 	if c := x.stream.Conn(); c != nil {
 		local = c.LocalAddr()
 	}
-	place(&x.judged, x.peer, x.stream.RemoteAddr(), local)
+	place(&x.judged, x.peer, x.dest, x.stream.RemoteAddr(), local)
 	if x.guard.ReadsSNI() {
 		if t := x.clientTLS(); t != nil {
 			x.judged.SNI = t.ConnectionState().ServerName
@@ -279,8 +279,9 @@ func (x *Exchange) clientTLS() *tls.Conn {
 }
 
 // place says where a connection comes from and where it was going, as its tunnel's peer
-// knows it, or else by its own ends.
-func place(r *authz.Request, p *hbone.Peer, remote, local net.Addr) {
+// knows it, or else by its own ends. Who asks for a Service by its name is going to its
+// address: another spelling is no way round a policy.
+func place(r *authz.Request, p *hbone.Peer, d *destination, remote, local net.Addr) {
 	r.Source = sourceOf(p, remote).Addr()
 	if p == nil {
 		to := addressOf(local)
@@ -290,6 +291,7 @@ func place(r *authz.Request, p *hbone.Peer, remote, local net.Addr) {
 	r.Peer = authz.ParsePeer(peerID(p))
 	r.Destination, r.Port = p.Destination.Addr(), p.Destination.Port()
 	if !p.Destination.IsValid() { // asked for by name
+		r.Destination = d.vip
 		if _, port, err := net.SplitHostPort(p.Authority); err == nil {
 			n, _ := strconv.ParseUint(port, 10, 16)
 			r.Port = uint16(n)

@@ -395,6 +395,33 @@ func TestPoliciesOfAService(t *testing.T) {
 	}
 }
 
+// A Service that is asked for by its name is judged by its address, HTTP or not.
+func TestPoliciesByAddressOfAServiceAskedForByName(t *testing.T) {
+	p := startPod(t, "", quick)
+	deny := &authz.Policy{Name: "by-address", Action: authz.Deny, Rules: []authz.Rule{{When: []authz.Condition{{Key: "destination.ip", Values: []string{"10.0.0.0/24"}}}}}}
+	s := New(Config{Log: slog.New(slog.DiscardHandler)})
+	s.SetWorld(&World{
+		Pools: []Pool{{Name: "pool", Endpoints: []Endpoint{{Address: p.address}}}},
+		Services: []Service{{Host: "llm.a.svc.cluster.local", VIPs: []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")},
+			Access: authz.Scope{Policies: []*authz.Policy{deny}}, Ports: []ServicePort{{Port: 80, Pool: "pool"}}}},
+	})
+	for authority, status := range map[string]int{"10.0.0.1:80": 403, "llm.a.svc.cluster.local:80": 403, "LLM.a.svc.cluster.local:80": 403, "[fd00::1]:80": 200} {
+		peer := &hbone.Peer{Authority: authority, ID: spiffeid.RequireFromString("spiffe://cluster.local/ns/evil/sa/x")}
+		peer.Destination, _ = netip.ParseAddrPort(authority)
+		m := post("/v1/chat/completions", chat(false, 1, "hi"))
+		m.conn = meshConn{peer: peer}
+		if s.Handle(m); m.answer.Status != status {
+			t.Errorf("%s: %d, want %d: %s", authority, m.answer.Status, status, m.seen())
+		}
+		var rec account.Record
+		rec.Reset()
+		if d := s.destination(peer); s.admit(d, &rec, peer, meshConn{peer: peer}) != (status == 200) {
+			t.Errorf("%s: a connection that is not HTTP is judged otherwise", authority)
+		}
+	}
+	s.Shutdown(t.Context())
+}
+
 // The list of models has those that the caller may use, whatever the path it may use
 // them by, and is refused to who may use none.
 func TestModelsAreListedToWhoMayUseThem(t *testing.T) {

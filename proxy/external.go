@@ -160,7 +160,7 @@ func (s *Server) admit(d *destination, rec *account.Record, p *hbone.Peer, c net
 		return false
 	}
 	var r authz.Request
-	place(&r, p, c.RemoteAddr(), c.LocalAddr())
+	place(&r, p, d, c.RemoteAddr(), c.LocalAddr())
 	r.Remote = r.Source
 	for _, a := range d.guard.AsksConn(nil, &r) {
 		authorizer := s.serving.Load().authorizers[a.Provider]

@@ -21,7 +21,8 @@ import (
 
 // destination is what a tunnel may lead to: a port of a Service, or a pod.
 type destination struct {
-	host     string // the Service's name, or the pod's address
+	host     string     // the Service's name, or the pod's address
+	vip      netip.Addr // the first of the Service's addresses; zero without one
 	protocol PortProtocol
 	pool     *pool        // nil: the models say which
 	routes   *route.Table // nil: all to the pool
@@ -62,6 +63,9 @@ func destinations(w *World, pools map[string]*pool, guards *authz.Compiler) map[
 		guard := guards.Guard(&v.Access)
 		for _, p := range v.Ports {
 			d := &destination{host: v.Host, protocol: or(p.Protocol, PortAuto), pool: pools[p.Pool], guard: guard}
+			if len(v.VIPs) > 0 {
+				d.vip = v.VIPs[0].Unmap()
+			}
 			if len(p.Routes) > 0 {
 				d.routes = route.Compile(p.Routes)
 			}
