@@ -6,6 +6,7 @@ import (
 	"io"
 
 	"github.com/spf13/cobra"
+	_ "golang.org/x/crypto/x509roots/fallback" // whom to trust where the system says nothing of it, as in our image
 	"google.golang.org/grpc/grpclog"
 
 	"github.com/fairway-proxy/fairway/cmd/internal/cli"
