@@ -25,10 +25,12 @@ var settings = map[string][]string{
 	"all that can be on": {"--set", "plain.enabled=true,autoscaling.enabled=true,metrics.serviceMonitor.enabled=true,gateway.allowedRoutes=All,gateway.waypointFor=all",
 		"--set", "image.pullSecrets={registry},priorityClassName=system-cluster-critical,nodeSelector.pool=cpu,commonLabels.team=ai,podAnnotations.a=b,podLabels.c=d,extraArgs={--log-level=debug}",
 		"--set-json", `tolerations=[{"key":"cpu","operator":"Exists"}]`, "--set-json", `affinity={"podAntiAffinity":{}}`,
-		"--set-json", `config={"limits":{"body":"16MiB"},"timeouts":{"stream_idle":"5m"}}`},
+		"--set-json", `config={"limits":{"body":"16MiB"},"timeouts":{"stream_idle":"5m"}}`,
+		"--set-json", `extraVolumes=[{"name":"keys","secret":{"secretName":"keys"}}]`, "--set-json", `extraVolumeMounts=[{"name":"keys","mountPath":"/keys"}]`, "--set-json", `extraEnv=[{"name":"SSL_CERT_FILE","value":"/keys/ca.pem"}]`},
 	"all that can be off": {"--set", "gatewayClass.create=false,gateway.create=false,mesh.enabled=false,plain.enabled=true,serviceAccount.create=false,serviceAccount.name=other,rbac.create=false",
 		"--set", "podDisruptionBudget.enabled=false,metrics.annotations=false,topologySpread=false,accessLog=false"},
-	"with SPIRE": {"--set-json", `mesh={"trustDomain":"example.org","identity":{"spiffe":{}}}`},
+	"without a mesh": {"--set", "mesh.enabled=false,plain.enabled=true"},
+	"with SPIRE":     {"--set-json", `mesh={"trustDomain":"example.org","identity":{"spiffe":{}}}`},
 }
 
 // The chart is what helm lints, and the API server takes each manifest of each way to install it.
@@ -60,7 +62,83 @@ func TestChart(t *testing.T) {
 			}
 			t.Logf("%d manifests taken", len(objects))
 			readable(t, objects)
+			led(t, objects)
 		})
+	}
+}
+
+// led holds that the Service leads to each listener that the Gateway has: else it would never get an address.
+func led(t *testing.T, objects []*unstructured.Unstructured) {
+	t.Helper()
+	ports := func(kind, field string) (all []any) {
+		for _, o := range objects {
+			if o.GetKind() != kind {
+				continue
+			}
+			list, _, _ := unstructured.NestedSlice(o.Object, "spec", field)
+			for _, each := range list {
+				all = append(all, each.(map[string]any)["port"])
+			}
+		}
+		return all
+	}
+	served := ports("Service", "ports")
+	for _, port := range ports("Gateway", "listeners") {
+		if !slices.Contains(served, port) {
+			t.Errorf("the Gateway listens at %v, the Service has %v", port, served)
+		}
+	}
+}
+
+// What docs/kubernetes.md says that Fairway needs is what the chart lets it do.
+func TestDocumentedRights(t *testing.T) {
+	page, err := os.ReadFile("../../../docs/kubernetes.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, documented, _ := strings.Cut(string(page), "```yaml\napiVersion: rbac.authorization.k8s.io/v1\n")
+	documented, _, _ = strings.Cut("apiVersion: rbac.authorization.k8s.io/v1\n"+documented, "```")
+	charted, err := helm("template", "fairway", chart)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rights := func(text string) (all []string) {
+		objects, err := parse(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, o := range objects {
+			rules, _, _ := unstructured.NestedSlice(o.Object, "rules")
+			for _, rule := range rules {
+				list := func(name string) []string {
+					values, _, _ := unstructured.NestedStringSlice(rule.(map[string]any), name)
+					return values
+				}
+				for _, verb := range list("verbs") {
+					for _, group := range list("apiGroups") {
+						for _, resource := range list("resources") {
+							all = append(all, verb+" "+resource+"."+group)
+						}
+					}
+				}
+			}
+		}
+		slices.Sort(all)
+		return slices.Compact(all)
+	}
+	said, given := rights(documented), rights(charted)
+	for _, right := range said {
+		if !slices.Contains(given, right) {
+			t.Errorf("the chart does not let it %s", right)
+		}
+	}
+	for _, right := range given {
+		if !slices.Contains(said, right) {
+			t.Errorf("docs/kubernetes.md does not say that it has to %s", right)
+		}
+	}
+	if len(given) < 20 {
+		t.Errorf("%d rights: %s", len(given), given)
 	}
 }
 
@@ -84,7 +162,7 @@ func readable(t *testing.T, objects []*unstructured.Unstructured) {
 
 // Values that mean nothing are refused.
 func TestChartRefuses(t *testing.T) {
-	for _, set := range []string{"replicas=many", "replica=2", "gateway.allowedRoutes=Some", "config.pools[0].name=x", "mesh.identity.password=x", "logLevel=loud"} {
+	for _, set := range []string{"replicas=many", "replica=2", "gateway.allowedRoutes=Some", "config.pools[0].name=x", "mesh.identity.password=x", "logLevel=loud", "mesh.enabled=false"} {
 		if out, err := helm("template", "release", chart, "--set", set); err == nil {
 			t.Errorf("--set %s is taken:\n%.300s", set, out)
 		}

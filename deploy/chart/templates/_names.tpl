@@ -23,6 +23,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 
 {{- /* What fairway.yaml says: our part, and then config. */ -}}
 {{- define "fairway.config" -}}
+{{- if not (or .Values.mesh.enabled .Values.plain.enabled) }}{{ fail "nothing would be taken in: leave mesh.enabled, or set plain.enabled" }}{{ end -}}
 {{- $listen := dict "http" (ternary ":8080" "" .Values.plain.enabled) "hbone" (ternary ":15008" "" .Values.mesh.enabled) -}}
 {{- $ours := dict "listen" $listen "timeouts" (dict "drain" (printf "%ds" (int .Values.drainSeconds))) -}}
 {{- if .Values.mesh.enabled -}}
