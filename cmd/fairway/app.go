@@ -253,7 +253,7 @@ func (a *app) ready() string {
 	case a.stopping.Load():
 		return "stopping"
 	case a.unread.Load():
-		return "the objects of the cluster have not been read yet"
+		return "the objects of the cluster have not been read yet, or not the policies among them"
 	case a.server.World() == nil:
 		return "no configuration is in force yet"
 	}

@@ -142,7 +142,9 @@ func (a *app) followCluster(ctx context.Context, c *cluster) (wait func()) {
 func (a *app) applyCluster(t *kube.Translation, told map[string]bool) (now map[string]bool) {
 	a.applyObjects(t)
 	a.findings.Store(&t.Findings)
-	a.unread.Store(false)
+	if !t.Withheld() { // one that lets nothing in is not to take the place of one that does
+		a.unread.Store(false)
+	}
 	now = make(map[string]bool, len(t.Findings))
 	for _, f := range t.Findings {
 		text := f.String()

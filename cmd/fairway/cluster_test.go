@@ -22,6 +22,7 @@ type apiServer struct {
 
 	mu      sync.Mutex
 	objects map[string][]any         // by resource
+	hidden  map[string]bool          // resources that nobody may see
 	watches map[string][]chan string // by resource
 	version int
 }
@@ -43,6 +44,12 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	objects, known := s.objects[resource]
 	if resource == "inferencepools" && !strings.Contains(r.URL.Path, "/v1alpha2/") {
 		known = false
+	}
+	if s.hidden[resource] {
+		s.mu.Unlock()
+		w.WriteHeader(403)
+		fmt.Fprint(w, `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"Forbidden","code":403}`)
+		return
 	}
 	if !known || r.URL.Query().Get("sendInitialEvents") == "true" {
 		s.mu.Unlock()
@@ -207,6 +214,33 @@ func TestServePoliciesFromACluster(t *testing.T) {
 	waitFor(t, "the line that says why", func() bool {
 		return strings.Contains(r.stderr.String(), "unknown field") && strings.Contains(r.stderr.String(), "denied_by=ai/a")
 	})
+	r.stop()
+	if code := <-r.code; code != 0 {
+		t.Errorf("exit code %d: %s", code, r.stderr)
+	}
+	http.DefaultClient.CloseIdleConnections()
+}
+
+// A process that may not see the policies lets nothing in; it is not ready either, so that a rollout does not put it in
+// the place of one that does.
+func TestNotReadyWithoutSightOfThePolicies(t *testing.T) {
+	s := startAPIServer(t)
+	s.put(t, "gateways", `{"apiVersion":"gateway.networking.k8s.io/v1","kind":"Gateway","metadata":{"name":"w","namespace":"ai","uid":"g1"},"spec":{"gatewayClassName":"fairway-waypoint"}}`)
+	s.hidden = map[string]bool{"authorizationpolicies": true}
+	addresses := freeAddresses(2)
+	r := serve(t, "--kubernetes", "--kubeconfig", s.kubeconfig(t), "--listen", addresses[0], "--metrics", addresses[1], "--admin", "127.0.0.1:0")
+	waitFor(t, "the objects", func() bool { return strings.Contains(r.stderr.String(), "objects in force") })
+	if status, says := get("http://" + addresses[1] + "/healthz/ready"); status != 503 || !strings.Contains(says, "policies") {
+		t.Errorf("%d: %s", status, says)
+	}
+	s.mu.Lock()
+	s.hidden = nil
+	s.mu.Unlock()
+	waitFor(t, "readiness", func() bool { status, _ := get("http://" + addresses[1] + "/healthz/ready"); return status == 200 })
+	s.put(t, "gateways", `{"apiVersion":"gateway.networking.k8s.io/v1","kind":"Gateway","metadata":{"name":"later","namespace":"ai","uid":"g2"},"spec":{"gatewayClassName":"fairway-waypoint"}}`)
+	if status, says := get("http://" + addresses[1] + "/healthz/ready"); status != 200 {
+		t.Errorf("%d after it was ready: %s", status, says)
+	}
 	r.stop()
 	if code := <-r.code; code != 0 {
 		t.Errorf("exit code %d: %s", code, r.stderr)

@@ -72,6 +72,21 @@ func (l *ledger) withhold(ctx context.Context, w *Watcher, feeds []*feed, t *Tra
 	return l.tried || len(wanted) == 0
 }
 
+// Withheld tells whether there is something to be served of which nothing is let in, because
+// the policies of none of it are known.
+func (t *Translation) Withheld() bool {
+	some := len(t.claims) > 0
+	if some && t.World.Gateway.Withheld != withheldNew {
+		return false
+	}
+	for i := range t.World.Services {
+		if some = true; t.World.Services[i].Access.Withheld != withheldNew {
+			return false
+		}
+	}
+	return some
+}
+
 // take notes what a round has shown.
 func (l *ledger) take(r round) {
 	l.tried = true
