@@ -14,6 +14,7 @@ import (
 
 	"go.uber.org/goleak"
 	"k8s.io/klog/v2"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/fairway-proxy/fairway/proxy/authz"
 	"github.com/fairway-proxy/fairway/proxy/route"
@@ -270,6 +271,67 @@ func TestOneGateway(t *testing.T) {
 		if got := strings.Join(got, " "); got != want {
 			t.Errorf("with %q: %q", gateway, got)
 		}
+	}
+}
+
+// A process that serves one Gateway of several has nothing to do with the engines that others lead to.
+func TestPoolsOfOneGateway(t *testing.T) {
+	var m Manifests
+	for i, tenant := range []string{"a", "b"} {
+		m.Add(tenant+".yaml", []byte(strings.NewReplacer("NS", tenant, "NUMBER", fmt.Sprint(i)).Replace(`
+{apiVersion: v1, kind: Namespace, metadata: {name: NS, labels: {istio.io/use-waypoint: w}}}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: w, namespace: NS, labels: {istio.io/waypoint-for: all}}
+spec: {gatewayClassName: fairway-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}
+---
+{apiVersion: v1, kind: Service, metadata: {name: llm, namespace: NS}, spec: {clusterIP: 10.96.0.NUMBER, ports: [{name: http, port: 80}]}}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: llm, namespace: NS}
+spec:
+  parentRefs: [{group: "", kind: Service, name: llm}]
+  rules:
+  - backendRefs: [{group: inference.networking.k8s.io, kind: InferencePool, name: routed}]
+    filters: [{type: RequestMirror, requestMirror: {backendRef: {group: inference.networking.k8s.io, kind: InferencePool, name: mirrored}}}]
+---
+{apiVersion: v1, kind: Pod, metadata: {name: p, namespace: NS, labels: {app: own}}, status: {podIP: 10.0.0.NUMBER, conditions: [{type: Ready, status: "True"}]}}
+`)))
+		for _, pool := range []string{"routed", "mirrored", "own", "unused"} {
+			m.Add(tenant+"-"+pool+".yaml", []byte(strings.NewReplacer("NS", tenant, "POOL", pool).Replace(`
+{apiVersion: inference.networking.k8s.io/v1, kind: InferencePool, metadata: {name: POOL, namespace: NS}, spec: {selector: {matchLabels: {app: POOL}}, targetPorts: [{number: 8000}]}}
+---
+{apiVersion: inference.networking.x-k8s.io/v1alpha2, kind: InferenceModel, metadata: {name: POOL, namespace: NS}, spec: {modelName: NS-POOL, poolRef: {name: POOL}}}
+---
+{apiVersion: inference.networking.x-k8s.io/v1alpha2, kind: InferenceObjective, metadata: {name: POOL, namespace: NS}, spec: {priority: 1, poolRef: {name: POOL}}}
+`)))
+		}
+	}
+	if len(m.Problems) > 0 {
+		t.Fatal(m.Problems)
+	}
+	all := Translate(&m.Objects, Options{}).World
+	if len(all.Pools) != 10 || len(all.Models) != 8 || len(all.Objectives) != 8 {
+		t.Fatalf("of all: %d pools, %d models, %d objectives", len(all.Pools), len(all.Models), len(all.Objectives))
+	}
+	if open := Translate(&m.Objects, Options{Gateway: "a/w"}).World; len(open.Pools) != 10 {
+		t.Errorf("%d pools where names of models choose among them", len(open.Pools))
+	}
+	w := Translate(&m.Objects, Options{Gateway: "a/w", Closed: []gatewayv1.ProtocolType{gatewayv1.HTTPProtocolType}}).World
+	var got []string
+	for _, p := range w.Pools {
+		got = append(got, p.Name)
+	}
+	for _, model := range w.Models {
+		got = append(got, model.Name)
+	}
+	for _, o := range w.Objectives {
+		got = append(got, o.Pool+" "+o.Name)
+	}
+	if got, want := strings.Join(got, ", "), "a/llm:80, a/mirrored, a/own, a/routed, a-mirrored, a-own, a-routed, a/mirrored mirrored, a/own own, a/routed routed"; got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
 	}
 }
 

@@ -3,6 +3,7 @@ package kube
 import (
 	"cmp"
 	"net"
+	"net/netip"
 	"slices"
 	"strconv"
 
@@ -16,6 +17,7 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/fairway-proxy/fairway/proxy"
+	"github.com/fairway-proxy/fairway/proxy/route"
 )
 
 // Translate says what a set of objects means.
@@ -28,8 +30,54 @@ func Translate(o *Objects, options Options) *Translation {
 	t.workloads()
 	t.routes()
 	t.out.World.Services = bound(t.out.Services)
+	t.dropUnreached()
 	slices.SortFunc(t.out.World.Pools, func(a, b proxy.Pool) int { return cmp.Compare(a.Name, b.Name) })
 	return &t.out
+}
+
+// dropUnreached drops the pools that the one Gateway of this process does not lead to: their
+// engines are asked for their load by those that send them requests.
+func (t *translator) dropUnreached() {
+	w := &t.out.World
+	if t.options.Gateway == "" || len(w.Routes) == 0 && !slices.Contains(t.options.Closed, gatewayv1.HTTPProtocolType) {
+		return // to the plain listener, names of models may mean any
+	}
+	reached := make(map[string]bool)
+	lead := func(routes []route.Route) {
+		for _, r := range routes {
+			for i := range r.Rules {
+				for _, b := range r.Rules[i].Backends {
+					reached[b.Pool] = true
+				}
+				for _, m := range r.Rules[i].Filters.Mirrors {
+					reached[m.Pool] = true
+				}
+			}
+		}
+	}
+	lead(w.Routes)
+	for i := range w.Services {
+		for _, p := range w.Services[i].Ports {
+			reached[p.Pool] = true
+			lead(p.Routes)
+		}
+	}
+	unreached := func(pool string) bool { return !reached[pool] }
+	w.Pools = slices.DeleteFunc(w.Pools, func(p proxy.Pool) bool { return unreached(p.Name) && !t.hasWorkload(p) })
+	for _, p := range w.Pools {
+		reached[p.Name] = true
+	}
+	w.Models = slices.DeleteFunc(w.Models, func(m proxy.Model) bool { return unreached(m.Pool) })
+	w.Objectives = slices.DeleteFunc(w.Objectives, func(o proxy.Objective) bool { return unreached(o.Pool) })
+}
+
+// hasWorkload tells whether a pool has a pod whose own address tunnels may lead to.
+func (t *translator) hasWorkload(p proxy.Pool) bool {
+	return slices.ContainsFunc(p.Endpoints, func(e proxy.Endpoint) bool {
+		a, err := netip.ParseAddrPort(e.Address)
+		_, found := slices.BinarySearchFunc(t.out.World.Workloads, a.Addr(), netip.Addr.Compare)
+		return err == nil && found
+	})
 }
 
 // newTranslator has the objects at hand by their keys.
