@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -32,6 +33,13 @@ import (
 
 // DefaultSettle is how long changes are gathered before they are translated.
 const DefaultSettle = 20 * time.Millisecond
+
+// Where changes follow each other, they are gathered for restShare times as long as the last took to be put in force, up to
+// longestRest: so in a large cluster, too, most of a processor is for requests.
+const (
+	restShare   = 4
+	longestRest = time.Second
+)
 
 // Watcher keeps the objects of a cluster, and tells what each change of them
 // means. Kinds that the API server does not know, or does not let us see, count as
@@ -196,20 +204,10 @@ func (w *Watcher) Run(ctx context.Context, apply func(*Translation)) error {
 	var last *Translation
 	var workloads map[netip.Addr]*proxy.Workload
 	ledger := ledger{known: make(map[string]bool), results: make(chan round)}
-	for {
-		select {
-		case <-changed:
-			if !settle(ctx, w.Settle) {
-				return nil
-			}
-		case r := <-ledger.results:
-			ledger.take(r)
-		case <-ctx.Done():
-			return nil
-		}
+	follow := func() {
 		o := gather(feeds)
 		if o == nil {
-			continue
+			return
 		}
 		if w.Workloads != nil {
 			if now := Workloads(o, w.Options); !reflect.DeepEqual(now, workloads) {
@@ -219,7 +217,7 @@ func (w *Watcher) Run(ctx context.Context, apply func(*Translation)) error {
 		}
 		t := Translate(o, w.Options)
 		if !ledger.withhold(ctx, w, feeds, t) {
-			continue
+			return
 		}
 		if last == nil || !reflect.DeepEqual(t, last) {
 			apply(t)
@@ -229,14 +227,22 @@ func (w *Watcher) Run(ctx context.Context, apply func(*Translation)) error {
 			w.Report(o, t)
 		}
 	}
-}
-
-// settle waits for what comes with a change; false if ctx ended.
-func settle(ctx context.Context, d time.Duration) bool {
-	if d == 0 {
-		d = DefaultSettle
+	var rested time.Time
+	for {
+		select {
+		case <-changed:
+			if !sleep(ctx, max(cmp.Or(w.Settle, DefaultSettle), time.Until(rested))) {
+				return nil
+			}
+		case r := <-ledger.results:
+			ledger.take(r)
+		case <-ctx.Done():
+			return nil
+		}
+		begun := time.Now()
+		follow()
+		rested = time.Now().Add(min(restShare*time.Since(begun), longestRest))
 	}
-	return sleep(ctx, d)
 }
 
 // gather gives all objects, nil as long as some are not known yet.

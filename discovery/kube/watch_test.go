@@ -152,6 +152,41 @@ func TestWatcherTellsOfChanges(t *testing.T) {
 	})
 }
 
+// What takes long to be put in force is not put in force without a rest, however much changes.
+func TestWatcherRestsAfterWhatTakesLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for took, most := range map[time.Duration]int64{0: 500, 50 * time.Millisecond: 40, time.Minute: 1} {
+			client := cluster(t, "testdata/waypoint.yaml")
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan error, 1)
+			var told atomic.Int64
+			w := Watcher{Client: client, Log: slog.New(slog.DiscardHandler)}
+			go func() {
+				done <- w.Run(ctx, func(*Translation) {
+					told.Add(1)
+					time.Sleep(took)
+				})
+			}()
+			pause()
+			told.Store(0)
+			for i := range 1000 { // in ten seconds
+				ready := fmt.Sprintf(`{"status":{"conditions":[{"type":"Ready","status":%q}]}}`, []string{"True", "False"}[i/2%2])
+				if _, err := client.Resource(podResource).Namespace("ai-workloads").Patch(t.Context(), "starting", types.MergePatchType, []byte(ready), metav1.PatchOptions{}); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(10 * time.Millisecond)
+			}
+			if n := told.Load(); n > most || n < most/3 {
+				t.Errorf("of what takes %v: told %d times, want %d at most", took, n, most)
+			}
+			cancel()
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
 // A kind that the API server does not know, or does not let us see, has no objects
 // until it does.
 func TestWatcherWithoutSomeKinds(t *testing.T) {
