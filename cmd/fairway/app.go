@@ -270,6 +270,7 @@ func (a *app) run(ctx context.Context) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	a.watchSecrets(ctx)
+	makeRoomForFiles()
 	serve := func(what string, l net.Listener) {
 		go func() {
 			if err := a.server.Serve(l); !errors.Is(err, proxy.ErrStopped) {
