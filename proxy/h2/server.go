@@ -39,7 +39,7 @@ const (
 	pingWait  = 15 * time.Second
 )
 
-// floodPause is how long a connection that is cut for a flood stays open, unread: a client that
+// floodPause is how long a connection that is cut for a flood stays open, unheard: a client that
 // comes back at once has as many more of them open, and the bounds on connections are bounds on
 // floods.
 const floodPause = 500 * time.Millisecond
@@ -259,10 +259,12 @@ func (h *handed) meters(p []byte) bool {
 	if h.server.Misbehaved != nil {
 		h.server.Misbehaved(Flood)
 	}
+	hear := sock.Ignore(h.Conn)
 	select {
 	case <-time.After(floodPause):
 	case <-h.over:
 	}
+	hear()
 	return false
 }
 

@@ -44,7 +44,7 @@ type limits struct {
 	linger       time.Duration // from Close to RST_STREAM
 	drain        time.Duration // for the answer to the PING between two GOAWAYs
 	answer       time.Duration // for the answer to a CONNECT
-	calm         time.Duration // from a flood to its connection's end, in which nothing is read: who comes back at once has as many more of them open
+	calm         time.Duration // from a flood to its connection's end, in which nothing is heard: who comes back at once has as many more of them open
 }
 
 var standardLimits = limits{

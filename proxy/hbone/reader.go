@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"golang.org/x/net/http2"
+
+	"github.com/fairway-proxy/fairway/proxy/sock"
 )
 
 // read is the reader: it reads frames until the connection ends.
@@ -38,10 +40,12 @@ func (c *conn) blame(code http2.ErrCode, err error) error {
 		err = fmt.Errorf("%w: %w", err, detail)
 	}
 	if code == http2.ErrCodeEnhanceYourCalm && !c.client {
+		hear := sock.Ignore(c.raw)
 		select {
 		case <-time.After(c.limits.calm):
 		case <-c.over:
 		}
+		hear()
 	}
 	c.mu.Lock()
 	c.end(code, time.Second) // first: the last stream's end may be another's word
