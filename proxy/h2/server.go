@@ -50,7 +50,7 @@ const floodPause = 500 * time.Millisecond
 // can wait for their own. Behind fewer, nothing waits, such as the reset of a stream.
 const (
 	readAhead = 4 << 10
-	stretch   = 32
+	stretch   = 64
 	fewHeads  = 8
 )
 
