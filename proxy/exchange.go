@@ -217,8 +217,11 @@ func (x *Exchange) readBody() error {
 		x.classify()
 	}
 	first := int64(wholeSize)
-	if x.mirrors() {
+	switch {
+	case x.mirrors():
 		first = x.serving.bodyLimit + 1
+	case x.unread:
+		first = 1 // an endpoint that is no engine may want to have it as it comes
 	}
 	if x.bodyAsked > 0 {
 		first = max(first, x.bodyAsked+1)

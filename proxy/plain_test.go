@@ -11,8 +11,10 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/fairway-proxy/fairway/proxy/authz"
+	"github.com/fairway-proxy/fairway/proxy/message"
 	"github.com/fairway-proxy/fairway/proxy/route"
 )
 
@@ -194,6 +196,54 @@ func TestPlainPoolThatChangesWhileTheBodyComes(t *testing.T) {
 		if got, _ := site.take(); len(got) > 0 {
 			t.Errorf("%s: it got %q", name, got)
 		}
+	}
+}
+
+// A body that takes long reaches the endpoint while it comes.
+func TestPlainBodyIsPassedOnAsItComes(t *testing.T) {
+	for _, length := range []int64{message.Unknown, 6} {
+		t.Run(fmt.Sprint("length ", length), func(t *testing.T) {
+			came := make(chan string, 2)
+			p := scripted(t, func(c net.Conn, in *bufio.Reader) {
+				defer close(came)
+				r, err := http.ReadRequest(in)
+				if err != nil {
+					return
+				}
+				piece := make([]byte, 3)
+				for err == nil {
+					if _, err = io.ReadFull(r.Body, piece); err == nil {
+						came <- string(piece)
+					}
+				}
+				io.WriteString(c, okAnswer)
+			})
+			s := startServer(t, World{})
+			s.SetWorld(&World{Pools: []Pool{{Name: "p", Plain: true, Endpoints: []Endpoint{{Address: p.address}}}}})
+			m := post("/events", "")
+			body, client := io.Pipe()
+			m.body, m.head.ContentLength = body, length
+			done := make(chan struct{})
+			go func() { s.Handle(m); close(done) }()
+			for _, piece := range []string{"one", "two"} {
+				io.WriteString(client, piece)
+				select {
+				case got := <-came:
+					if got != piece {
+						t.Errorf("%q came as %q", piece, got)
+					}
+				case <-time.After(20 * time.Second):
+					t.Errorf("%q has not come", piece)
+				}
+			}
+			client.Close()
+			<-done
+			if m.answer.Status != 200 || m.seen() != "{}" {
+				t.Errorf("%d %s", m.answer.Status, m.seen())
+			}
+			for range came {
+			}
+		})
 	}
 }
 
