@@ -54,9 +54,9 @@ func (x *Exchange) failed() picker.Outcome {
 
 // beginCall finds out whether the request is a gRPC call that goes both ways. Such
 // a one has no body that is read for routing; what asks a model of an engine has
-// one, whatever it says of itself.
+// one, whatever it says of itself. What has no body goes one way, and can be sent again.
 func (x *Exchange) beginCall() bool {
-	if !x.http2 || openai.KindOf(x.head.Method, x.head.Path()) != openai.Other {
+	if !x.http2 || x.head.ContentLength == 0 || openai.KindOf(x.head.Method, x.head.Path()) != openai.Other {
 		return false
 	}
 	s, ok := x.stream.(duplex)

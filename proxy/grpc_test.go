@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -51,6 +52,39 @@ func TestGRPCEjectsNoEngine(t *testing.T) {
 	s.Handle(m)
 	if m.answer.Status != 200 {
 		t.Errorf("a request like others: %d", m.answer.Status)
+	}
+}
+
+// What is asked in HTTP/2 without a body is asked again like anything else, where that does no harm.
+func TestAskedAgainInHTTP2(t *testing.T) {
+	var asked atomic.Int32
+	h := &http.Server{Protocols: new(http.Protocols), Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if asked.Add(1) == 1 {
+			panic(http.ErrAbortHandler)
+		}
+		io.WriteString(w, "ok")
+	})}
+	h.Protocols.SetUnencryptedHTTP2(true)
+	t.Cleanup(func() { h.Close() })
+	var endpoints []Endpoint
+	for range 2 {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		go h.Serve(l)
+		endpoints = append(endpoints, Endpoint{Address: l.Addr().String()})
+	}
+	service := []Service{{Host: "web", VIPs: []netip.Addr{netip.MustParseAddr("10.96.0.7")}, Ports: []ServicePort{{Port: 80, Protocol: PortH2C, Pool: "web"}}}}
+	s := startServer(t, World{Services: service, Pools: []Pool{{Name: "web", Plain: true, Endpoints: endpoints}}})
+	for method, want := range map[string]int{"GET": 200, "POST": 502} {
+		asked.Store(0)
+		m := post("/", "")
+		m.conn = meshConn{peer: &hbone.Peer{Authority: "10.96.0.7:80", ID: spiffeid.RequireFromString("spiffe://cluster.local/ns/default/sa/client")}}
+		m.head.Method = []byte(method)
+		if s.Handle(duplexStream{m}); m.answer.Status != want {
+			t.Errorf("%s: %d %s", method, m.answer.Status, m.seen())
+		}
 	}
 }
 
