@@ -209,7 +209,7 @@ func (s *Server) serveTCP(client *sock.Conn, peer *hbone.Peer, d *destination) {
 	}
 	defer leave()
 
-	t := tunnel{idle: s.serving.Load().timeouts.StreamIdle}
+	t := tunnel{idle: s.serving.Load().timeouts.StreamIdle, stall: tcpStall}
 	t.client.conn, t.endpoint.conn = client, endpoint
 	t.run()
 	rec.BytesIn, rec.BytesOut = t.endpoint.written, t.client.written

@@ -2,16 +2,22 @@ package proxy
 
 import (
 	"bytes"
+	"context"
 	"log/slog"
 	"net"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/fairway-proxy/fairway/picker"
 	"github.com/fairway-proxy/fairway/proxy/account"
 	"github.com/fairway-proxy/fairway/proxy/h1"
+	"github.com/fairway-proxy/fairway/proxy/hbone"
 	"github.com/fairway-proxy/fairway/proxy/sock"
 )
 
@@ -135,4 +141,39 @@ func TestConnectionsTriedAgainAreCounted(t *testing.T) {
 		}
 		s.Shutdown(t.Context())
 	}
+}
+
+// What is not HTTP may be held up for long: one that takes nothing for minutes, or is silent after the other has said
+// all, is not taken for one that has gone.
+func TestConnectionsMayTakeTheirTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		endpoint, dialed := net.Pipe()
+		s := New(Config{Log: slog.New(slog.DiscardHandler), Tunnel: func(context.Context, string, spiffeid.ID) (net.Conn, error) { return dialed, nil }})
+		s.SetWorld(&World{
+			Pools:    []Pool{{Name: "db", Plain: true, Endpoints: []Endpoint{{Address: "10.0.0.1:5432", Scheme: SchemeHBONE}}}},
+			Services: []Service{{Host: "db", VIPs: []netip.Addr{netip.MustParseAddr("10.96.0.7")}, Ports: []ServicePort{{Port: 5432, Protocol: PortTCP, Pool: "db"}}}},
+		})
+		client, accepted := net.Pipe()
+		done := make(chan struct{})
+		go func() {
+			s.serveConn(meshConn{accepted, &hbone.Peer{Authority: "10.96.0.7:5432"}}, nil)
+			close(done)
+		}()
+		client.Write([]byte("insert"))
+		time.Sleep(10 * time.Minute)
+		if n, err := endpoint.Read(make([]byte, 10)); n != 6 {
+			t.Errorf("it was held up: %v", err)
+		}
+		endpoint.Close() // has said all
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		select {
+		case <-done:
+			t.Error("the client was cut off")
+		default:
+		}
+		client.Close()
+		<-done
+		s.Shutdown(t.Context())
+	})
 }

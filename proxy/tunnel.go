@@ -15,9 +15,12 @@ const (
 	// tunnelBuffer is how much is passed on at a time in a tunnel, and all that
 	// is held of each direction.
 	tunnelBuffer = 16 << 10
-	// tunnelStall is how long one end of a tunnel may take no byte that is there
-	// for it, and may go on in silence after the other has ended.
+	// tunnelStall is how long one end of a WebSocket or the like may take no byte that is there
+	// for it, and may go on in silence after the other has ended; tcpStall is that of what is not
+	// HTTP, of which nothing is known: a database may be held up for long (Envoy's tcp_proxy,
+	// idle_timeout, is as patient).
 	tunnelStall = time.Minute
+	tcpStall    = time.Hour
 )
 
 // relayTunnel is for an endpoint that has switched protocols (status 101), as
@@ -39,7 +42,7 @@ func (x *Exchange) relayTunnel(conn carrier, lease *picker.Lease) (whole bool, o
 		return false, picker.Failed
 	}
 
-	t := tunnel{idle: x.serving.timeouts.StreamIdle}
+	t := tunnel{idle: x.serving.timeouts.StreamIdle, stall: tunnelStall}
 	t.client.conn, t.endpoint.conn = client, endpoint
 	t.run()
 	x.stream.Unbind() // an interruption under way has now told the Context
@@ -67,6 +70,7 @@ func (x *Exchange) relayTunnel(conn carrier, lease *picker.Lease) (whole bool, o
 type tunnel struct {
 	client, endpoint tunnelEnd
 	idle             time.Duration // without a byte either way; 0: no bound
+	stall            time.Duration // that an end may take nothing, or go on in silence after the other has ended
 
 	mu     sync.Mutex
 	ended  bool       // one direction; guarded by mu
@@ -121,7 +125,7 @@ func (t *tunnel) pass(dst, src *tunnelEnd) {
 func (t *tunnel) write(e *tunnelEnd, p []byte) error {
 	t.mu.Lock()
 	e.writing = true
-	e.conn.SetTimeout(tunnelStall)
+	e.conn.SetTimeout(t.stall)
 	t.mu.Unlock()
 	n, err := e.conn.Write(p)
 	e.written += int64(n)
@@ -148,8 +152,8 @@ func (t *tunnel) end(e *tunnelEnd) {
 // renew begins the time anew in which a byte has to come. t.mu is held.
 func (t *tunnel) renew() {
 	d := t.idle
-	if t.ended && (d == 0 || d > tunnelStall) {
-		d = tunnelStall
+	if t.ended && (d == 0 || d > t.stall) {
+		d = t.stall
 	}
 	for _, e := range []*tunnelEnd{&t.client, &t.endpoint} {
 		if !e.writing {

@@ -475,7 +475,7 @@ func inTunnel(t *testing.T, idle time.Duration, f func(tu *tunnel, client, endpo
 	synctest.Test(t, func(t *testing.T) {
 		client, c := net.Pipe()
 		endpoint, e := net.Pipe()
-		tu := &tunnel{idle: idle}
+		tu := &tunnel{idle: idle, stall: tunnelStall}
 		tu.client.conn, tu.endpoint.conn = sock.New(c), sock.New(e)
 		ended := make(chan struct{})
 		go func() {

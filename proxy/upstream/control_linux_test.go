@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"context"
+	"io"
 	"net"
 	"os"
 	"syscall"
@@ -9,12 +10,14 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/fairway-proxy/fairway/proxy/message"
 )
 
 // option reads one option of a connection's socket.
-func option(t testing.TB, c *Conn, level, name int) int {
+func option(t testing.TB, c net.Conn, level, name int) int {
 	t.Helper()
-	rc, err := c.sock.Conn.(syscall.Conn).SyscallConn()
+	rc, err := c.(syscall.Conn).SyscallConn()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,9 +43,41 @@ func TestSocketOptions(t *testing.T) {
 		{"TCP_KEEPCNT", unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 3},
 		{"TCP_NODELAY", unix.IPPROTO_TCP, unix.TCP_NODELAY, 1},
 	} {
-		if got := option(t, c, tt.level, tt.what); got != tt.want {
+		if got := option(t, c.sock.Conn, tt.level, tt.what); got != tt.want {
 			t.Errorf("%s is %d, want %d", tt.name, got, tt.want)
 		}
+	}
+}
+
+// Of what is not a request nobody knows when the endpoint will take more of it: one that does not read is not taken for
+// one that has gone, as TCP_USER_TIMEOUT has it.
+func TestEndpointMayTakeItsTime(t *testing.T) {
+	e := listen(t)
+	nc, err := e.transport.DialRaw(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	e.accept(t)
+	if got := option(t, nc, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT); got != 0 {
+		t.Errorf("of what is passed on unread TCP_USER_TIMEOUT is %d ms", got)
+	}
+	c := e.get(t)
+	r := get("/")
+	r.Upgrade = []byte("websocket")
+	if err := c.Send(r); err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(e.accept(t), "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n")
+	var head message.Response
+	if err := c.ReadHead(&head); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Tunnel(); err != nil {
+		t.Fatal(err)
+	}
+	if got := option(t, c.sock.Conn, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT); got != 0 {
+		t.Errorf("of a WebSocket TCP_USER_TIMEOUT is %d ms", got)
 	}
 }
 
@@ -90,7 +125,7 @@ func TestConnectTimeout(t *testing.T) {
 	tr := &Transport{Address: crowded(t)}
 	t.Run("of the endpoint", func(t *testing.T) {
 		tr.SetConnectTimeout(50 * time.Millisecond)
-		ctx, cancel := context.WithTimeout(t.Context(), tooLong) // TCP_USER_TIMEOUT would end it as well
+		ctx, cancel := context.WithTimeout(t.Context(), tooLong)
 		defer cancel()
 		_, err := tr.Get(ctx)
 		d, ok := err.(*DialError)

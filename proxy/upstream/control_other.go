@@ -2,7 +2,12 @@
 
 package upstream
 
-import "syscall"
+import (
+	"net"
+	"time"
+)
 
-// control does nothing: the system's own bound for unacknowledged data holds.
-func control(_, _ string, _ syscall.RawConn) error { return nil }
+const unacknowledged = 0
+
+// boundUnacknowledged does nothing: the system's own bound for unacknowledged data holds.
+func boundUnacknowledged(net.Conn, time.Duration) error { return nil }

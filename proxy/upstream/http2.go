@@ -39,7 +39,7 @@ func (t *Transport) stream() (s *h2.ClientStream) {
 
 // DialHTTP2 gives a stream on a new connection.
 func (t *Transport) DialHTTP2(ctx context.Context) (*Conn, error) {
-	nc, err := t.DialRaw(ctx)
+	nc, err := t.dialBounded(ctx)
 	if err != nil {
 		return nil, err
 	}

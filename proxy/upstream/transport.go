@@ -187,7 +187,7 @@ func (t *Transport) Dial(ctx context.Context) (*Conn, error) {
 	if t.HTTP2 {
 		return t.DialHTTP2(ctx)
 	}
-	nc, err := t.DialRaw(ctx)
+	nc, err := t.dialBounded(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -197,8 +197,31 @@ func (t *Transport) Dial(ctx context.Context) (*Conn, error) {
 	return c, nil
 }
 
+// dialBounded gives a new connection that fails when an endpoint's machine does not take what it is sent, as a request
+// is by an engine that is there.
+func (t *Transport) dialBounded(ctx context.Context) (net.Conn, error) {
+	nc, err := t.DialRaw(ctx)
+	if err != nil || t.Tunnel != nil { // the tunnel's own bounds hold
+		return nc, err
+	}
+	if err := boundUnacknowledged(nc, unacknowledged); err != nil {
+		nc.Close()
+		return nil, &DialError{t.Address, err}
+	}
+	return nc, nil
+}
+
+// Tunnel gives the connection itself after a 101. An endpoint may take its time there.
+func (c *Conn) Tunnel() (*sock.Conn, error) {
+	s, err := c.wire.Tunnel()
+	if err == nil && c.transport.Tunnel == nil {
+		boundUnacknowledged(s, 0)
+	}
+	return s, err
+}
+
 // DialRaw gives a new connection of which nobody keeps account, and on which nothing
-// was said yet.
+// was said yet. Its endpoint may take what is sent to it when it likes.
 func (t *Transport) DialRaw(ctx context.Context) (net.Conn, error) {
 	t.mu.Lock()
 	closed := t.closed
@@ -228,7 +251,7 @@ func (t *Transport) dial(ctx context.Context) (nc net.Conn, err error) {
 	if t.Tunnel != nil {
 		nc, err = t.Tunnel(ctx, t.Address)
 	} else {
-		dialer := net.Dialer{KeepAliveConfig: keepAlive, Control: control}
+		dialer := net.Dialer{KeepAliveConfig: keepAlive}
 		nc, err = dialer.DialContext(ctx, "tcp", t.Address)
 	}
 	if err != nil || t.TLS == nil {
