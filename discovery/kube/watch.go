@@ -3,6 +3,7 @@ package kube
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -21,6 +22,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/tools/cache"
@@ -166,6 +168,28 @@ type feed struct {
 	informer cache.SharedIndexInformer
 	absent   atomic.Bool // the API server does not know the kind
 	hidden   atomic.Bool // it did not let us see the objects
+	outage   *outage
+}
+
+// outage is told of once, whatever is asked for meanwhile.
+type outage struct {
+	log   *slog.Logger
+	lasts atomic.Bool
+}
+
+// note keeps whether an API server answers, and tells of it when that changes. What it refuses is told of elsewhere.
+func (o *outage) note(resource string, err error) {
+	switch {
+	case err == nil:
+		if o.lasts.Load() && o.lasts.Swap(false) {
+			o.log.Info("the API server answers again")
+		}
+	case apierrors.IsNotFound(err), apierrors.IsForbidden(err), apierrors.IsResourceExpired(err), apierrors.IsGone(err), apierrors.IsInvalid(err), errors.Is(err, context.Canceled):
+	default:
+		if !o.lasts.Swap(true) {
+			o.log.Warn("the API server cannot be asked: what was last known stays in force; it is tried on", "resource", resource, "error", err)
+		}
+	}
 }
 
 // ready tells whether the objects are known, or cannot be.
@@ -185,9 +209,9 @@ func (w *Watcher) Run(ctx context.Context, apply func(*Translation)) error {
 	}
 	var running sync.WaitGroup
 	defer running.Wait()
-	feeds := make([]*feed, len(resources))
+	feeds, away := make([]*feed, len(resources)), &outage{log: w.Log}
 	for i, r := range resources {
-		f, err := w.feed(r, tell)
+		f, err := w.feed(r, away, tell)
 		if err != nil {
 			return err
 		}
@@ -262,8 +286,8 @@ func gather(feeds []*feed) *Objects {
 }
 
 // feed makes an informer of a kind, which tells of each change.
-func (w *Watcher) feed(r resource, tell func()) (*feed, error) {
-	f := &feed{resource: r}
+func (w *Watcher) feed(r resource, away *outage, tell func()) (*feed, error) {
+	f := &feed{resource: r, outage: away}
 	for _, v := range r.versions {
 		f.clients = append(f.clients, w.Client.Resource(v))
 	}
@@ -272,7 +296,12 @@ func (w *Watcher) feed(r resource, tell func()) (*feed, error) {
 			return had(f, func(c dynamic.ResourceInterface) (runtime.Object, error) { return c.List(ctx, o) })
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-			return had(f, func(c dynamic.ResourceInterface) (watch.Interface, error) { return c.Watch(ctx, o) })
+			answer, err := had(f, func(c dynamic.ResourceInterface) (watch.Interface, error) { return c.Watch(ctx, o) })
+			if o.SendInitialEvents != nil && (utilnet.IsConnectionRefused(err) || apierrors.IsTooManyRequests(err)) {
+				// Of these errors' kinds the reflector (watchList) sleeps up to a minute, whether ctx ends or not.
+				err = errors.New(err.Error())
+			}
+			return answer, err
 		},
 	}, w.Client), &unstructured.Unstructured{}, 0, cache.Indexers{})
 	if err := f.informer.SetTransform(func(o any) (any, error) {
@@ -309,6 +338,7 @@ func (w *Watcher) feed(r resource, tell func()) (*feed, error) {
 // had asks for the objects that are kept.
 func had[T any](f *feed, ask func(dynamic.ResourceInterface) (T, error)) (T, error) {
 	answer, err := inVersion(f, ask)
+	f.outage.note(f.name, err)
 	if err == nil {
 		f.absent.Store(false)
 		f.hidden.Store(false)

@@ -1,14 +1,18 @@
 package kube
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
+	"net/http"
 	"os"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -22,7 +26,9 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/dynamic/fake"
+	"k8s.io/client-go/rest"
 	clienttesting "k8s.io/client-go/testing"
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
 
@@ -513,4 +519,38 @@ func TestPoliciesThatCannotBeSeen(t *testing.T) {
 			})
 		})
 	}
+}
+
+// refusing is a way to an API server where nobody listens.
+type refusing struct{}
+
+func (refusing) RoundTrip(*http.Request) (*http.Response, error) {
+	return nil, &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
+}
+
+// That an API server is away is told once, whatever is asked of it, and what waits for it ends at once.
+func TestWatcherWhereNobodyListens(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client, err := dynamic.NewForConfigAndClient(&rest.Config{Host: "http://192.0.2.1"}, &http.Client{Transport: refusing{}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var log bytes.Buffer
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		w := Watcher{Client: client, Log: slog.New(slog.NewTextHandler(&log, nil))}
+		go func() { done <- w.Run(ctx, func(*Translation) { t.Error("told of objects") }) }()
+		time.Sleep(10 * time.Minute)
+		cancel()
+		begun := time.Now()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		if d := time.Since(begun); d > time.Second {
+			t.Errorf("ended after %v", d)
+		}
+		if n := strings.Count(log.String(), "connection refused"); n != 1 {
+			t.Errorf("told %d times: %s", n, &log)
+		}
+	})
 }
