@@ -71,6 +71,9 @@ func checkManifests(cmd *cobra.Command, path string) error {
 	if err != nil {
 		return err
 	}
+	if m.Empty() {
+		return fmt.Errorf("%s: no manifests: want .yaml, .yml or .json files with Kubernetes objects", path)
+	}
 	t := kube.Translate(&m.Objects, kube.Options{})
 	v := describeManifests(m, t)
 	if cli.JSON(cmd) {

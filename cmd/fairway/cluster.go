@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/dynamic"
 	coordination "k8s.io/client-go/kubernetes/typed/coordination/v1"
@@ -28,6 +29,9 @@ import (
 func (o *serveOptions) clusterConfig() (*file.Watcher, *file.Config, error) {
 	if _, _, two := strings.Cut(o.gateway, "/"); o.gateway != "" && !two {
 		return nil, nil, cli.Misuse(fmt.Errorf("--gateway %s: want namespace/name", o.gateway))
+	}
+	if domain, err := spiffeid.TrustDomainFromString(o.trustDomain); err != nil || domain.Name() != o.trustDomain {
+		return nil, nil, cli.Misuse(fmt.Errorf("--trust-domain %q: want the name of a trust domain, such as cluster.local", o.trustDomain))
 	}
 	switch {
 	case len(o.endpoints) > 0:

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -83,7 +84,7 @@ type identityView struct {
 
 func (o *doctorOptions) run(cmd *cobra.Command) error {
 	ctx := cmd.Context()
-	config, err := o.load(ctx)
+	config, err := o.load(ctx, cmd.ErrOrStderr())
 	if err != nil {
 		return err
 	}
@@ -142,8 +143,8 @@ func (o *doctorOptions) run(cmd *cobra.Command) error {
 	return nil
 }
 
-// load reads what is to be examined.
-func (o *doctorOptions) load(ctx context.Context) (*file.Config, error) {
+// load reads what is to be examined, and tells progress what is in the way.
+func (o *doctorOptions) load(ctx context.Context, progress io.Writer) (*file.Config, error) {
 	if !o.serve.kubernetes {
 		_, config, err := o.serve.load()
 		return config, err
@@ -154,7 +155,7 @@ func (o *doctorOptions) load(ctx context.Context) (*file.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	log := slog.New(slog.DiscardHandler)
+	log := slog.New(slog.NewTextHandler(progress, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	o.serve.noStatus = true
 	objects, err := o.serve.cluster(config, log)
 	if err != nil {
@@ -203,7 +204,7 @@ func examineIdentity(ctx context.Context, s *mtls.Source, within time.Duration) 
 	defer cancel()
 	if err := s.Wait(ctx); err != nil || !s.Ready() {
 		v.Findings = append(v.Findings, doctor.Finding{Check: "certificate", Severity: doctor.Problem,
-			What: fmt.Sprintf("no identity in the mesh: %v", errors.Join(err, s.Err())),
+			What: fmt.Sprintf("no identity in the mesh: %v", cmp.Or(err, s.Err())),
 			Cure: "see that what tls names can be read and reached from here: the files, the Workload API's socket, or istiod with a valid token"})
 		return v
 	}

@@ -230,6 +230,8 @@ func flagFor(path string) string {
 		return "--metrics"
 	case path == "listen.admin":
 		return "--admin"
+	case path == "log.level":
+		return "--log-level"
 	}
 	return "--endpoint"
 }

@@ -83,6 +83,9 @@ func (m *Manifests) read(name string) error {
 	return nil
 }
 
+// Empty tells whether there was nothing to read.
+func (m *Manifests) Empty() bool { return len(m.sources)+m.Others+len(m.Problems) == 0 }
+
 // Add reads the objects of one file.
 func (m *Manifests) Add(name string, data []byte) {
 	if m.sources == nil {
