@@ -18,6 +18,10 @@ const (
 	labelUseWaypoint          = "istio.io/use-waypoint"
 	labelUseWaypointNamespace = "istio.io/use-waypoint-namespace"
 	labelWaypointFor          = "istio.io/waypoint-for"
+
+	// A second waypoint, which a share of the Service's connections goes to.
+	labelUseCanary          = "istio.io/use-waypoint-canary"
+	labelUseCanaryNamespace = "istio.io/use-waypoint-canary-namespace"
 )
 
 // The listener of a Gateway that takes the mesh's tunnels.
@@ -39,13 +43,8 @@ func (t *translator) waypoints() {
 	t.out.World.Gateway = t.gatewayScope(gateways)
 	misled := make(map[string]bool) // namespaces of Services that are bound
 	for _, s := range sorted(t.objects.Services, func(s *corev1.Service) *metav1.ObjectMeta { return &s.ObjectMeta }) {
-		g := t.gateways[waypointOf(s.Labels, namespace(&s.ObjectMeta), t.namespaces)]
-		if g == nil || !t.serves(g) || !servesServices(t.waypointFor(g)) {
-			continue
-		}
-		if !t.takes(g, namespace(&s.ObjectMeta)) {
-			about := object{"Service", &s.ObjectMeta}
-			t.warn(about.finding("metadata.labels", "", "Gateway %s is no waypoint for Services of this namespace: the allowedRoutes of its listener of protocol HBONE leave it out", key(&g.ObjectMeta)))
+		g := t.servedWaypoint(s)
+		if g == nil {
 			continue
 		}
 		out := t.service(s)
@@ -55,6 +54,24 @@ func (t *translator) waypoints() {
 		misled[namespace(&s.ObjectMeta)] = true
 	}
 	t.misled(misled)
+}
+
+// servedWaypoint gives the Gateway that a Service is bound to and that this process serves, nil for none. It
+// tells of one that does not take it.
+func (t *translator) servedWaypoint(s *corev1.Service) *gatewayv1.Gateway {
+	ns := namespace(&s.ObjectMeta)
+	for _, k := range t.waypointsOf(s.Labels, ns) {
+		g := t.gateways[k]
+		switch {
+		case g == nil || !t.serves(g) || !servesServices(t.waypointFor(g)):
+		case t.takes(g, ns):
+			return g
+		default:
+			about := object{"Service", &s.ObjectMeta}
+			t.warn(about.finding("metadata.labels", "", "Gateway %s is no waypoint for Services of this namespace: the allowedRoutes of its listener of protocol HBONE leave it out", k))
+		}
+	}
+	return nil
 }
 
 // claim names what policies can be for: a Service, if there is one, and its Gateway, in
@@ -105,13 +122,19 @@ func servesPods(to proxy.WaypointFor) bool {
 }
 
 // waypoint gives the Gateway of a class of ours that a Service of a namespace is
-// bound to, nil for none. Another process may serve it.
-func (t *translator) waypoint(labels map[string]string, ns string) *gatewayv1.Gateway {
-	g := t.gateways[waypointOf(labels, ns, t.namespaces)]
-	if g == nil || !t.ours(g) || !servesServices(t.waypointFor(g)) || !t.takes(g, ns) {
-		return nil
+// bound to, nil for none. Another process may serve it, if this one serves none of them.
+func (t *translator) waypoint(labels map[string]string, ns string) (found *gatewayv1.Gateway) {
+	for _, k := range t.waypointsOf(labels, ns) {
+		g := t.gateways[k]
+		if g == nil || !t.ours(g) || !servesServices(t.waypointFor(g)) || !t.takes(g, ns) {
+			continue
+		}
+		if t.serves(g) {
+			return g
+		}
+		found = cmp.Or(found, g)
 	}
-	return g
+	return found
 }
 
 // ours tells whether a Gateway is of a class of ours.
@@ -172,6 +195,25 @@ func waypointOf(labels map[string]string, ns string, namespaces map[string]map[s
 		return cmp.Or(labels[labelUseWaypointNamespace], ns) + "/" + name
 	}
 	return ""
+}
+
+// waypointsOf gives the keys of the Gateways that a Service wants for its waypoints: the one of
+// waypointOf and, beside one, the canary. Its namespace says which only where the Service names no
+// waypoint itself (Istio, ResolveUseWaypointCanary).
+func (t *translator) waypointsOf(labels map[string]string, ns string) (keys []string) {
+	first := waypointOf(labels, ns, t.namespaces)
+	if first == "" {
+		return nil
+	}
+	keys = append(keys, first)
+	_, own := labels[labelUseWaypoint]
+	if _, canary := labels[labelUseCanary]; !canary && !own {
+		labels = t.namespaces[ns]
+	}
+	if name := labels[labelUseCanary]; name != "" && name != "none" {
+		keys = append(keys, cmp.Or(labels[labelUseCanaryNamespace], ns)+"/"+name)
+	}
+	return keys
 }
 
 // service gives what the translation says of a Service, making it if it is new.
