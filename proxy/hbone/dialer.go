@@ -156,6 +156,7 @@ type client struct {
 	conn     *conn
 	identity spiffeid.ID // ours, as the peer has seen it
 	peer     spiffeid.ID
+	proven   time.Time   // until when both have proven who they are; zero without TLS; set before conn is, as is identity
 	idle     *time.Timer // guarded by conn.mu
 }
 
@@ -334,6 +335,7 @@ func (d *Dialer) handshake(ctx context.Context, to target) (*client, error) {
 			raw.Close()
 			return nil, failed(err)
 		}
+		role.prove(t.ConnectionState().PeerCertificates[0])
 		sec = t
 	}
 	budget, l := d.Budget, d.limits
@@ -368,18 +370,33 @@ func (role *client) noteIdentity(config *tls.Config) {
 			}
 			if leaf != nil {
 				role.identity, _ = idOf(leaf)
+				role.prove(leaf)
 			}
 		}
 		return cert, err
 	}
 }
 
-// open opens a stream, nil when the connection has no room for it. The next flush
-// sends it.
+// prove notes that the connection rests on a certificate.
+func (role *client) prove(leaf *x509.Certificate) {
+	if role.proven.IsZero() || leaf.NotAfter.Before(role.proven) {
+		role.proven = leaf.NotAfter
+	}
+}
+
+// open opens a stream, nil when the connection has no room for it, or rests on a
+// certificate that has expired: one that is never idle would otherwise outlive what it
+// was trusted for. The next flush sends it.
 func (role *client) open(authority string) *stream {
 	c := role.conn
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if !role.proven.IsZero() && !time.Now().Before(role.proven) && !c.away {
+		c.away = true // what is open goes on
+		if len(c.streams) == 0 {
+			c.end(http2.ErrCodeNo, c.limits.linger)
+		}
+	}
 	if c.err != nil || c.closing || c.away || int64(len(c.streams)) >= min(c.maxOpen, openStreams) || c.nextID > windowLimit-2 {
 		return nil
 	}

@@ -161,6 +161,60 @@ func TestConnectionsAreShared(t *testing.T) {
 	waitFor(t, "the tunnels to end", func() bool { return d.Counters.Tunnels.Load() == 0 })
 }
 
+// A connection takes no more tunnels once a certificate that it rests on has expired;
+// those that are open go on.
+func TestConnectionsEndWithTheirCertificates(t *testing.T) {
+	m := newMesh(t)
+	_, d := m.podServer(t)
+	first, err := d.DialContext(t.Context(), podAddress, m.id("vllm"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Close()
+	role := onlyRole(t, d)
+	if left := time.Until(role.proven); left <= 0 || left > 24*time.Hour {
+		t.Fatalf("proven for %v", left)
+	}
+	role.proven = time.Now()
+	second, err := d.DialContext(t.Context(), podAddress, m.id("vllm"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer second.Close()
+	if n := d.Counters.Dials.Load(); n != 2 {
+		t.Errorf("%d connections", n)
+	}
+	exchange(t, first.(half), 1000)
+	exchange(t, second.(half), 1000)
+	first.Close()
+	waitFor(t, "the end of the first", func() bool { return d.Counters.Conns.Load() == 1 })
+
+	// Nor does one that nobody uses.
+	second.Close()
+	waitFor(t, "the second to be idle", func() bool { return d.Counters.Tunnels.Load() == 0 })
+	onlyRole(t, d).proven = time.Now()
+	third, err := d.DialContext(t.Context(), podAddress, m.id("vllm"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	third.Close()
+	waitFor(t, "the end of the second", func() bool { return d.Counters.Conns.Load() == 1 })
+}
+
+// onlyRole is the one connection that a dialer has to any pod.
+func onlyRole(t *testing.T, d *Dialer) *client {
+	t.Helper()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, p := range d.targets {
+		if len(p.conns) == 1 {
+			return p.conns[0]
+		}
+	}
+	t.Fatal("not one connection")
+	return nil
+}
+
 // A pod that takes fewer tunnels than we would open gets fewer.
 func TestPodsLimitIsHonoured(t *testing.T) {
 	m := newMesh(t)
