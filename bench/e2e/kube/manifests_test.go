@@ -162,7 +162,7 @@ func readable(t *testing.T, objects []*unstructured.Unstructured) {
 
 // Values that mean nothing are refused.
 func TestChartRefuses(t *testing.T) {
-	for _, set := range []string{"replicas=many", "replica=2", "gateway.allowedRoutes=Some", "config.pools[0].name=x", "mesh.identity.password=x", "logLevel=loud", "mesh.enabled=false"} {
+	for _, set := range []string{"replicas=many", "replica=2", "gateway.allowedRoutes=Some", "config.pools[0].name=x", "mesh.identity.password=x", "logLevel=loud", "mesh.enabled=false", "drainSeconds=0", "config.timeouts.drain=10m"} {
 		if out, err := helm("template", "release", chart, "--set", set); err == nil {
 			t.Errorf("--set %s is taken:\n%.300s", set, out)
 		}
