@@ -39,7 +39,7 @@ type body struct {
 	memory *[]byte // bytes' buffer, to be given back to its pool
 	budget *budget
 	taken  int64   // of the budget
-	window *[]byte // what comes after the budget was spent passes through it
+	window *[]byte // what is not held passes through it
 	passed int64   // that much of it
 }
 
@@ -119,16 +119,17 @@ func (b *body) more(s Stream) (piece []byte, err error) {
 	return b.bytes[at:], b.received(int64(at+n), err)
 }
 
-// pass is more for a body that is not read for routing: beyond the budget its
-// bytes are let go, and it cannot be sent again.
-func (b *body) pass(s Stream) (piece []byte, err error) {
-	if !b.lost {
+// pass is more for a body that is not read for routing: beyond the budget, or if it is
+// not to be kept, its bytes are let go, and it cannot be sent again.
+func (b *body) pass(s Stream, keep bool) (piece []byte, err error) {
+	if keep && !b.lost {
 		piece, err = b.more(s)
 		if own, ok := err.(*Error); !ok || own.Type != typeBuffersSpent {
 			return piece, err
 		}
-		b.lost = true
-		b.window = getBuffer(windowSize)
+	}
+	if b.window == nil {
+		b.lost, b.window = true, getBuffer(windowSize)
 	}
 	n, err := s.Read(*b.window)
 	b.passed += int64(n)

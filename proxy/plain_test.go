@@ -247,6 +247,27 @@ func TestPlainBodyIsPassedOnAsItComes(t *testing.T) {
 	}
 }
 
+// What will not be sent again is not held, and leaves the memory for bodies to others.
+func TestPlainBodyIsHeldToBeSentAgain(t *testing.T) {
+	site := startWebsite(t, nil)
+	for method, held := range map[string]bool{"POST": false, "PUT": true} {
+		s := startServer(t, World{})
+		s.SetWorld(&World{Pools: []Pool{{Name: "p", Plain: true, Endpoints: []Endpoint{{Address: site.address}}}}})
+		sent := strings.Repeat("x", 8<<20)
+		m := post("/upload", sent)
+		m.head.Method = []byte(method)
+		most, body := int64(0), m.body
+		m.body = readerFunc(func(p []byte) (int, error) { most = max(most, s.Buffered()); return body.Read(p) })
+		s.Handle(m)
+		if got, _ := site.take(); m.answer.Status != 200 || len(got) != 1 || got[0] != method+" /upload "+sent {
+			t.Errorf("%s: %d; it got %d requests", method, m.answer.Status, len(got))
+		}
+		if most < 4<<20 && held || most > 64<<10 && !held {
+			t.Errorf("%s: %d bytes were held", method, most)
+		}
+	}
+}
+
 // Requests go where the fewest are, and where nobody is, to both.
 func TestPlainPoolTakesTheLeastBusy(t *testing.T) {
 	held := make(chan struct{})

@@ -80,7 +80,7 @@ func (x *Exchange) pump(conn carrier) error {
 // does not give the last one of a body that took back what it said at its start.
 func (x *Exchange) moreBody() (piece []byte, err error) {
 	if x.kind == openai.Other {
-		piece, err = x.body.pass(x.stream)
+		piece, err = x.body.pass(x.stream, x.repeatable())
 	} else {
 		piece, err = x.body.more(x.stream)
 	}
