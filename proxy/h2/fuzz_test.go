@@ -24,6 +24,7 @@ func FuzzHead(f *testing.F) {
 	f.Add("POST", "/v1/chat/completions?a=b", "fairway.test:80", "x-one", "1", "5", false)
 	f.Add("GET", "/", "[::1]", "host", "[::1]", "", true)
 	f.Add("OPTIONS", "*", "a", "te", "trailers", "0", true)
+	f.Add("OPTIONS", "http://b/admin", "a", "x-one", "1", "", true)
 	f.Add("CONNECT", "", "a:80", "expect", "100-continue", "5", false)
 	f.Add("G T", "/a b", "a/b", "x-one", "a\r\nb: c", "5, 5", false)
 	f.Add("GET", "/%zz#", "u@a", "transfer-encoding", "chunked", "+5", false)
