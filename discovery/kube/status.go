@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
@@ -200,7 +201,9 @@ func (r *reporter) gateway(g *gatewayv1.Gateway) (s Status) {
 
 // address is the name of the Service that leads to the processes behind a Gateway:
 // the one of the Gateway's name, or else one that is labelled with it. Without a port
-// for tunnels it does not do for a waypoint.
+// for tunnels it does not do for a waypoint. One is given its first address when a pod
+// is ready: from then on ztunnels go by it and by no other way (Istio,
+// gatewayToWaypointTransform in pilot/pkg/serviceregistry/ambient/waypoints.go).
 func (r *reporter) address(g *gatewayv1.Gateway) (name, problem string) {
 	ns := namespace(&g.ObjectMeta)
 	s := r.services[key(&g.ObjectMeta)]
@@ -219,7 +222,17 @@ func (r *reporter) address(g *gatewayv1.Gateway) (name, problem string) {
 	if mesh && !slices.ContainsFunc(s.Spec.Ports, func(p corev1.ServicePort) bool { return p.Port == int32(portHBONE) }) {
 		return "", fmt.Sprintf("Service %s has no port %d, where the mesh's tunnels come in", key(&s.ObjectMeta), portHBONE)
 	}
+	if mesh && len(g.Status.Addresses) == 0 && !r.hasReady(s) {
+		return "", fmt.Sprintf("no pod behind Service %s is ready yet", key(&s.ObjectMeta))
+	}
 	return r.host(s), ""
+}
+
+// hasReady tells whether a Service has an endpoint that is ready.
+func (r *reporter) hasReady(s *corev1.Service) bool {
+	return slices.ContainsFunc(r.slices[key(&s.ObjectMeta)], func(slice *discoveryv1.EndpointSlice) bool {
+		return slices.ContainsFunc(slice.Endpoints, isReady)
+	})
 }
 
 // labelGatewayName names the Gateway that an object is there for.

@@ -515,7 +515,7 @@ func (t *translator) servicePool(s *corev1.Service, port *corev1.ServicePort) st
 				continue
 			}
 			for _, e := range slice.Endpoints {
-				if (e.Conditions.Ready != nil && !*e.Conditions.Ready) || len(e.Addresses) == 0 {
+				if !isReady(e) || len(e.Addresses) == 0 {
 					continue
 				}
 				endpoint := proxy.Endpoint{Address: net.JoinHostPort(e.Addresses[0], strconv.Itoa(int(*p.Port))), Scheme: scheme}
@@ -532,6 +532,9 @@ func (t *translator) servicePool(s *corev1.Service, port *corev1.ServicePort) st
 	t.addPool(pool)
 	return name
 }
+
+// isReady tells whether an endpoint takes requests; nothing said means that it does.
+func isReady(e discoveryv1.Endpoint) bool { return e.Conditions.Ready == nil || *e.Conditions.Ready }
 
 // family gives the slices of a Service whose addresses are of one kind: in dual stack
 // a pod is in one of each, and counts once. The Service's first family goes first.

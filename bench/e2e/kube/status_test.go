@@ -68,6 +68,13 @@ kind: Service
 metadata: {name: waypoint, namespace: status}
 spec: {ports: [{name: hbone, port: 15008}]}
 ---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: waypoint-1, namespace: status, labels: {kubernetes.io/service-name: waypoint}}
+addressType: IPv4
+ports: [{name: hbone, port: 15008}]
+endpoints: [{addresses: [10.244.255.1]}]
+---
 apiVersion: gateway.networking.k8s.io/v1
 kind: Gateway
 metadata: {name: waypoint, namespace: status}
