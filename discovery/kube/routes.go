@@ -108,6 +108,9 @@ func (a *attachment) toService(ref gatewayv1.ParentReference, r route.Route) {
 			continue
 		}
 		p := &out.Ports[i]
+		if p.Protocol == proxy.PortTCP && ref.Port == nil && ref.SectionName == nil {
+			continue // TLS, say, is not HTTP for a route that is for the others
+		}
 		if p.Protocol == proxy.PortAuto || p.Protocol == proxy.PortTCP {
 			p.Protocol = proxy.PortHTTP
 		}
@@ -117,8 +120,10 @@ func (a *attachment) toService(ref gatewayv1.ParentReference, r route.Route) {
 	case attached:
 	case ref.SectionName != nil:
 		a.refuse(reasonNoParent, "Service %s has no such port named %q", k, *ref.SectionName)
+	case ref.Port != nil:
+		a.refuse(reasonNoParent, "Service %s has no port %d", k, *ref.Port)
 	default:
-		a.refuse(reasonNoParent, "Service %s has no port %d", k, value(ref.Port))
+		a.refuse(reasonNoParent, "Service %s has no port at which HTTP could be spoken: name the one that is meant", k)
 	}
 }
 
