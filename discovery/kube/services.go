@@ -255,20 +255,29 @@ func (t *translator) host(s *corev1.Service) string {
 }
 
 // protocol is what a port is declared to speak, by its appProtocol or by the
-// beginning of its name (Istio, "Protocol selection").
+// beginning of its name, or known by its number (Istio, "Protocol selection"; ConvertProtocol
+// in pkg/config/kube/conversion.go).
 func protocol(p *corev1.ServicePort) proxy.PortProtocol {
-	kind, _, _ := strings.Cut(p.Name, "-")
+	name := p.Name
 	if p.AppProtocol != nil {
-		kind = strings.TrimPrefix(strings.ToLower(*p.AppProtocol), "kubernetes.io/")
+		name = strings.TrimPrefix(strings.ToLower(*p.AppProtocol), "kubernetes.io/")
 	}
+	if strings.HasPrefix(name, "grpc-web") {
+		return proxy.PortHTTP
+	}
+	kind, _, _ := strings.Cut(name, "-")
 	switch kind {
-	case "http", "ws", "grpc-web":
+	case "http", "ws":
 		return proxy.PortHTTP
 	case "http2", "h2c":
 		return proxy.PortH2C
 	case "grpc":
 		return proxy.PortGRPC
 	case "tcp", "tls", "https", "mongo", "mysql", "redis", "wss":
+		return proxy.PortTCP
+	}
+	switch p.Port {
+	case 25, 53, 3306, 27017: // SMTP, DNS, MySQL and MongoDB, of which the server may have the first word
 		return proxy.PortTCP
 	}
 	return proxy.PortAuto
