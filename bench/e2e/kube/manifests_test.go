@@ -63,6 +63,7 @@ func TestChart(t *testing.T) {
 			t.Logf("%d manifests taken", len(objects))
 			readable(t, objects)
 			led(t, objects)
+			uncaptured(t, objects)
 		})
 	}
 }
@@ -86,6 +87,20 @@ func led(t *testing.T, objects []*unstructured.Unstructured) {
 	for _, port := range ports("Gateway", "listeners") {
 		if !slices.Contains(served, port) {
 			t.Errorf("the Gateway listens at %v, the Service has %v", port, served)
+		}
+	}
+}
+
+// uncaptured holds that no mesh takes in what the pods send, whatever the namespace says.
+func uncaptured(t *testing.T, objects []*unstructured.Unstructured) {
+	t.Helper()
+	for _, o := range objects {
+		if o.GetKind() != "Deployment" {
+			continue
+		}
+		labels, _, _ := unstructured.NestedStringMap(o.Object, "spec", "template", "metadata", "labels")
+		if labels["istio.io/dataplane-mode"] != "none" || labels["sidecar.istio.io/inject"] != "false" {
+			t.Errorf("pods are captured: %v", labels)
 		}
 	}
 }
