@@ -72,7 +72,7 @@ func checkManifests(cmd *cobra.Command, path string) error {
 		return err
 	}
 	if m.Empty() {
-		return fmt.Errorf("%s: no manifests: want .yaml, .yml or .json files with Kubernetes objects", path)
+		m.Problems = append(m.Problems, path+": no manifests: want .yaml, .yml or .json files with Kubernetes objects")
 	}
 	t := kube.Translate(&m.Objects, kube.Options{})
 	v := describeManifests(m, t)
@@ -91,8 +91,12 @@ func checkManifests(cmd *cobra.Command, path string) error {
 			fmt.Fprintln(cmd.ErrOrStderr(), w)
 		}
 	}
-	if !v.OK {
-		return fmt.Errorf("%d problems in these manifests", len(v.Errors))
+	switch n := len(v.Errors); n {
+	case 0:
+	case 1:
+		return errors.New("1 problem in these manifests")
+	default:
+		return fmt.Errorf("%d problems in these manifests", n)
 	}
 	return nil
 }

@@ -66,6 +66,7 @@ func TestExitCodes(t *testing.T) {
 		{"check -f ../../discovery/kube/testdata/routes.yaml", 1, "testdata/routes.yaml:81: HTTPRoute team/old: spec.rules[1].backendRefs[0]"},
 		{"check -f ../../discovery/kube/testdata", 1, "testdata/broken.yaml:5"},
 		{"check -f " + t.TempDir(), 1, "no manifests"},
+		{"check --json -f " + t.TempDir(), 1, `"ok": false`},
 		{"serve", 2, "--endpoint"},
 		{"serve --endpoint 10.0.0.1", 2, "--endpoint"},
 		{"serve --endpoint http://a:1 --config " + good, 2, "exclude"},
