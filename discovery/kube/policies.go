@@ -149,8 +149,13 @@ func (p *Policy) UnmarshalJSON(data []byte) error {
 	if err == nil {
 		return nil
 	}
-	p.Problems = append(p.Problems, PolicyProblem{Path: "spec", Text: err.Error() + ": all that the policy is for is denied", Whole: true})
-	p.Rules, p.Tokens = &authz.Policy{Namespace: namespace(&p.ObjectMeta), Name: p.Name, Action: authz.Deny, Rules: []authz.Rule{{}}}, nil
+	becomes := "is"
+	dry := p.dryRun()
+	if dry {
+		becomes = "would be"
+	}
+	p.Problems = append(p.Problems, PolicyProblem{Path: "spec", Text: err.Error() + ": all that the policy is for " + becomes + " denied", Whole: true})
+	p.Rules, p.Tokens = &authz.Policy{Namespace: namespace(&p.ObjectMeta), Name: p.Name, Action: authz.Deny, DryRun: dry, Rules: []authz.Rule{{}}}, nil
 	var only targetSpec
 	if p.Lost = json.Unmarshal(o.Spec, &only) != nil; !p.Lost {
 		p.Targets = only.targets()
@@ -194,16 +199,23 @@ func (p *Policy) readAuthorization(data []byte) error {
 		}
 		out.Rules = append(out.Rules, rule)
 	}
-	if says, ok := p.Annotations[annotationDryRun]; ok {
-		dry, err := strconv.ParseBool(says)
-		if err != nil {
-			p.Problems = append(p.Problems, PolicyProblem{Path: "metadata.annotations", Text: fmt.Sprintf("%s: %q is neither true nor false: the policy is enforced", annotationDryRun, says)})
-		}
-		out.DryRun = dry
-	}
+	out.DryRun = p.dryRun()
 	p.Rules = out
 	p.findings(&authz.Config{Policies: []authz.Policy{*out}})
 	return nil
+}
+
+// dryRun tells whether an AuthorizationPolicy is not to be enforced.
+func (p *Policy) dryRun() bool {
+	says, ok := p.Annotations[annotationDryRun]
+	if !ok || p.Kind == kindRequestAuthentication {
+		return false
+	}
+	dry, err := strconv.ParseBool(says)
+	if err != nil {
+		p.Problems = append(p.Problems, PolicyProblem{Path: "metadata.annotations", Text: fmt.Sprintf("%s: %q is neither true nor false: the policy is enforced", annotationDryRun, says)})
+	}
+	return dry
 }
 
 func (p *Policy) readAuthentication(data []byte) error {
