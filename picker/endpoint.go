@@ -133,7 +133,9 @@ func newEndpoint(p *Pool, s Spec) *Endpoint {
 	e.index.MaxBytes, e.index.Secret = p.cfg.IndexBytes, p.cfg.IndexSecret
 	e.nextDue.Store(never)
 	e.lastFirst.Store(math.MinInt64)
-	e.view.Store(&view{capacity: defaultCapacity})
+	v := &view{capacity: defaultCapacity}
+	v.averageUsage(v)
+	e.view.Store(v)
 	e.setCost(1)
 	return e
 }

@@ -47,7 +47,7 @@ type Lease struct {
 	each       float64       // seconds that each further token takes, as predicted
 	begun      time.Duration // when the first token came
 	slo        SLO           // what it asks for and was predicted to get
-	known      uint64        // the last chunk that any endpoint held, if home
+	known      uint64        // the last chunk that was common, if home
 	home       bool          // the endpoint was the prompt's home
 	settled    bool          // the last chunk believed to be cached had been computed, and was not in use
 	stream     bool

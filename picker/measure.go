@@ -38,7 +38,7 @@ type measure struct {
 	speed    float64   // the pool's mean
 	foreign  float64   // tokens that a request of someone else waits with
 	mirrored float64   // how many times what we have sent since a scrape others are taken to have sent
-	known    uint64    // the last chunk that any endpoint holds; 0: none. Only if the endpoint chosen is the prompt's home
+	known    uint64    // the last chunk that is common; 0: none. Only if the endpoint chosen is the prompt's home
 	adapter  uint64    // hash of the adapter's name; 0: none
 	output   float64   // tokens that it is expected to generate
 	again    float64   // tokens to be computed again for each that is computed now

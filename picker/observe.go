@@ -16,6 +16,8 @@ type view struct {
 	at             time.Duration
 	moved          time.Duration // of the last scrape at which nothing ran, or the engine had got on since the one before
 	kv             float64       // 0..1
+	usage          float64       // 0..1: kv in the mean, see usageMemory
+	remoteness     float64       // by how much the endpoint is farther from each key than others; see homeOf
 	capacity       float64       // tokens, > 0
 	foreign        float64       // requests on the pod that are not ours
 	foreignWaiting float64       // of these, waiting
@@ -62,6 +64,7 @@ func (e *Endpoint) Observe(s Sample, now time.Duration) {
 	}
 	v.kv, v.hasKV = s.Get(KVUsage)
 	v.kv = min(v.kv, 1)
+	v.averageUsage(old)
 	v.hasClock = s.Has(PromptComputed) && s.Has(Generated)
 	e.stand(v)
 	running, known := s.Get(Running)
@@ -112,6 +115,20 @@ func (e *Endpoint) ObserveAnswer(kv, waiting float64, now time.Duration) {
 	v.foreignWaiting = max(waiting-float64(e.awaiting.Load()), 0)
 	v.foreign = max(v.foreign, v.foreignWaiting)
 	e.view.Store(&v)
+}
+
+// averageUsage takes the KV usage into its mean. An endpoint that does not tell it counts as full.
+func (v *view) averageUsage(old *view) {
+	switch {
+	case !v.hasKV:
+		v.usage = 1
+	case !old.hasKV:
+		v.usage = v.kv
+	default:
+		keep := math.Exp(-(v.at - old.at).Seconds() / usageMemory.Seconds())
+		v.usage = v.kv + keep*(old.usage-v.kv)
+	}
+	v.remoteness = math.Sqrt(idleKV + v.usage)
 }
 
 // stands says whether an engine has got nowhere between two samples. A prompt is counted when all of it is computed, which may take

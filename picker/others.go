@@ -1,5 +1,10 @@
 package picker
 
+import (
+	"math"
+	"time"
+)
+
 const (
 	// othersHorizon is how many requests, each counted once a scrape, the share of others remembers: some seconds of a busy pool.
 	othersHorizon = 1 << 14
@@ -17,11 +22,19 @@ const (
 	coldPrior   = 1 << 12
 	coldHorizon = 1 << 20
 
-	// homeShare is the most that a cold prompt's home is forgiven of what it would compute.
+	// homeShare is the most that a prompt's home is forgiven of what no endpoint is known to hold.
 	homeShare = 0.9
-	// homeWorth: a home is forgiven all that it can be once an eighth of what was sent there was found. At 2 conversations lose
+	// copyPlaces: what so many endpoints hold is common, such as a system prompt. What fewer hold is one's own, in at most two copies
+	// as a rule: at home, and where a request went while home was busy.
+	copyPlaces = 3
+	// idleKV is the KV usage that an idle endpoint counts for in its share of homes; 0.1 does as well.
+	idleKV = 0.02
+	// usageMemory is how long the mean of an endpoint's KV usage remembers. It has to cover the pauses of the conversations that an
+	// endpoint keeps, and to change little until other replicas have seen a new one: at 10 s agents lose some of their hits.
+	usageMemory = 30 * time.Second
+	// foundWorth: a home is forgiven all that it can be once an eighth of what was sent there was found. At 2 conversations lose
 	// their homes, and where nothing is shared 8 costs nothing.
-	homeWorth = 8
+	foundWorth = 8
 	// homeSlots is how many beginnings of prompts are told apart in what is found at homes. Two that meet in one share what they learn.
 	homeSlots = 1024
 	// homePrior and homeHorizon: how many requests the pool's mean counts for against a beginning's own, and how many it remembers.
@@ -62,8 +75,46 @@ func (o *others) mirrored() float64 {
 	return overMirror * o.perOwn() * o.cold.mean(1, coldPrior)
 }
 
+// forgive finds the prompt's home, and forgives it what it is taken to hold though we do not know of it: what any endpoint is known to
+// hold, since whoever was sent elsewhere comes back, and a share of the rest, which others may have sent there. A home that is known to
+// hold as much as any needs nothing forgiven.
+//
+// A prompt's home is drawn by the first chunk that is not common, whatever else we have seen of it, so that all replicas find the same
+// one for all of a conversation.
+func (o *others) forgive(c []Candidate, r *Request, deepest, common int) {
+	worth := o.homeWorth(frontier(r.Chain, common))
+	if worth <= 0 {
+		return
+	}
+	home := &c[homeOf(c, nextChunk(r, common))]
+	if home.Depth == deepest && deepest > common {
+		return
+	}
+	most := 0.0
+	for i := range c {
+		most = max(most, c[i].Hit)
+	}
+	unknown := home.Hit + home.Uncached - most
+	home.Home = true
+	home.Forgiven = min(worth*(home.Uncached-(1-homeShare)*unknown), home.Uncached-1)
+}
+
+// homeOf returns the candidate that is a key's home: the nearest, by a distance drawn by lot that is the larger the more of its KV cache
+// an endpoint has had in use. So conversations that are too few to be spread evenly by lot alone are spread by what they take. All
+// replicas scrape the same gauges: they disagree about few homes, as few as move when an endpoint's usage changes a little.
+func homeOf(c []Candidate, key uint64) int {
+	home, least := 0, math.Inf(1)
+	for i := range c {
+		e := c[i].Endpoint
+		if d := float64(^e.Rank(key)) * e.view.Load().remoteness; d < least {
+			home, least = i, d
+		}
+	}
+	return home
+}
+
 // learnHome counts a prompt that was sent to its home: whether more than half of what we took to be cold was there. known is the last
-// chunk of which we knew.
+// chunk that is common.
 func (o *others) learnHome(known uint64, found bool) {
 	n := 0.0
 	if found {
@@ -73,9 +124,9 @@ func (o *others) learnHome(known uint64, found bool) {
 	o.homes[known%homeSlots].add(n, 1, homeHorizon)
 }
 
-// forgiven is the share of a cold prompt that its home is forgiven: what others have sent there is a hit that we cannot see. Nothing is
+// homeWorth is how far a home is believed in, 0 to 1: what others have sent there is a hit that we cannot see. Nothing is
 // found by who comes first, nor where a home was too busy for it; so little found is reason enough.
-func (o *others) forgiven(known uint64) float64 {
+func (o *others) homeWorth(known uint64) float64 {
 	found := o.homes[known%homeSlots].mean(o.found.mean(1, homePoolPrior), homePrior)
-	return homeShare * min(1, homeWorth*found, o.perOwn())
+	return min(1, foundWorth*found, o.perOwn())
 }

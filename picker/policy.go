@@ -107,26 +107,9 @@ type fairway struct{ pool *Pool }
 
 // Choose returns the candidate with the lowest score.
 func (f fairway) Choose(c []Candidate, r *Request) int {
-	depth, hit := 0, 0.0
-	for i := range c {
-		if c[i].Depth > 0 {
-			depth, hit = max(depth, c[i].Depth), max(hit, c[i].Hit)
-		}
-	}
-	// What tells this prompt from what the pool has cached: prompts that share their next chunk share the key.
-	key := r.Hash
-	if depth < len(r.Chain) {
-		key = r.Chain[depth]
-	}
-	home, forgiven := -1, 0.0
+	deepest, common := depths(c)
 	if f.pool.has(Homes) {
-		if share := f.pool.others.forgiven(frontier(r.Chain, depth)); share > 0 {
-			home = rendezvous(c, key, math.Inf(1), anyDepth)
-			forgiven = share * (c[home].Hit + c[home].Uncached - hit)
-		}
-	}
-	if home >= 0 {
-		c[home].Home, c[home].Forgiven = true, min(forgiven, c[home].Uncached-1)
+		f.pool.others.forgive(c, r, deepest, common)
 	}
 	if r.SLO != (SLO{}) {
 		narrow(c)
@@ -144,8 +127,31 @@ func (f fairway) Choose(c []Candidate, r *Request) int {
 		}
 	}
 	limit := f.pool.tieLimit(&c[lowest])
-	depth = c[lowest].Depth // a cold pod never ties with a warm one: the prompt would be computed and kept twice
-	return rendezvous(c, key, limit, depth)
+	depth := c[lowest].Depth // a cold pod never ties with a warm one: the prompt would be computed and kept twice
+	return rendezvous(c, nextChunk(r, deepest), limit, depth)
+}
+
+// depths returns how many leading chunks of the prompt are cached where most are, and how many are common: cached at as many endpoints as
+// copyPlaces, or at all where there are fewer.
+func depths(c []Candidate) (deepest, common int) {
+	var most [copyPlaces]int // the highest first
+	for i := range c {
+		d := c[i].Depth
+		for k := range most {
+			if d > most[k] {
+				d, most[k] = most[k], d
+			}
+		}
+	}
+	return most[0], most[min(len(c), copyPlaces)-1]
+}
+
+// nextChunk is what tells a prompt from others that have so many leading chunks in common with it: those that share the next one share the key.
+func nextChunk(r *Request, depth int) uint64 {
+	if depth < len(r.Chain) {
+		return r.Chain[depth]
+	}
+	return r.Hash
 }
 
 // narrow leaves in the running the endpoints that are predicted to meet the SLO, and where they differ in cost the cheapest of these for
@@ -175,7 +181,7 @@ func (c *Candidate) price(least float64) float64 {
 	return c.Cost * c.Speed * (least + invested*(c.Uncached-least) + c.Adapter + decodeTokens) / (1 - kvBarrier*c.KV)
 }
 
-// frontier is the last chunk of a chain that any endpoint holds, which is the last of depth; 0: there is none.
+// frontier is the last of depth leading chunks of a chain; 0: there is none.
 func frontier(chain []uint64, depth int) uint64 {
 	if depth == 0 {
 		return 0

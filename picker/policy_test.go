@@ -136,18 +136,30 @@ func TestHome(t *testing.T) {
 		t.Errorf("homes: %v", homes)
 	}
 
-	// Where one pod has most of it, the home is forgiven only 0.9 of the rest.
+	// A home is taken to hold what another pod is known to hold, and 0.9 of the rest.
 	c, r := cold(1, 0)
 	home := f.Choose(c, r)
 	warm := (home + 1) % 5
-	c, _ = cold(1, 0)
-	c[warm].Hit, c[warm].Uncached, c[warm].Depth = 5500, 500, 1
-	r.Chain[1] = r.Chain[0] // so that the home stays
-	if got := f.Choose(c, r); got != warm {
-		t.Errorf("chose %d, want the warm pod %d", got, warm)
+	choose := func(queuedAtHome float64, holders ...int) int {
+		c, _ = cold(1, 0)
+		for _, i := range holders {
+			c[i].Hit, c[i].Uncached, c[i].Depth = 5500, 500, 1
+		}
+		c[home].Queued = queuedAtHome
+		return f.Choose(c, r)
 	}
-	if c[home].Home && math.Abs(c[home].Score-30e-6*(6000-450)) > 1e-12 {
-		t.Errorf("the home scores %v", c[home].Score)
+	if got := choose(0, warm); got != home || math.Abs(c[home].Score-30e-6*.1*500) > 1e-12 {
+		t.Errorf("chose %d, want the home %d, which scores %v", got, home, c[home].Score)
+	}
+	if got := choose(1000, warm); got != warm {
+		t.Errorf("while the home is busy: chose %d, want the warm pod %d", got, warm)
+	}
+	// A home that has it needs nothing forgiven, and what three pods have has another home.
+	if got := choose(0, home); got != home || c[home].Home {
+		t.Errorf("chose %d, want %d, which has it: %+v", got, home, c[home])
+	}
+	if got := choose(0, warm, (home+2)%5, (home+3)%5); got == home && c[home].Uncached == 6000 {
+		t.Errorf("chose %d, which has nothing of what is common", got)
 	}
 }
 

@@ -356,11 +356,8 @@ func (p *Pool) pick(into []Candidate, m *measure) (l Lease, c []Candidate, err e
 			return
 		}
 		if chosen.Home {
-			depth := 0
-			for i := range c {
-				depth = max(depth, c[i].Depth)
-			}
-			m.known = frontier(m.request.Chain, depth)
+			_, common := depths(c)
+			m.known = frontier(m.request.Chain, common)
 		}
 		if chosen.Endpoint.reserve(&l, chosen, m, attempt == attempts) {
 			return
