@@ -32,8 +32,10 @@
 // the pod that looked best in the same scrape, or fill a gap there too far. Only load is seen by all alike: of that counts the share
 // of our prompts' tokens that had to be computed, since where a cache decides, it decides otherwise for others' prompts.
 //
-// So that they build the same caches, each prompt has a home, by rendezvous hashing on the first chunk that no pod holds. It is
-// forgiven up to 0.9 of what it would compute, less if fewer than one in eight of the prompts sent to their homes proved to be
+// So that they build the same caches, each prompt has a home, by rendezvous hashing on the first chunk that fewer than three pods hold:
+// the same for all of a conversation, whatever a replica has seen of it. Pods are the farther from each key, by the square root, the
+// more of their KV cache has been in use in the last half minute. A home is taken to hold what any pod is known to hold, so that what
+// was sent elsewhere comes back, and 0.9 of the rest; less if fewer than one in eight of the prompts sent to their homes proved to be
 // there, learned for each beginning of prompts. Where nobody sends a prompt again there are soon no homes.
 //
 // Which LoRA adapters a pod has on its GPU follows from our own requests, and from the newest series of

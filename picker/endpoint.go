@@ -134,7 +134,7 @@ func newEndpoint(p *Pool, s Spec) *Endpoint {
 	e.nextDue.Store(never)
 	e.lastFirst.Store(math.MinInt64)
 	v := &view{capacity: defaultCapacity}
-	v.averageUsage(v)
+	e.averageUsage(v, v)
 	e.view.Store(v)
 	e.setCost(1)
 	return e

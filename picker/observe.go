@@ -64,7 +64,7 @@ func (e *Endpoint) Observe(s Sample, now time.Duration) {
 	}
 	v.kv, v.hasKV = s.Get(KVUsage)
 	v.kv = min(v.kv, 1)
-	v.averageUsage(old)
+	e.averageUsage(v, old)
 	v.hasClock = s.Has(PromptComputed) && s.Has(Generated)
 	e.stand(v)
 	running, known := s.Get(Running)
@@ -118,7 +118,7 @@ func (e *Endpoint) ObserveAnswer(kv, waiting float64, now time.Duration) {
 }
 
 // averageUsage takes the KV usage into its mean. An endpoint that does not tell it counts as full.
-func (v *view) averageUsage(old *view) {
+func (e *Endpoint) averageUsage(v, old *view) {
 	switch {
 	case !v.hasKV:
 		v.usage = 1
@@ -128,7 +128,10 @@ func (v *view) averageUsage(old *view) {
 		keep := math.Exp(-(v.at - old.at).Seconds() / usageMemory.Seconds())
 		v.usage = v.kv + keep*(old.usage-v.kv)
 	}
-	v.remoteness = math.Sqrt(idleKV + v.usage)
+	v.remoteness = 1
+	if e.pool.has(HomeSpread) {
+		v.remoteness = math.Sqrt(idleKV + v.usage)
+	}
 }
 
 // stands says whether an engine has got nowhere between two samples. A prompt is counted when all of it is computed, which may take

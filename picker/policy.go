@@ -94,9 +94,10 @@ const (
 	LearnedSpeed                   // pods of a pool differ in speed
 	AdapterCost                    // what bringing a LoRA adapter to the GPU costs
 	NearTies                       // the prompt's hash decides among scores that hardly differ
-	Homes                          // replicas agree on where cold prompts go
+	Homes                          // replicas agree on where prompts go that they have not seen
 	Mirror                         // what other replicas have sent since the last scrape is like what we have
 	Copies                         // where caches have no room for copies, what is not cached is dearer
+	HomeSpread                     // endpoints whose KV caches have been in use get fewer homes
 	PrefillWorth                   // a prompt is computed elsewhere only if that is worth it, not whenever it is long enough
 )
 

@@ -350,8 +350,8 @@ func (m *measurer) ablations(b *strings.Builder) {
 		{"agents", sim.Comparison{Workload: "agents", Load: 0.9}, picker.Copies | picker.EvictionClock},
 		{"small caches", sim.Comparison{Workload: "shared-prefix-short", Rate: 50, CacheTokens: smallCache}, picker.Copies | picker.Interference},
 		{"adapters", sim.Comparison{Workload: "adapters", Load: 0.7}, picker.AdapterCost},
-		{"agents, 3 replicas", sim.Comparison{Workload: "agents", Load: 0.8, Replicas: 3}, picker.Homes | picker.Mirror},
-		{"unshared, 3 replicas", sim.Comparison{Workload: "unshared", Load: 0.8, Replicas: 3}, picker.Homes | picker.Mirror},
+		{"agents, 3 replicas", sim.Comparison{Workload: "agents", Load: 0.8, Replicas: 3}, picker.Homes | picker.HomeSpread | picker.Mirror},
+		{"unshared, 3 replicas", sim.Comparison{Workload: "unshared", Load: 0.8, Replicas: 3}, picker.Homes | picker.HomeSpread | picker.Mirror},
 	}
 	b.WriteString("### What each term is worth\n\nFairway without one term of its score at a time: p90 of the time to first token in seconds. One replica where no other number is said; 95 % load, `chat` and `agents` 90 %, " +
 		"`adapters` 70 %, with three replicas 80 %. Where a term has nothing to do with a scene, it was not left out.\n\n")
@@ -374,6 +374,7 @@ func (m *measurer) ablations(b *strings.Builder) {
 		{"room for copies", picker.Copies},
 		{"adapters", picker.AdapterCost},
 		{"homes of cold prompts", picker.Homes},
+		{"fewer homes where the KV cache has been in use", picker.HomeSpread},
 		{"mirroring of what was sent since the scrape", picker.Mirror},
 	} {
 		fmt.Fprintf(b, "| %s |", t.name)
