@@ -86,7 +86,7 @@ func (r *Request) addForm(data []byte, media bool) {
 		span.Tokens = content64{text: data, plain: true, size: len(data)}.tokens(audioMedium)
 		r.MediaTokens += span.Tokens
 	}
-	r.spans = append(r.spans, span)
+	r.push(span)
 }
 
 // formModel takes the field that stands here for the model's.

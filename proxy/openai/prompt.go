@@ -159,7 +159,7 @@ func (s *scanner) system() []byte {
 // restart forgets the prompt read so far: of duplicate keys the last wins.
 func (r *Request) restart(at place) {
 	r.source = at
-	r.spans = r.spans[:headSpans]
+	r.keep(headSpans)
 	r.Media = Media{}
 	r.Tokens, r.Prompts = -1, 0
 	r.opening = 0
@@ -171,7 +171,7 @@ func (r *Request) add(start, end int, media bool) {
 		return
 	}
 	if len(r.spans) < maxSpans {
-		r.spans = append(r.spans, prefix.Span{Data: r.body[start:end], Media: media})
+		r.push(prefix.Span{Data: r.body[start:end], Media: media})
 		r.tail = start
 		return
 	}
@@ -270,7 +270,7 @@ func (r *Request) message() {
 	// The role's place is in front, whenever it comes.
 	role := len(r.spans)
 	if role < maxSpans {
-		r.spans = append(r.spans, prefix.Span{})
+		r.push(prefix.Span{})
 		r.tail = s.pos
 	}
 	before := r.Media
@@ -284,7 +284,7 @@ func (r *Request) message() {
 				r.spans[role].Data = name
 			}
 		case "content":
-			r.spans = r.spans[:min(role+1, len(r.spans))]
+			r.keep(min(role+1, len(r.spans)))
 			r.Media = before
 			r.content(0)
 		case "output": // of a tool, among the items of responses

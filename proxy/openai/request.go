@@ -2,6 +2,7 @@ package openai
 
 import (
 	"bytes"
+	"sync"
 	"unicode/utf8"
 
 	"github.com/fairway-proxy/fairway/picker/prefix"
@@ -56,9 +57,11 @@ type Request struct {
 
 	scan                     scanner
 	body                     []byte
-	spans                    []prefix.Span // Spans with room for the head in front
-	tail                     int           // where the last span starts in the body, once there are maxSpans
-	rest                     []span        // members of a message that belong behind its content
+	spans                    []prefix.Span          // Spans with room for the head in front
+	few                      []prefix.Span          // where spans were before they were many
+	many                     *[maxSpans]prefix.Span // where they are then; nil before
+	tail                     int                    // where the last span starts in the body, once there are maxSpans
+	rest                     []span                 // members of a message that belong behind its content
 	head                     [headSpans][]byte
 	source                   place // what the prompt was read from
 	opening                  int   // spans through the first message of the user; 0: it has not come
@@ -82,6 +85,8 @@ const (
 	// maxSpans bounds the memory that a body of tiny messages can ask for: what
 	// would follow is one span up to the prompt's end, raw.
 	maxSpans = 1 << 14
+	// fewSpans is how many there is room for in a Request that is kept.
+	fewSpans = 512
 	// maxRest does the same for the members of one message.
 	maxRest = 64
 	// maxNesting is how deep the content of a part, such as a tool's result, is
@@ -95,19 +100,40 @@ type span struct{ start, end int }
 // Reset forgets the body, so that a Request kept for later holds on to none of it,
 // nor to more than a few kilobytes.
 func (r *Request) Reset() {
-	if cap(r.spans) > 1024 {
-		r.spans = nil
-	}
-	clear(r.spans)
 	r.Yield = nil
 	r.blank()
+	if r.many != nil {
+		manySpans.Put(r.many)
+		clear(r.few)
+		r.spans, r.few, r.many = r.few[:0], nil, nil
+	}
+}
+
+// manySpans are rooms for all spans that there can be, for long conversations: growing to that by and by leaves more garbage than
+// there is text in them.
+var manySpans = sync.Pool{New: func() any { return new([maxSpans]prefix.Span) }}
+
+// push appends a span to fewer than maxSpans.
+func (r *Request) push(s prefix.Span) {
+	if len(r.spans) == cap(r.spans) && len(r.spans) >= fewSpans {
+		r.few, r.many = r.spans, manySpans.Get().(*[maxSpans]prefix.Span)
+		r.spans = r.many[:copy(r.many[:], r.few)]
+	}
+	r.spans = append(r.spans, s)
+}
+
+// keep drops all spans but the first n.
+func (r *Request) keep(n int) {
+	clear(r.spans[n:])
+	r.spans = r.spans[:n]
 }
 
 // blank forgets all but the memory.
 func (r *Request) blank() {
-	spans, rest, model, renamed, salted, yield := r.spans[:0], r.rest[:0], r.modelBuf[:0], r.renamed[:0], r.salted[:0], r.Yield
+	clear(r.spans)
+	spans, few, many, rest, model, renamed, salted, yield := r.spans[:0], r.few, r.many, r.rest[:0], r.modelBuf[:0], r.renamed[:0], r.salted[:0], r.Yield
 	*r = Request{} // apart from what follows, so that it is cleared where it lies
-	r.spans, r.rest, r.modelBuf, r.renamed, r.salted, r.Yield = spans, rest, model, renamed, salted, yield
+	r.spans, r.few, r.many, r.rest, r.modelBuf, r.renamed, r.salted, r.Yield = spans, few, many, rest, model, renamed, salted, yield
 }
 
 // Read reads the JSON body of a request of that kind. The error is an *[Error]; nothing

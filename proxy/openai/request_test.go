@@ -340,6 +340,20 @@ func TestRequestIsReusable(t *testing.T) {
 	}
 }
 
+// Long conversations are read in memory that was there before, by a Request that keeps little of it.
+func TestReadLongAllocatesNothing(t *testing.T) {
+	body := []byte(`{"model":"m","messages":[` + strings.Repeat(`{"role":"user","content":"a"},`, 3_000) + `{}]}`)
+	var r Request
+	if n := testing.AllocsPerRun(100, func() {
+		if err := r.Read(Chat, body); err != nil || len(r.spans) < 6_000 {
+			t.Fatal(len(r.spans), err)
+		}
+		r.Reset()
+	}); n > 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
 // The spans of a body of tiny messages take bounded memory, and still cover it.
 func TestSpansAreBounded(t *testing.T) {
 	many := func(of string) string { return strings.TrimSuffix(strings.Repeat(of+",", 30_000), ",") }
@@ -366,6 +380,11 @@ func TestSpansAreBounded(t *testing.T) {
 			r.Reset()
 			if cap(r.spans) > 1024 {
 				t.Errorf("Reset keeps %d spans", cap(r.spans))
+			}
+			for _, span := range r.spans[:cap(r.spans)] {
+				if span.Data != nil {
+					t.Fatalf("Reset keeps %.40q", span.Data)
+				}
 			}
 		}
 	}
