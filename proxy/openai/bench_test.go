@@ -66,6 +66,18 @@ func BenchmarkRead(b *testing.B) {
 			}
 		}
 	})
+	long := []byte(`{"model":"m","messages":[` + strings.Repeat(`{"role":"user","content":"a"},`, 3_000) + `{}]}`)
+	b.Run("3000messages/88KB", func(b *testing.B) {
+		var r Request
+		b.SetBytes(int64(len(long)))
+		b.ReportAllocs()
+		for b.Loop() {
+			if err := r.Read(Chat, long); err != nil {
+				b.Fatal(err)
+			}
+			r.Reset()
+		}
+	})
 	ids := []byte(`{"model":"m","prompt":[` + strings.Repeat("12345,", 36000) + `1]}`)
 	b.Run("ids/216KB", func(b *testing.B) {
 		var r Request
