@@ -52,6 +52,7 @@ type app struct {
 	memory    int64                          // bytes that this process is to keep within; 0: no limit
 	rejected  atomic.Int64                   // configurations that could not be used
 	unread    atomic.Bool                    // the cluster that says what is served has not been read yet
+	away      atomic.Pointer[atomic.Bool]    // its API server cannot be asked; nil: there is no cluster
 
 	secrets
 

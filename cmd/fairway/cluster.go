@@ -9,6 +9,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -123,7 +124,8 @@ func (o *serveOptions) cluster(c *file.Config, log *slog.Logger) (*cluster, erro
 func (a *app) followCluster(ctx context.Context, c *cluster) (wait func()) {
 	klog.SetSlogLogger(a.log)     // what client-go has to say
 	told := make(map[string]bool) // findings in force, logged once
-	w := kube.Watcher{Client: c.client, Log: a.log, Options: c.options, Workloads: a.server.SetWorkloads}
+	w := kube.Watcher{Client: c.client, Log: a.log, Options: c.options, Workloads: a.server.SetWorkloads, Away: new(atomic.Bool)}
+	a.away.Store(w.Away)
 	var running sync.WaitGroup
 	if c.reporter != nil {
 		w.Report = c.reporter.Report

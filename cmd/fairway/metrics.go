@@ -99,11 +99,12 @@ var (
 	descUnlogged = prometheus.NewDesc("fairway_access_log_lines_lost_total", "Lines of the access log that could not be written, as on a disk that is full; absent without an access log.", nil, nil)
 	descClients  = prometheus.NewDesc("fairway_client_connections", "Connections of clients that are open, and tunnels that HTTP is spoken in.", nil, nil)
 	descReached  = prometheus.NewDesc("fairway_limits_reached_total", "How often what clients did reached a limit, and was refused or cut off: docs/configuration.md has them all. Those of queues and budgets are fairway_shed_total, those of tunnels fairway_hbone_refused_total.", []string{"limit"}, nil)
+	descAPI      = prometheus.NewDesc("fairway_api_server_up", "1 while the cluster's API server answers, 0 while it cannot be asked: what was last known stays in force. Absent without a cluster.", nil, nil)
 	descFindings = prometheus.NewDesc("fairway_findings", "Objects of the cluster that are not served as they were meant, by kind; severity is error or warning (nothing is taken away).", []string{"kind", "severity"}, nil)
 )
 
 func (m appMetrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descBuild, descLive, descQueue, descBuffered, descUptime, descWorld, descChanged, descRejected, descUnlogged, descClients, descReached, descFindings} {
+	for _, d := range []*prometheus.Desc{descBuild, descLive, descQueue, descBuffered, descUptime, descWorld, descChanged, descRejected, descUnlogged, descClients, descReached, descAPI, descFindings} {
 		ch <- d
 	}
 }
@@ -132,6 +133,13 @@ func (m appMetrics) Collect(ch chan<- prometheus.Metric) {
 	gauge(descClients, float64(m.app.server.Clients()))
 	for l, n := range m.app.server.Reached() {
 		ch <- prometheus.MustNewConstMetric(descReached, prometheus.CounterValue, float64(n), proxy.Limit(l).String())
+	}
+	if away := m.app.away.Load(); away != nil {
+		up := 1.0
+		if away.Load() {
+			up = 0
+		}
+		gauge(descAPI, up)
 	}
 	if all := m.app.findings.Load(); all != nil {
 		type kind struct{ kind, severity string }

@@ -88,7 +88,7 @@ var metricSections = []struct{ title, prefix, text string }{
 	{"OpenTelemetry", "gen_ai_", "The names that OpenTelemetry's conventions for generative AI give to servers' metrics."},
 	{"What is passed on unread", "fairway_tcp_", ""},
 	{"The proxy", "fairway_build_", ""}, {"The proxy", "fairway_requests_live", ""}, {"The proxy", "fairway_queue_length", ""}, {"The proxy", "fairway_request_bodies_", ""}, {"The proxy", "fairway_uptime_", ""},
-	{"The proxy", "fairway_world_", ""}, {"The proxy", "fairway_config_", ""}, {"The proxy", "fairway_client_connections", ""}, {"The proxy", "fairway_limits_", ""}, {"The proxy", "fairway_findings", ""},
+	{"The proxy", "fairway_world_", ""}, {"The proxy", "fairway_config_", ""}, {"The proxy", "fairway_client_connections", ""}, {"The proxy", "fairway_limits_", ""}, {"The proxy", "fairway_findings", ""}, {"The proxy", "fairway_api_server_", ""},
 	{"Requests", "fairway_", "Counted when a request has ended."},
 }
 

@@ -59,6 +59,8 @@ type Watcher struct {
 	// Report is called with what the objects mean, after it was applied, and each
 	// time that any of them has changed; nil: it is not. It must not change them.
 	Report func(*Objects, *Translation)
+	// Away is set while the API server cannot be asked; nil: nobody wants to know.
+	Away *atomic.Bool
 }
 
 // resource is a kind of object that is watched.
@@ -174,7 +176,7 @@ type feed struct {
 // outage is told of once, whatever is asked for meanwhile.
 type outage struct {
 	log   *slog.Logger
-	lasts atomic.Bool
+	lasts *atomic.Bool
 }
 
 // note keeps whether an API server answers, and tells of it when that changes. What it refuses is told of elsewhere.
@@ -209,7 +211,7 @@ func (w *Watcher) Run(ctx context.Context, apply func(*Translation)) error {
 	}
 	var running sync.WaitGroup
 	defer running.Wait()
-	feeds, away := make([]*feed, len(resources)), &outage{log: w.Log}
+	feeds, away := make([]*feed, len(resources)), &outage{log: w.Log, lasts: cmp.Or(w.Away, new(atomic.Bool))}
 	for i, r := range resources {
 		f, err := w.feed(r, away, tell)
 		if err != nil {

@@ -538,9 +538,12 @@ func TestWatcherWhereNobodyListens(t *testing.T) {
 		var log bytes.Buffer
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
-		w := Watcher{Client: client, Log: slog.New(slog.NewTextHandler(&log, nil))}
+		w := Watcher{Client: client, Log: slog.New(slog.NewTextHandler(&log, nil)), Away: new(atomic.Bool)}
 		go func() { done <- w.Run(ctx, func(*Translation) { t.Error("told of objects") }) }()
 		time.Sleep(10 * time.Minute)
+		if !w.Away.Load() {
+			t.Error("it is not taken to be away")
+		}
 		cancel()
 		begun := time.Now()
 		if err := <-done; err != nil {
