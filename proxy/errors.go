@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/fairway-proxy/fairway/proxy/account"
 	"github.com/fairway-proxy/fairway/proxy/message"
 	"github.com/fairway-proxy/fairway/proxy/openai"
 )
@@ -221,9 +222,10 @@ func (p *foreignAnswer) Error() string {
 	return fmt.Sprintf("%s: status %d", p.reason, p.head.Status)
 }
 
-// write gives the answer to the client.
-func (p *foreignAnswer) write(s Stream, id string) error {
-	fields := []message.Field{{Name: []byte("date"), Value: httpDate(time.Now())}, {Name: fieldRequestID, Value: []byte(id)}}
+// write gives the answer to the client, whose request is that of rec, and notes there
+// how much that was.
+func (p *foreignAnswer) write(s Stream, rec *account.Record) error {
+	fields := []message.Field{{Name: []byte("date"), Value: httpDate(time.Now())}, {Name: fieldRequestID, Value: []byte(rec.ID)}}
 	for _, f := range p.head.Fields {
 		if !protected(f.Name) {
 			fields = append(fields, f)
@@ -236,5 +238,6 @@ func (p *foreignAnswer) write(s Stream, id string) error {
 	if _, err := s.Write(p.body); err != nil {
 		return err
 	}
+	rec.BytesOut += int64(len(p.body))
 	return s.Finish(nil)
 }

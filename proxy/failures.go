@@ -207,7 +207,7 @@ func (x *Exchange) refuse(err error) {
 	}
 	if p, ok := errors.AsType[*foreignAnswer](err); ok && !started {
 		x.record.Status, x.record.Reason = p.head.Status, p.reason
-		if err := p.write(x.stream, x.record.ID); err != nil {
+		if err := p.write(x.stream, &x.record); err != nil {
 			x.stream.Abort()
 		}
 		return
@@ -226,7 +226,7 @@ func (x *Exchange) refuse(err error) {
 		x.record.ID = newID()
 	}
 	x.record.Status, x.record.Reason = e.Status, e.Type
-	if err := writeError(x.stream, e, x.record.ID); err != nil {
+	if err := writeError(x.stream, e, &x.record); err != nil {
 		x.stream.Abort()
 	}
 }

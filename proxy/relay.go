@@ -100,7 +100,12 @@ func (x *Exchange) cut(streamed bool, why *Error) {
 	}
 	tail = openai.AppendErrorEvents(tail, x.kind, why.Status, why.Type, why.Message)
 	x.scratch = tail
-	if _, err := x.stream.Write(tail); err != nil || x.stream.Finish(nil) != nil {
+	if _, err := x.stream.Write(tail); err != nil {
+		x.stream.Abort()
+		return
+	}
+	x.record.BytesOut += int64(len(tail))
+	if x.stream.Finish(nil) != nil {
 		x.stream.Abort()
 	}
 }
@@ -250,15 +255,16 @@ func encoded(r *message.Response) bool {
 
 var eventStream = []byte("text/event-stream")
 
-// writeError answers with an error of ours, as OpenAI's error object.
-func writeError(s Stream, e *Error, id string) error {
+// writeError answers with an error of ours, as OpenAI's error object, to the request
+// of rec, and notes there how much that was.
+func writeError(s Stream, e *Error, rec *account.Record) error {
 	text := openai.AppendError(nil, e.Status, e.Type, e.Message, e.Param)
 	fields := []message.Field{
 		{Name: []byte("content-type"), Value: []byte("application/json")},
 		{Name: []byte("date"), Value: httpDate(time.Now())},
 	}
-	if id != "" {
-		fields = append(fields, message.Field{Name: fieldRequestID, Value: []byte(id)})
+	if rec.ID != "" {
+		fields = append(fields, message.Field{Name: fieldRequestID, Value: []byte(rec.ID)})
 	}
 	if e.Status == 401 {
 		fields = append(fields, message.Field{Name: []byte("www-authenticate"), Value: []byte(challenge)})
@@ -277,6 +283,7 @@ func writeError(s Stream, e *Error, id string) error {
 	if _, err := s.Write(text); err != nil {
 		return err
 	}
+	rec.BytesOut += int64(len(text))
 	return s.Finish(nil)
 }
 

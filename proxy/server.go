@@ -175,7 +175,7 @@ func (s *Server) badRequest(st Stream, status int, cause error) {
 	}
 	e := errMalformed(status, cause.Error())
 	rec.Status, rec.Reason = e.Status, e.Type
-	if err := writeError(st, e, rec.ID); err != nil {
+	if err := writeError(st, e, &rec); err != nil {
 		st.Abort()
 	}
 	rec.Duration = time.Since(rec.Start)
