@@ -167,6 +167,12 @@ func errCut() *Error {
 	return &Error{Status: 502, Type: typeUpstreamFailed, Message: "The engine failed in the middle of this answer."}
 }
 
+// errSilent is for an answer that was given up because its engine said nothing more.
+func errSilent(after time.Duration) *Error {
+	return &Error{Status: 502, Type: typeUpstreamFailed,
+		Message: fmt.Sprintf("The engine said nothing for %s in the middle of this answer (timeouts.stream_idle).", after)}
+}
+
 // Why a request was dropped, in the field and the words that llm-d's router has for it.
 const (
 	fieldDropped     = "x-llm-d-request-dropped-reason"

@@ -178,16 +178,16 @@ func TestStreamThatFallsSilent(t *testing.T) {
 		fmt.Fprintf(c, "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n%x\r\n%s\r\n", len(event), event)
 		io.Copy(io.Discard, c)
 	})
-	for name, timeouts := range map[string]func(time.Duration) Timeouts{
-		"fairway_upstream_failed": func(d time.Duration) Timeouts { return Timeouts{StreamIdle: d} },
-		"fairway_timeout":         func(d time.Duration) Timeouts { return Timeouts{Request: d} },
+	for says, timeouts := range map[string]func(time.Duration) Timeouts{
+		`(timeouts.stream_idle).","type":"fairway_upstream_failed"`: func(d time.Duration) Timeouts { return Timeouts{StreamIdle: d} },
+		`(timeouts).","type":"fairway_timeout"`:                     func(d time.Duration) Timeouts { return Timeouts{Request: d} },
 	} {
 		patiently(t, func(d time.Duration) error {
 			s := startServer(t, World{Timeouts: timeouts(d)}, p)
 			m := post("/v1/chat/completions", chat(true, 5, "hello"))
 			s.Handle(m)
-			if !strings.HasPrefix(m.seen(), event) || !strings.Contains(m.seen(), name) || !strings.HasSuffix(m.seen(), "data: [DONE]\n\n") {
-				return fmt.Errorf("%s: %s", name, m.seen())
+			if !strings.HasPrefix(m.seen(), event) || !strings.Contains(m.seen(), says) || !strings.HasSuffix(m.seen(), "data: [DONE]\n\n") {
+				return fmt.Errorf("%s: %s", says, m.seen())
 			}
 			return nil
 		})

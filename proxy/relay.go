@@ -69,7 +69,11 @@ func (x *Exchange) relay(conn carrier, lease *picker.Lease) (whole bool, outcome
 	}
 	x.record.Reason = account.UpstreamCut
 	x.server.log.Warn("answer broke off", "request_id", x.record.ID, "pool", x.pool.name, "endpoint", x.record.Endpoint, "error", err)
-	x.cut(streamed, errCut())
+	why := errCut()
+	if idle := x.serving.timeouts.StreamIdle; idle > 0 && conn.TimedOut() {
+		why = errSilent(idle)
+	}
+	x.cut(streamed, why)
 	return false, picker.Failed
 }
 
