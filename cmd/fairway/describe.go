@@ -278,7 +278,7 @@ func describeRoutes(routes []route.Route) []routeView {
 	for i := range routes {
 		for j := range routes[i].Rules {
 			rule := &routes[i].Rules[j]
-			v := routeView{Name: routes[i].Name, Hostnames: append([]string{}, routes[i].Hostnames...), Matches: []string{}, Does: rule.Texts(), Backends: []backendView{}}
+			v := routeView{Name: routes[i].Name, Hostnames: append([]string{}, routes[i].Hostnames...), Matches: []string{}, Does: append([]string{}, rule.Texts()...), Backends: []backendView{}}
 			for _, m := range rule.Matches {
 				v.Matches = append(v.Matches, m.String())
 			}

@@ -44,3 +44,15 @@ func TestConfigViewHasEveryKey(t *testing.T) {
 		t.Errorf("the file has no such keys: %v", shown)
 	}
 }
+
+// Lists are lists when they are empty too: scripts go through them.
+func TestConfigViewHasNoNulls(t *testing.T) {
+	c, err := file.Parse("f", []byte("pools: [{name: p, endpoints: ['http://10.0.0.1:8000']}]\nroutes: [{backendRefs: [{name: p}]}]"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := json.Marshal(describeConfig(c))
+	if err != nil || strings.Contains(string(text), ":null") {
+		t.Errorf("%s %v", text, err)
+	}
+}
