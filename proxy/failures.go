@@ -233,14 +233,17 @@ func (x *Exchange) refuse(err error) {
 
 // leftBecause is the word for why nobody is there to answer.
 func (x *Exchange) leftBecause() string {
+	if x.server.cut.Load() {
+		return account.Stopped
+	}
 	if slow(context.Cause(x.stream.Context())) {
 		return account.ClientTimeout
 	}
 	return account.ClientGone
 }
 
-// statusClientGone stands in the access log for an exchange whose client left
-// before it got a status; nginx's word.
+// statusClientGone stands in the access log for an exchange whose client left, or was
+// cut off, before it got a status; nginx's word.
 const statusClientGone = 499
 
 // contain keeps a fault of ours to the one request that met it.

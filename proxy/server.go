@@ -97,6 +97,8 @@ type Server struct {
 	pools     map[string]*pool
 	listeners map[net.Listener]bool
 	stopping  bool
+
+	cut atomic.Bool // Shutdown has ended what was still under way
 }
 
 // New makes a Server. It answers 503 until SetWorld gives it a World.
@@ -367,6 +369,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	s.rest(ctx, s.config.Notice)
 	err := s.http1.Shutdown(ctx) // waits for connections of either version
 	if err != nil {
+		s.cut.Store(true)
 		s.http1.Close()
 		cut, cancel := context.WithTimeout(context.Background(), cutTime)
 		defer cancel()

@@ -359,7 +359,7 @@ func TestTunnelEndsWithTheServer(t *testing.T) {
 	if _, err := r.ReadByte(); err == nil || err == io.EOF {
 		t.Errorf("the client sees an orderly end: %v", err)
 	}
-	p.accessed.expect(t, 101, account.ClientGone, 0, 0)
+	p.accessed.expect(t, 101, account.Stopped, 0, 0)
 }
 
 func TestRefusedUpgradeIsAnAnswerLikeAnyOther(t *testing.T) {

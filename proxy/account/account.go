@@ -101,6 +101,7 @@ const (
 	PickerAnswered  = "picker_answered" // the pool's own endpoint picker, in an endpoint's place
 	ClientGone      = "client_gone"
 	ClientTimeout   = "client_timeout"   // it sent or took nothing for too long, and was cut off
+	Stopped         = "stopped"          // it was cut off because the proxy had to stop
 	UpstreamCut     = "upstream_cut"     // the answer broke off
 	TunnelIdle      = "tunnel_idle"      // neither side of a tunnel said anything in time
 	UpstreamAborted = "upstream_aborted" // the engine gave it up, as vLLM does when it is told to end

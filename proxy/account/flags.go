@@ -8,6 +8,7 @@ var flags = map[string]string{
 	UpstreamCut:                 "UC",
 	"fairway_timeout":           "UT",
 	ClientGone:                  "DC",
+	Stopped:                     "DC",
 	ClientTimeout:               "SI",
 	TunnelIdle:                  "SI",
 	"fairway_no_route":          "NR",

@@ -118,7 +118,7 @@ func (m *metrics) done(rec *Record) {
 	if rec.Shed != "" {
 		m.shed.WithLabelValues(rec.Pool, rec.Criticality, rec.Shed).Inc()
 	}
-	if rec.Reason == ClientGone || rec.Reason == ClientTimeout {
+	if rec.Reason == ClientGone || rec.Reason == ClientTimeout || rec.Reason == Stopped {
 		m.gone.WithLabelValues(rec.Pool, phase(rec)).Inc()
 	}
 }
