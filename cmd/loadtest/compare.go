@@ -177,7 +177,11 @@ func (o *compareOptions) writeRows(w io.Writer, rows []sim.Row, interrupted bool
 		return err
 	}
 	fmt.Fprintf(w, "%s: %.1f requests/s", o.Workload, rate)
-	if o.Rate == 0 {
+	switch {
+	case o.Rate > 0:
+	case o.Trace != nil:
+		fmt.Fprintf(w, " (%.0f %% of the trace's own rate)", 100*o.Load)
+	default:
 		fmt.Fprintf(w, " (%.0f %% of what the best policy sustains)", 100*o.Load)
 	}
 	fmt.Fprintf(w, ", %d seeds, replicas of the router: %d", o.Seeds, o.Replicas)

@@ -77,6 +77,10 @@ func TestCompareTrace(t *testing.T) {
 	if len(rows) != 1 || rows[0].Requests != 1 || rows[0].HitRate < 0.9 {
 		t.Errorf("rows %+v", rows)
 	}
+	code, stdout, stderr = loadtest(t.Context(), "compare", "--quiet", "--workload", file, "--load", "0.5", "--seeds", "1", "--policies", "fairway")
+	if code != 0 || !strings.Contains(stdout, "1.0 requests/s (50 % of the trace's own rate)") {
+		t.Errorf("exit %d: %s%s", code, stdout, stderr)
+	}
 }
 
 // Who interrupts is told what there is.
