@@ -48,6 +48,10 @@ spec: {selector: {matchLabels: {app: outage}}, targetPorts: [{number: 8000}], en
 			}
 		})
 	}
+	up := func() float64 { return process.Metric(t, "http://"+f.metrics+"/metrics", "fairway_api_server_up") }
+	if up() != 1 {
+		t.Error("the API server is taken to be away")
+	}
 	before := f.inForce()
 	c.stopServer()
 	away := time.Now()
@@ -57,6 +61,9 @@ spec: {selector: {matchLabels: {app: outage}}, targetPorts: [{number: 8000}], en
 	}
 	if n := f.inForce(); n != before {
 		t.Errorf("%d changes in force while the API server was away", n-before)
+	}
+	if up() != 0 {
+		t.Error("the metrics do not tell that the API server is away")
 	}
 	if err := c.startServer(); err != nil {
 		t.Fatal(err)
@@ -69,6 +76,7 @@ spec: {selector: {matchLabels: {app: outage}}, targetPorts: [{number: 8000}], en
 	c.apply(t, two.yaml("False"))
 	f.awaitEndpoints(t, before, 1)
 	t.Logf("a change was in force %.1f s after it was back", time.Since(back).Seconds())
+	process.Await(t, patience, "the metrics to tell that it is back", func() bool { return up() == 1 })
 	close(stop)
 	load.Wait()
 	if asked.Load() < 100 || failed.Load() > 0 {
