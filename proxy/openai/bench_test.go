@@ -40,55 +40,27 @@ func chatBody(size int, code bool) []byte {
 }
 
 func BenchmarkRead(b *testing.B) {
-	for _, kind := range []string{"prose", "code"} {
-		for _, size := range []int{1 << 10, 16 << 10, 220 << 10} {
-			body := chatBody(size, kind == "code")
-			b.Run(fmt.Sprintf("%s/%dKB", kind, size>>10), func(b *testing.B) {
-				var r Request
-				b.SetBytes(int64(len(body)))
-				b.ReportAllocs()
-				for b.Loop() {
-					if err := r.Read(Chat, body); err != nil {
-						b.Fatal(err)
-					}
+	read := func(name string, kind Kind, body []byte) {
+		b.Run(name, func(b *testing.B) {
+			var r Request
+			b.SetBytes(int64(len(body)))
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := r.Read(kind, body); err != nil {
+					b.Fatal(err)
 				}
-			})
+				r.Reset()
+			}
+		})
+	}
+	for _, text := range []string{"prose", "code"} {
+		for _, size := range []int{1 << 10, 16 << 10, 220 << 10} {
+			read(fmt.Sprintf("%s/%dKB", text, size>>10), Chat, chatBody(size, text == "code"))
 		}
 	}
-	escaped := []byte(`{"model":"m","messages":[{"role":"user","content":"` + strings.Repeat(`\u4e2d\u6587`, 18_000) + `"}]}`)
-	b.Run("escapes/216KB", func(b *testing.B) {
-		var r Request
-		b.SetBytes(int64(len(escaped)))
-		b.ReportAllocs()
-		for b.Loop() {
-			if err := r.Read(Chat, escaped); err != nil {
-				b.Fatal(err)
-			}
-		}
-	})
-	long := []byte(`{"model":"m","messages":[` + strings.Repeat(`{"role":"user","content":"a"},`, 3_000) + `{}]}`)
-	b.Run("3000messages/88KB", func(b *testing.B) {
-		var r Request
-		b.SetBytes(int64(len(long)))
-		b.ReportAllocs()
-		for b.Loop() {
-			if err := r.Read(Chat, long); err != nil {
-				b.Fatal(err)
-			}
-			r.Reset()
-		}
-	})
-	ids := []byte(`{"model":"m","prompt":[` + strings.Repeat("12345,", 36000) + `1]}`)
-	b.Run("ids/216KB", func(b *testing.B) {
-		var r Request
-		b.SetBytes(int64(len(ids)))
-		b.ReportAllocs()
-		for b.Loop() {
-			if err := r.Read(Completions, ids); err != nil {
-				b.Fatal(err)
-			}
-		}
-	})
+	read("escapes/216KB", Chat, []byte(`{"model":"m","messages":[{"role":"user","content":"`+strings.Repeat(`\u4e2d\u6587`, 18_000)+`"}]}`))
+	read("3000messages/88KB", Chat, []byte(`{"model":"m","messages":[`+strings.Repeat(`{"role":"user","content":"a"},`, 3_000)+`{}]}`))
+	read("ids/216KB", Completions, []byte(`{"model":"m","prompt":[`+strings.Repeat("12345,", 36000)+`1]}`))
 }
 
 // BenchmarkEvents passes 1,000 events, one a piece, as vLLM sends them.
