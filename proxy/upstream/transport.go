@@ -197,6 +197,11 @@ func (t *Transport) Dial(ctx context.Context) (*Conn, error) {
 	return c, nil
 }
 
+// unacknowledged is how long what was sent of a request may go unacknowledged, or unsent because the
+// endpoint does not read. Without a bound the kernel tries for a quarter of an hour before it reports that
+// the endpoint's machine has gone.
+const unacknowledged = 20 * time.Second
+
 // dialBounded gives a new connection that fails when an endpoint's machine does not take what it is sent, as a request
 // is by an engine that is there.
 func (t *Transport) dialBounded(ctx context.Context) (net.Conn, error) {
@@ -204,7 +209,7 @@ func (t *Transport) dialBounded(ctx context.Context) (net.Conn, error) {
 	if err != nil || t.Tunnel != nil { // the tunnel's own bounds hold
 		return nc, err
 	}
-	if err := boundUnacknowledged(nc, unacknowledged); err != nil {
+	if err := sock.BoundUnacknowledged(nc, unacknowledged); err != nil {
 		nc.Close()
 		return nil, &DialError{t.Address, err}
 	}
@@ -215,7 +220,7 @@ func (t *Transport) dialBounded(ctx context.Context) (net.Conn, error) {
 func (c *Conn) Tunnel() (*sock.Conn, error) {
 	s, err := c.wire.Tunnel()
 	if err == nil && c.transport.Tunnel == nil {
-		boundUnacknowledged(s, 0)
+		sock.BoundUnacknowledged(s, 0)
 	}
 	return s, err
 }
